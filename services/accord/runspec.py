@@ -1,0 +1,225 @@
+"""What a training or evaluation run is asked to do: one frozen model for recipes, the wire, the registry and the run's own file.
+
+The fields are those of `accord.api.trainer.v1.RunSpec`, name by name (a test compares them); the defaults are here. A recipe file is this
+model in YAML. What does not belong here: how a run is launched (`accord.launch`), how it trains (`accord.training`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from google.protobuf import json_format
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from accord.api.trainer.v1 import trainer_pb2
+from accord.errors import InvalidArgumentError
+
+Algorithm = Literal["sft", "reward_model", "dpo", "ppo", "evaluate"]
+ALGORITHMS: tuple[Algorithm, ...] = ("sft", "reward_model", "dpo", "ppo", "evaluate")
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LEARNING_RATES: dict[str, float] = {"sft": 2e-4, "reward_model": 2e-4, "dpo": 1e-4, "ppo": 5e-5, "evaluate": 1e-4}
+
+
+class Spec(BaseModel):
+    """Base of all parts: frozen, and a field that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: Positive | None = Field(None, description="updates count alpha / rank; default 2 * rank")
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    @property
+    def scale_alpha(self) -> float:
+        """The alpha in force."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+class OptimizerSpec(Spec):
+    """AdamW (Loshchilov & Hutter 2019) and its schedule."""
+
+    learning_rate: Positive | None = Field(None, le=1, description="peak; default by algorithm")
+    weight_decay: NonNegative = Field(0.0, le=1)
+    max_grad_norm: NonNegative = Field(1.0, description="most L2 norm of the gradient; 0 is no limit")
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+
+class DataSpec(Spec):
+    """Which rows a run reads."""
+
+    uri: str = Field(min_length=1, max_length=2048)
+    format: str = ""
+    split: str = "train"
+    limit: int = Field(0, ge=0)
+    strict: bool = False
+
+
+class SftSpec(Spec):
+    """Supervised fine-tuning on prompts with reference responses."""
+
+    data: DataSpec
+    eval_data: DataSpec | None = None
+
+
+class RewardModelSpec(Spec):
+    """A reward model on preference pairs."""
+
+    data: DataSpec
+    eval_data: DataSpec | None = None
+    soft_labels: bool = True
+    centering_coefficient: NonNegative = 0.0
+
+
+class DpoSpec(Spec):
+    """Direct Preference Optimization and its family."""
+
+    data: DataSpec
+    eval_data: DataSpec | None = None
+    beta: Positive = 0.1
+    loss: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    soft_labels: bool = True
+
+    @model_validator(mode="after")
+    def _smoothing_has_a_loss(self) -> DpoSpec:
+        if self.label_smoothing and self.loss not in ("cdpo", "robust"):
+            raise ValueError(f"label_smoothing {self.label_smoothing} needs loss cdpo or robust, not {self.loss}")
+        return self
+
+
+class PpoSpec(Spec):
+    """PPO with InstructGPT's pretraining term; defaults of Huang et al. 2024 (arXiv:2403.17031)."""
+
+    data: DataSpec
+    eval_data: DataSpec | None = None
+    reward_model: str = Field(min_length=1, max_length=256)
+    value_from_reward_model: bool = True
+    kl_coef: NonNegative = 0.05
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    kl_target: Positive = 6.0
+    kl_horizon: Positive = 10000.0
+    epochs: int = Field(4, ge=1, le=64)
+    minibatch_size: int | None = Field(None, ge=1, le=65536)
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    value_clip_range: Positive = 0.2
+    value_coefficient: NonNegative = 0.1
+    discount: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    temperature: float = Field(0.7, gt=0, le=10)
+    missing_eos_penalty: NonNegative = 1.0
+    ptx_coefficient: NonNegative = 0.0
+    ptx_data: DataSpec | None = None
+    ptx_rows_per_rollout: int = Field(1, ge=1, le=64)
+    normalize_scores: bool = False
+    target_kl: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _pretraining_has_text(self) -> PpoSpec:
+        if self.ptx_coefficient > 0 and self.ptx_data is None:
+            raise ValueError(f"ptx_coefficient {self.ptx_coefficient} needs ptx_data")
+        return self
+
+
+class EvaluateSpec(Spec):
+    """Metrics of generated responses against references, with intervals."""
+
+    uri: str = Field(min_length=1, max_length=2048)
+    bootstrap_samples: int = Field(1000, ge=100, le=100000)
+
+
+class RunSpec(Spec):
+    """One run. Exactly one of sft, reward_model, dpo, ppo, evaluate is set."""
+
+    adapter: str = Field("", max_length=100, pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$")
+    parent_adapter: str = ""
+    base_model: str = ""
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
+    steps: int = Field(0, ge=0)
+    batch_size: int = Field(8, ge=1, le=65536)
+    micro_batch_size: int = Field(0, ge=0, le=65536)
+    max_prompt_tokens: int = Field(512, ge=1)
+    max_response_tokens: int = Field(128, ge=1)
+    lora: LoraSpec = LoraSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    checkpoint_every_steps: int = Field(0, ge=0)
+    checkpoints_kept: int = Field(2, ge=1, le=1000)
+    eval_every_steps: int = Field(0, ge=0)
+    sft: SftSpec | None = None
+    reward_model: RewardModelSpec | None = None
+    dpo: DpoSpec | None = None
+    ppo: PpoSpec | None = None
+    evaluate: EvaluateSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_algorithm(self) -> RunSpec:
+        given = [name for name in ALGORITHMS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of {', '.join(ALGORITHMS)} must be given, not {', '.join(given) or 'none'}")
+        if given[0] != "evaluate":
+            if not self.adapter:
+                raise ValueError("adapter: a name for the adapter to publish is required")
+            if self.steps < 1:
+                raise ValueError("steps: at least 1 is required")
+        return self
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """Which algorithm is set."""
+        return next(name for name in ALGORITHMS if getattr(self, name) is not None)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate in force."""
+        return self.optimizer.learning_rate or LEARNING_RATES[self.algorithm]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: equal for equal specifications."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
+    """Returns the specification in a mapping (from YAML or JSON).
+
+    Raises:
+        InvalidArgumentError: a field is unknown, missing or out of range; the message names it and what is allowed.
+    """
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"]) or source
+        given = "" if isinstance(first.get("input"), dict) else f" (given: {first.get('input')!r})"
+        raise InvalidArgumentError(f"{source}: {path}: {first['msg']}{given}", field=path) from error
+
+
+def spec_to_proto(spec: RunSpec) -> trainer_pb2.RunSpec:
+    """Returns the wire form."""
+    return json_format.ParseDict(_without_none(spec.model_dump(mode="json")), trainer_pb2.RunSpec())
+
+
+def spec_from_proto(message: trainer_pb2.RunSpec) -> RunSpec:
+    """Returns the specification of a wire message; fields that are unset or zero where zero is not allowed take their defaults.
+
+    Raises:
+        InvalidArgumentError: as `parse_spec`.
+    """
+    values: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return parse_spec(values)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value

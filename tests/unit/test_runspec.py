@@ -1,0 +1,47 @@
+"""The run specification: the wire form and the pydantic form hold the same fields and lose nothing."""
+
+import pytest
+from pydantic import BaseModel
+
+from accord import runspec
+from accord.api.trainer.v1 import trainer_pb2
+from accord.errors import InvalidArgumentError
+
+
+@pytest.mark.parametrize(
+    "name", ["RunSpec", "LoraSpec", "OptimizerSpec", "DataSpec", "SftSpec", "RewardModelSpec", "DpoSpec", "PpoSpec", "EvaluateSpec"]
+)
+def test_fields_are_those_of_the_contract(name: str) -> None:
+    model: type[BaseModel] = getattr(runspec, name)
+    assert set(model.model_fields) == {field.name for field in getattr(trainer_pb2, name).DESCRIPTOR.fields}
+
+
+def test_round_trip_keeps_every_value() -> None:
+    spec = runspec.parse_spec(
+        {
+            "adapter": "policy-a", "seed": 2**63, "steps": 3, "batch_size": 5, "parent_adapter": "adapters/sft/versions/1",
+            "lora": {"rank": 4, "alpha": 3.3}, "optimizer": {"learning_rate": 1e-5, "schedule": "cosine"},
+            "ppo": {"data": {"uri": "sample:conversation"}, "reward_model": "adapters/rm/versions/2", "kl_coef": 0.0, "epochs": 1,
+                    "ptx_coefficient": 27.8, "ptx_data": {"uri": "sample:conversation", "limit": 7}, "value_from_reward_model": False},
+        }
+    )  # fmt: skip
+    assert runspec.spec_from_proto(runspec.spec_to_proto(spec)) == spec
+    assert spec.algorithm == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"adapter": "a", "steps": 1}, "exactly one of"),
+        ({"adapter": "a", "sft": {"data": {"uri": "x"}}}, "steps"),
+        ({"steps": 1, "sft": {"data": {"uri": "x"}}}, "adapter"),
+        ({"adapter": "A!", "steps": 1, "sft": {"data": {"uri": "x"}}}, "adapter"),
+        ({"adapter": "a", "steps": 1, "sft": {"data": {"uri": "x"}}, "stepz": 1}, "stepz"),
+        ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "label_smoothing": 0.1}}, "cdpo or robust"),
+        ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "beta": -1}}, "dpo.beta"),
+        ({"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r", "ptx_coefficient": 1}}, "ptx_data"),
+    ],
+)
+def test_bad_specifications_name_the_field(values: dict, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        runspec.parse_spec(values)
