@@ -1,0 +1,229 @@
+"""The folder of a run: what the launcher writes for it, and what it writes for whoever watches.
+
+    run.yaml         what to do (RunFile), written once by the trainer
+    process.json     pid, start ticks and attempt of its process (local launcher)
+    events.jsonl     what happened (RunEvent), appended by the run
+    result.json      how it ended (RunResult), written last and at once
+    log.txt          what its process printed
+    checkpoints/     {step:08d}/ with manifest.json, see accord.training.checkpoint
+    rollouts/        what PPO sampled, before it was used
+
+The truth about a run is this folder and its process, never a server's memory. Torch stays out of here: the trainer reads what training writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
+from accord.runspec import RunSpec, Spec, parse_spec
+
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED = 0, 1, 2, 3
+EventKind = Literal["state", "metrics", "message", "heartbeat"]
+
+
+class Endpoints(Spec):
+    """Where a run reaches the services; an empty address means that the run must not need it."""
+
+    policy: str = ""
+    reward: str = ""
+    feedback: str = ""
+
+
+class RunFile(Spec):
+    """Everything that a run's process is told."""
+
+    name: str = Field(pattern=r"^runs/[a-z0-9][a-z0-9-]{0,99}$")
+    artefacts: str = Field(min_length=1, description="URI of the artefact store")
+    base_model: str = Field(min_length=1, description="embedded, a folder or a hub id")
+    threads: int = Field(ge=1, description="torch threads")
+    endpoints: Endpoints = Endpoints()
+    wait_seconds: float = Field(600.0, gt=0, description="longest wait for a service before the run checkpoints and stops")
+    spec: RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One line of events.jsonl.
+
+    `offset` is the byte after the line: a reader continues there. state events carry phase and waiting_on; metrics events carry step
+    and values; message events carry text.
+    """
+
+    kind: EventKind
+    time: float
+    step: int = 0
+    phase: str = ""
+    waiting_on: str = ""
+    text: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run's process ended."""
+
+    exit_code: int
+    message: str
+    step: int
+    adapter_version: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    time: float = 0.0
+
+
+class RunDirectory:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def log(self) -> Path:
+        """What the process printed."""
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        """The folder of rollouts."""
+        return self.path / "rollouts"
+
+    @property
+    def events_path(self) -> Path:
+        """The event file."""
+        return self.path / "events.jsonl"
+
+    def write_run_file(self, run: RunFile) -> None:
+        """Writes run.yaml; at once, so that a reader sees all of it or nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(run.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        write_atomically(self.path / "run.yaml", text)
+
+    def append_event(self, event: RunEvent) -> None:
+        """Appends one line; a line is written by one call, so that a kill leaves at most one broken last line."""
+        row = {"kind": event.kind, "time": event.time or time.time(), "step": event.step}
+        for name in ("phase", "waiting_on", "text"):
+            if getattr(event, name):
+                row[name] = getattr(event, name)
+        if event.values:
+            row["values"] = dict(event.values)
+        line = (json.dumps(row) + "\n").encode()
+        with self.events_path.open("ab") as file:
+            if file.tell() and not self._ends_with_newline():
+                line = b"\n" + line  # a killed writer left half a line; it must not swallow this one
+            file.write(line)
+
+    def _ends_with_newline(self) -> bool:
+        with self.events_path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def events(self, offset: int = 0) -> Iterator[RunEvent]:
+        """Yields whole events from a byte offset on; a line that is still being written, or that a kill cut short, is not yielded."""
+        if not self.events_path.exists():
+            return
+        with self.events_path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                offset += len(line)
+                if not line.endswith(b"\n"):
+                    return
+                event = _event(line, offset)
+                if event is not None:
+                    yield event
+
+    def write_result(self, result: RunResult) -> None:
+        """Writes result.json at once."""
+        row = {
+            "exit_code": result.exit_code,
+            "message": result.message,
+            "step": result.step,
+            "adapter_version": result.adapter_version,
+            "metrics": dict(result.metrics),
+            "time": result.time or time.time(),
+        }
+        write_atomically(self.path / "result.json", json.dumps(row, indent=1))
+
+    def result(self) -> RunResult | None:
+        """Returns how the run ended; None while it has not, or when it was killed before it could say.
+
+        Raises:
+            DataLossError: the file is there and cannot be read.
+        """
+        path = self.path / "result.json"
+        try:
+            row = json.loads(path.read_text())
+            return RunResult(**row)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise DataLossError(f"{path} is not a run result: {error}") from error
+
+    def clear_result(self) -> None:
+        """Forgets how an earlier attempt ended, before a new one starts."""
+        (self.path / "result.json").unlink(missing_ok=True)
+
+
+def read_run_file(path: Path | str) -> RunFile:
+    """Returns the run file at a path.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidArgumentError: it is not YAML, or a field is unknown, missing or out of range.
+    """
+    path = Path(path)
+    try:
+        values: Any = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no run file {path}", field="config") from error
+    except yaml.YAMLError as error:
+        raise InvalidArgumentError(f"{path} is not YAML: {str(error).splitlines()[0]}", field="config") from error
+    if isinstance(values, dict) and "spec" in values:
+        parse_spec(values["spec"], source=f"{path}: spec")
+    try:
+        return RunFile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InvalidArgumentError(f"{path}: {name}: {first['msg']}", field=name) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's text so that a reader, or a kill, sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _event(line: bytes, offset: int) -> RunEvent | None:
+    try:
+        row = json.loads(line)
+        return RunEvent(
+            row["kind"],
+            row["time"],
+            row.get("step", 0),
+            row.get("phase", ""),
+            row.get("waiting_on", ""),
+            row.get("text", ""),
+            row.get("values", {}),
+            offset,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None  # half a line of a killed writer, ended by the next writer's newline

@@ -1,0 +1,44 @@
+"""A run's folder: whole events only, whatever a kill left behind; results at once."""
+
+from pathlib import Path
+
+import pytest
+
+from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
+from accord.rundir import RunDirectory, RunEvent, RunFile, RunResult, read_run_file
+from accord.runspec import parse_spec
+
+SPEC = parse_spec({"adapter": "a", "steps": 2, "sft": {"data": {"uri": "sample:summarization"}}})
+
+
+def test_events_survive_a_writer_killed_inside_a_line(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.append_event(RunEvent("metrics", 1.0, step=1, values={"loss": 0.5}))
+    with run.events_path.open("ab") as file:
+        file.write(b'{"kind": "metrics", "ti')
+    assert [event.step for event in run.events()] == [1]
+    run.append_event(RunEvent("metrics", 2.0, step=2, values={"loss": 0.25}))
+    events = list(run.events())
+    assert [(event.step, event.values["loss"]) for event in events] == [(1, 0.5), (2, 0.25)]
+    assert [event.step for event in run.events(events[0].offset)] == [2]
+
+
+def test_run_file_round_trip_and_errors(tmp_path: Path) -> None:
+    run = RunFile(name="runs/a-1", artefacts=str(tmp_path), base_model="embedded", threads=1, spec=SPEC)
+    RunDirectory(tmp_path).write_run_file(run)
+    assert read_run_file(tmp_path / "run.yaml") == run
+    (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text().replace("steps: 2", "stepz: 2"))
+    with pytest.raises(InvalidArgumentError, match="stepz|steps"):
+        read_run_file(tmp_path / "run.yaml")
+    with pytest.raises(NotFoundError, match=r"nothing\.yaml"):
+        read_run_file(tmp_path / "nothing.yaml")
+
+
+def test_result(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.result() is None
+    run.write_result(RunResult(0, "done", 2, "adapters/a/versions/1", {"loss": 1.0}, 3.0))
+    assert run.result() == RunResult(0, "done", 2, "adapters/a/versions/1", {"loss": 1.0}, 3.0)
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(DataLossError, match=r"result\.json"):
+        run.result()
