@@ -1,0 +1,1 @@
+"""Base models, prompt encoding, LoRA adapters and scalar heads. Needs torch; import the modules, not this package."""

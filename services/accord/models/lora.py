@@ -1,0 +1,375 @@
+"""Several LoRA adapters over one copy of a base model's weights (PEFT underneath).
+
+PEFT does the layers and the file format. It does not do the bookkeeping: its `set_adapter` flips `requires_grad` as a side effect, its
+initialisation draws from the global random state, and an adapter that is off may still be trained. Here these are separate and explicit:
+`use` says which adapter counts, `set_trainable` says which ones learn, `add` initialises from a seed alone.
+
+Threads never share an AdaptedModel without a lock: which adapter is on is a property of the model. What does not belong here: optimisation
+(`accord.training`) and where adapters are kept (`accord.artefacts`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.models.base import BaseModel
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
+
+
+class LoraShape(Protocol):
+    """What `add` needs to know: `accord.runspec.LoraSpec` has it."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def scale_alpha(self) -> float: ...
+    @property
+    def target_modules(self) -> tuple[str, ...]: ...
+
+
+class AdaptedModel:
+    """A base model and its adapters by name. With no adapter in use it computes the bare base, bit for bit.
+
+    Adapter names are letters, digits, `_`, `-` and `/` (an `adapters/{adapter}/versions/{n}` is one). One base takes one AdaptedModel: the
+    base's linear layers are replaced in place.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if any(isinstance(module, BaseTunerLayer) for module in base.model.modules()):
+            raise FailedPreconditionError("the base model already carries adapters: one base takes one AdaptedModel", field="model")
+        self.base = base
+        self.module: Any = base.model
+        self.module.requires_grad_(False)
+        self._active: str | None = None
+        self._configs: dict[str, Any] = {}
+        self._tuner: Any = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the adapters, in the order in which they came."""
+        return tuple(self._configs)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in use, None for the bare base."""
+        return self._active
+
+    def add(self, name: str, lora: LoraShape, *, seed: int, trainable: bool = True) -> None:
+        """A new adapter: A from a uniform Kaiming draw with that seed alone, B zero, so that it changes nothing yet.
+
+        Raises:
+            AlreadyExistsError: the name is taken.
+            InvalidArgumentError: a malformed name, or a target module that is no linear layer of the model (the message lists those).
+        """
+        from peft import LoraConfig
+
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=_plain_number(lora.scale_alpha), target_modules=sorted(lora.target_modules), lora_dropout=0.0,
+            bias="none", task_type="CAUSAL_LM", base_model_name_or_path=self.base.name,
+        )
+        self._inject(name, config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, parameter in self._tensors(name).items():
+                if key.endswith("lora_A.weight"):
+                    bound = parameter.shape[1] ** -0.5  # kaiming_uniform with a = sqrt(5), as PEFT
+                    parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+                else:
+                    parameter.zero_()
+        self._require_grad(name, trainable)
+
+    def load(self, name: str, folder: Path, *, trainable: bool = False) -> None:
+        """Adds the adapter saved in a folder in PEFT's format. Whether it fits the base's digest is for the caller (the manifest says).
+
+        Raises:
+            NotFoundError: the folder lacks a file.
+            DataLossError: a file is damaged, or tensors are missing, extra or of another shape than the configuration says.
+            FailedPreconditionError: it is not plain LoRA, or targets modules that the model does not have (they are named).
+            AlreadyExistsError: the name is taken.
+        """
+        config = read_lora_config(folder)
+        state = _read_weights(folder)
+        try:
+            self._inject(name, config)
+        except InvalidArgumentError as error:
+            raise FailedPreconditionError(f"adapter in {folder} does not fit {self.base.name}: {error.message}", field="adapter") from error
+        try:
+            self.load_state(name, state)
+        except DataLossError:
+            self.remove(name)
+            raise
+        self._require_grad(name, trainable)
+
+    def copy(self, source: str, target: str, *, trainable: bool = True) -> None:
+        """A new adapter with the shape and weights of another, sharing nothing with it: a policy that starts from the SFT adapter.
+
+        Raises:
+            NotFoundError: there is no `source`.
+            AlreadyExistsError: `target` is taken.
+        """
+        from copy import deepcopy
+
+        self._inject(target, deepcopy(self._config(source)))
+        self.load_state(target, self.state(source))
+        self._require_grad(target, trainable)
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter; where it was in use, the bare base is.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        self._config(name)
+        del self._configs[name]
+        if self._active == name:
+            self._switch(None)
+        for layer in self._layers():
+            for part in (*layer.adapter_layer_names, *layer.other_param_names):
+                held = getattr(layer, part, None)
+                if isinstance(held, dict | nn.ModuleDict | nn.ParameterDict) and name in held:
+                    del held[name]
+        self._tuner.peft_config.pop(name)
+
+    @contextlib.contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Within the block the named adapter counts (None: the bare base); afterwards the one before does again.
+
+        Which parameters require gradients does not change.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        if name is not None:
+            self._config(name)
+        before = self._active
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before if before in self._configs else None)
+
+    def set_trainable(self, *names: str) -> None:
+        """The named adapters' parameters require gradients, all others' and the base's do not.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        for name in names:
+            self._config(name)
+        for name in self._configs:
+            self._require_grad(name, name in names)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The adapter's parameters in an order that does not depend on the process.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return list(self._tensors(name).values())
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Copies of the adapter's tensors by PEFT's file keys, on the CPU.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return {key: tensor.detach().cpu().clone() for key, tensor in self._tensors(name).items()}
+
+    def load_state(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Takes the tensors of `state` as the adapter's.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            DataLossError: tensors are missing, extra, or of another shape.
+        """
+        tensors = self._tensors(name)
+        missing, extra = sorted(set(tensors) - set(state)), sorted(set(state) - set(tensors))
+        if missing or extra:
+            raise DataLossError(f"adapter {name}: tensors missing: {missing[:3] or 0}, not known: {extra[:3] or 0}", field="adapter")
+        for key, tensor in tensors.items():
+            if state[key].shape != tensor.shape:
+                shapes = f"{tuple(state[key].shape)}, not {tuple(tensor.shape)}"
+                raise DataLossError(f"adapter {name}: {key} has shape {shapes}", field="adapter")
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                tensor.copy_(state[key])
+
+    def save(self, name: str, folder: Path) -> None:
+        """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does; the same weights give the same bytes.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        content = self._config(name).to_dict()
+        content["inference_mode"] = True
+        content["target_modules"] = sorted(content["target_modules"])
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+        text = json.dumps(plain, indent=2, sort_keys=True)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        save_file({key: tensor.contiguous() for key, tensor in self.state(name).items()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
+
+        Positions count real tokens from 0 where `position_ids` is not given, so that the padding side does not matter.
+        """
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        mask = attention_mask.long() if attention_mask.dim() == 2 else attention_mask
+        decoder = getattr(self.module, self.module.base_model_prefix)
+        with self.use(adapter):
+            result: Tensor = decoder(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
+        return result
+
+    def logits_at(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Logits (float32) at the positions that a boolean mask (batch, T) marks, in row order: shape (N, vocabulary).
+
+        The head is a fifth of a small model's work; most positions (the prompt, the padding) need none of it.
+        """
+        logits: Tensor = self.module.get_output_embeddings()(hidden[mask])
+        return logits.float()
+
+    def _config(self, name: str) -> Any:
+        try:
+            return self._configs[name]
+        except KeyError:
+            raise NotFoundError(f"adapter {name!r} is not loaded; loaded: {', '.join(self._configs) or 'none'}", field="adapter") from None
+
+    def _layers(self) -> list[Any]:
+        from peft.tuners.lora import LoraLayer
+
+        return [module for module in self.module.modules() if isinstance(module, LoraLayer)]
+
+    def _tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by PEFT's file keys, sorted."""
+        from peft.tuners.lora import LoraLayer
+
+        self._config(name)
+        found: dict[str, nn.Parameter] = {}
+        for path, module in self.module.named_modules():
+            if isinstance(module, LoraLayer) and name in module.lora_A:
+                found[f"{_PREFIX}{path}.lora_A.weight"] = module.lora_A[name].weight
+                found[f"{_PREFIX}{path}.lora_B.weight"] = module.lora_B[name].weight
+        return dict(sorted(found.items()))
+
+    def _inject(self, name: str, config: Any) -> None:
+        if not _NAME.fullmatch(name):
+            raise InvalidArgumentError(f"{name[:200]!r} is not an adapter name: letters, digits, '_', '-', '/'", field="adapter")
+        if name in self._configs:
+            raise AlreadyExistsError(f"adapter {name!r} is loaded already", field="adapter")
+        self._check_targets(config.target_modules)
+        from peft.tuners.lora import LoraModel
+
+        trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights that the caller overwrites
+            if self._tuner is None:
+                self._tuner = LoraModel(self.module, config, name)
+            else:
+                self._tuner.peft_config[name] = config
+                self._tuner.inject_adapter(self.module, name)
+        self._configs[name] = config
+        # Injection turns adapters on and flips requires_grad: put both back as they were.
+        self._switch(self._active)
+        self.module.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        self.module.eval()
+
+    def _check_targets(self, targets: Any) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        linear = {path.rsplit(".", 1)[-1] for path, module in self.module.named_modules() if isinstance(module, nn.Linear | LoraLayer)}
+        known = linear - {"lora_A", "lora_B", "base_layer", "lm_head", *self._configs}
+        unknown = sorted(set(targets) - known)
+        if unknown or not targets:
+            raise InvalidArgumentError(
+                f"target modules {', '.join(unknown) or '(none)'} are not linear layers of {self.base.name}; "
+                f"those are {', '.join(sorted(known))}",
+                field="lora.target_modules",
+            )
+
+    def _switch(self, name: str | None) -> None:
+        self._active = name
+        for layer in self._layers():
+            layer._disable_adapters = name is None
+            layer._active_adapter = [] if name is None else [name]
+
+    def _require_grad(self, name: str, trainable: bool) -> None:
+        for parameter in self._tensors(name).values():
+            parameter.requires_grad_(trainable)
+
+
+def read_lora_config(folder: Path) -> Any:
+    """The PEFT configuration in a folder, checked to be plain LoRA.
+
+    Raises:
+        NotFoundError: there is no adapter_config.json.
+        DataLossError: it is not JSON.
+        FailedPreconditionError: another method than LoRA, or a variant of it that is not supported.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise NotFoundError(f"{folder} has no {CONFIG_FILE}: it is not an adapter", field="adapter")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataLossError(f"{path} is not JSON: {error}", metadata={"file": CONFIG_FILE}) from error
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        kind = content.get("peft_type") if isinstance(content, dict) else type(content).__name__
+        raise FailedPreconditionError(f"adapter in {folder} is of type {kind!r}; only LORA is supported", field="adapter")
+    rank, alpha, targets = content.get("r"), content.get("lora_alpha"), content.get("target_modules")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+        raise FailedPreconditionError(f"adapter in {folder} has rank {rank!r} and alpha {alpha!r}; both must be positive", field="adapter")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise FailedPreconditionError(f"adapter in {folder} does not list its target modules by name", field="adapter")
+    for variant in _UNSUPPORTED:
+        if content.get(variant) not in (None, False, [], {}, "none"):
+            raise FailedPreconditionError(f"adapter in {folder} sets {variant}; only plain LoRA is supported", field="adapter")
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=_plain_number(alpha), target_modules=sorted(targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+        use_rslora=bool(content.get("use_rslora", False)), base_model_name_or_path=content.get("base_model_name_or_path"),
+    )
+
+
+_UNSUPPORTED = (
+    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "bias", "target_parameters",
+    "trainable_token_indices", "use_qalora", "lora_bias", "exclude_modules", "fan_in_fan_out", "megatron_config", "alora_invocation_tokens",
+)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise NotFoundError(f"{folder} has no {WEIGHTS_FILE}; pickled adapters are not read", field="adapter")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise DataLossError(f"{path} cannot be read: {error}", metadata={"file": WEIGHTS_FILE}) from error
+    return state
+
+
+def _plain_number(value: float) -> int | float:
+    """32 rather than 32.0, as PEFT's own files have it."""
+    return int(value) if float(value).is_integer() else value
