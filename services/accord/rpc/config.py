@@ -74,8 +74,8 @@ def load_config(path: str | Path, model_class: type[ModelT]) -> ModelT:
         model_class: a pydantic model with ``extra="forbid"``.
 
     Raises:
-        InvalidArgumentError: the file is missing, unreadable, empty, no mapping, no YAML, or breaks the model. One line names the file, each
-            dotted field path (the first is in ``field`` too), what was given, what is allowed, and the nearest key to a misspelt one.
+        InvalidArgumentError: the file is missing, unreadable, empty, no mapping, no YAML, or breaks the model. One line names the file,
+            each dotted field path (the first is in ``field`` too), what was given, what is allowed, and the nearest key to a misspelt one.
     """
     path = Path(path)
     return parse_config(_read_mapping(path), model_class, source=str(path))

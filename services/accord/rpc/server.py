@@ -167,6 +167,7 @@ class _Process:
         self._health.add_to(self._server, reflection=config.reflection)
         address = bind(self._server, config)
         with MetricsEndpoint(config.metrics_listen) as metrics, self._signals():
+            await self._health.set_serving(False)  # gRPC's own servicer begins with SERVING
             await self._server.start()
             announce(config, address, metrics.address)
             _log.info("listening", address=address, metrics_address=metrics.address, services=self._names, pid=os.getpid())

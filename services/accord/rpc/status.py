@@ -27,10 +27,11 @@ DOMAIN = "accord"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
-# Clients refuse more than 8 to 16 KiB of trailing metadata, and percent-encoding can triple the message, which travels twice.
-_MESSAGE_CHARACTERS = 1000
-_METADATA_ENTRIES = 16
-_METADATA_CHARACTERS = 200
+# Clients refuse trailing metadata over 8 KiB (some of it) to 16 KiB (all of it). The message travels twice, once percent-encoded (to three
+# times its bytes) and once within the details, which are base64 to some peers.
+_MESSAGE_BYTES = 1000
+_METADATA_ENTRIES = 8
+_VALUE_BYTES = 160
 
 _CODES: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode}
 _NAMES: dict[int, str] = {number: name for name, number in _CODES.items()}
@@ -43,9 +44,11 @@ def grpc_code(error: AccordError) -> grpc.StatusCode:
     return grpc.StatusCode[error.code]
 
 
-def code_name(number: int | grpc.StatusCode) -> str:
-    """The name of a status code given as gRPC's number or enum member."""
-    return number.name if isinstance(number, grpc.StatusCode) else _NAMES.get(number, "UNKNOWN")
+def code_name(code: int | grpc.StatusCode | None) -> str:
+    """The name of a status code as `ServicerContext.code()` gives it: gRPC's number or enum member, or None while nobody has set one."""
+    if code is None:
+        return "OK"
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, "UNKNOWN")
 
 
 def item_status(error: AccordError) -> status_pb2.Status:
@@ -55,20 +58,20 @@ def item_status(error: AccordError) -> status_pb2.Status:
             error_details_pb2.ErrorInfo(
                 reason=type(error).__name__,
                 domain=DOMAIN,
-                metadata={key: _cut(value, _METADATA_CHARACTERS) for key, value in list(error.metadata.items())[:_METADATA_ENTRIES]},
+                metadata={_cut(key, 40): _cut(value, _VALUE_BYTES) for key, value in list(error.metadata.items())[:_METADATA_ENTRIES]},
             )
         )
     ]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(error.field, _METADATA_CHARACTERS), description=_cut(error.message, _METADATA_CHARACTERS)
+            field=_cut(error.field, _VALUE_BYTES), description=_cut(error.message, _VALUE_BYTES)
         )
         details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(max(0.0, error.retry_after_seconds) * 1e9))
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=_CODES[error.code], message=_cut(error.message, _MESSAGE_CHARACTERS), details=details)
+    return status_pb2.Status(code=_CODES[error.code], message=_cut(error.message, _MESSAGE_BYTES), details=details)
 
 
 def from_item_status(status: status_pb2.Status) -> AccordError:
@@ -152,5 +155,6 @@ def _unpack(detail: any_pb2.Any, target: Message) -> bool:
         return False
 
 
-def _cut(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 3] + "..."
+def _cut(text: str, size: int) -> str:
+    raw = text.encode(errors="replace")
+    return raw.decode() if len(raw) <= size else raw[: size - 3].decode(errors="ignore") + "..."

@@ -1,0 +1,45 @@
+"""Makes `tests.contract...` importable however pytest was started, and gives each service one shared server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.contract.echo_proto import EchoStub
+from tests.contract.entries import ECHO
+from tests.contract.harness import ServerProcess, ServiceEntry
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
+    """A function that gives the running server of an entry, started once; for tests that leave it as it was."""
+    running: dict[str, ServerProcess] = {}
+
+    def get(entry: ServiceEntry) -> ServerProcess:
+        if entry.name not in running:
+            folder = tmp_path_factory.mktemp(entry.name)
+            config = {**entry.config(folder), "server": {"reflection": True}}
+            running[entry.name] = ServerProcess(entry.module, config, folder).__enter__()
+        return running[entry.name]
+
+    yield get
+    for server in running.values():
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def echo(shared_server: Callable[[ServiceEntry], ServerProcess]) -> ServerProcess:
+    """The shared echo server."""
+    return shared_server(ECHO)
+
+
+@pytest.fixture
+def stub(echo: ServerProcess) -> Iterator[EchoStub]:
+    """A plain stub of the shared echo server: RpcErrors, no retries."""
+    with echo.channel() as channel:
+        yield EchoStub(channel)
