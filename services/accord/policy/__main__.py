@@ -1,0 +1,73 @@
+"""`python -m accord.policy CONFIG.yaml`: the policy service as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from accord.api.policy.v1 import policy_pb2_grpc as rpc
+from accord.policy.config import PolicyConfig
+from accord.policy.servicer import PolicyAdminServicer, PolicyServicer, Served, ServedHolder
+from accord.rpc.server import Component, ServiceBinding, main
+
+_STOP_SECONDS = 10.0
+
+
+class PolicyComponent:
+    """Loads the model, serves it, lets go of it. Implements `accord.rpc.server.Component`."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self._config = config
+        self._holder = ServedHolder()
+
+    @property
+    def bindings(self) -> Sequence[ServiceBinding]:
+        """PolicyService and PolicyAdminService."""
+        policy, admin = PolicyServicer(self._holder), PolicyAdminServicer(self._holder)
+        return (
+            ServiceBinding("accord.api.policy.v1.PolicyService", lambda server: rpc.add_PolicyServiceServicer_to_server(policy, server)),
+            ServiceBinding(
+                "accord.api.policy.v1.PolicyAdminService", lambda server: rpc.add_PolicyAdminServiceServicer_to_server(admin, server)
+            ),
+        )
+
+    async def start(self) -> None:
+        """Loads the base model in a thread and starts the compute thread."""
+        self._holder.value = await asyncio.to_thread(_load, self._config)
+
+    async def drain(self) -> None:
+        """Nothing runs besides the calls in flight."""
+        if self._holder.value is not None:
+            self._holder.value.engine.resume()
+
+    async def close(self) -> None:
+        """Stops the compute thread."""
+        if self._holder.value is not None:
+            await asyncio.to_thread(self._holder.value.engine.stop, _STOP_SECONDS)
+
+    def fault(self) -> str | None:
+        """Whether the compute thread lives and moves."""
+        return None if self._holder.value is None else self._holder.value.engine.fault()
+
+
+def _load(config: PolicyConfig) -> Served:
+    from accord.artefacts.store import ArtefactStore
+    from accord.models.base import load_base_model
+    from accord.policy.convert import RequestReader
+    from accord.policy.engine import Engine
+    from accord.policy.transformers_backend import TransformersBackend
+
+    base = load_base_model(config.base_model, device=config.device, threads=config.threads)
+    store = ArtefactStore(config.artefacts)
+    backend = TransformersBackend(base, store, max_loaded=config.max_loaded_adapters)
+    return Served(Engine(backend, store, config), RequestReader(base.encoder, backend.info, config), config)
+
+
+def build(config: PolicyConfig) -> Component:
+    """Returns the component of a configuration."""
+    return PolicyComponent(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(PolicyConfig, build))

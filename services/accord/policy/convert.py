@@ -1,0 +1,200 @@
+"""Between policy.proto and the backend's requests: defaults, limits and the errors of single items.
+
+What does not belong here: rules that the proto states itself (protovalidate has checked those).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from accord.api.common.v1 import common_pb2
+from accord.api.policy.v1 import policy_pb2 as pb
+from accord.client.messages import EmptyPrompt, ModelDigests, TokenIds, prompt_from_proto, response_from_proto
+from accord.errors import FailedPreconditionError, InvalidArgumentError, OutOfRangeError
+from accord.models.encoding import PromptEncoder
+from accord.policy.backend import BackendInfo, Chunk, GeneratedSample, GenerationRequest, LogprobsRequest, SamplingSettings
+from accord.policy.config import PolicyConfig
+
+_FINISH = {
+    "eos": pb.FINISH_REASON_EOS,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "aborted": pb.FINISH_REASON_ABORTED,
+}
+_DEFAULT_MAX_TOKENS = 128
+
+
+class RequestReader:
+    """Reads wire requests for one served model.
+
+    Args:
+        encoder: of the served model.
+        info: of the backend.
+        config: limits.
+    """
+
+    def __init__(self, encoder: PromptEncoder, info: BackendInfo, config: PolicyConfig) -> None:
+        self._encoder = encoder
+        self._info = info
+        self._config = config
+
+    def generation(self, item: pb.GenerateItem, field: str, *, stream: bool) -> GenerationRequest:
+        """Returns the request of one item.
+
+        Raises:
+            InvalidArgumentError: text that cannot be tokenized, an unknown token id, or more tokens than an item may ask for.
+            OutOfRangeError: the prompt leaves no room in the context.
+        """
+        prompt = self.prompt(item.prompt, f"{field}.prompt", allow_empty=False)
+        n = item.n if item.HasField("n") else 1
+        room = self._info.context_tokens - len(prompt)
+        if room < 1:
+            raise OutOfRangeError(
+                f"the prompt has {len(prompt)} tokens; at most {self._info.context_tokens - 1} leave room for a response",
+                field=f"{field}.prompt",
+            )
+        sampling = self._sampling(item.sampling, room, field)
+        if n * sampling.max_tokens > self._config.max_item_tokens:
+            raise InvalidArgumentError(
+                f"n x max_tokens is {n * sampling.max_tokens}; at most {self._config.max_item_tokens} is allowed", field=f"{field}.n"
+            )
+        if n > self._config.max_batch_rows:
+            raise InvalidArgumentError(f"n is {n}; at most {self._config.max_batch_rows} is allowed", field=f"{field}.n")
+        return GenerationRequest(tuple(prompt), n, sampling, stream)
+
+    def logprobs(self, item: pb.LogprobsItem, field: str, *, temperature: float, append_eos: bool) -> LogprobsRequest:
+        """Returns the request of one item. A response without tokens is refused: it has no logprobs.
+
+        Raises:
+            InvalidArgumentError, OutOfRangeError: as `generation`, for the prompt or a response.
+        """
+        prompt = self.prompt(item.prompt, f"{field}.prompt", allow_empty=True)
+        responses = [
+            self._response(response, f"{field}.responses[{index}]", append_eos=append_eos) for index, response in enumerate(item.responses)
+        ]
+        for index, response in enumerate(responses):
+            if len(prompt) + len(response) > self._info.context_tokens:
+                raise OutOfRangeError(
+                    f"prompt and response have {len(prompt)} + {len(response)} tokens; at most {self._info.context_tokens} are allowed",
+                    field=f"{field}.responses[{index}]",
+                )
+        return LogprobsRequest(tuple(prompt), tuple(tuple(response) for response in responses), temperature)
+
+    def prompt(self, wire: common_pb2.Prompt, field: str, *, allow_empty: bool) -> list[int]:
+        """Returns the token ids of a prompt."""
+        prompt = prompt_from_proto(wire)
+        if isinstance(prompt, EmptyPrompt):
+            if not allow_empty:
+                raise InvalidArgumentError("an empty prompt cannot be answered; give messages, text or token_ids", field=field)
+            return self._encoder.encode_empty_prompt()
+        if isinstance(prompt, TokenIds):
+            return self._known(prompt.ids, f"{field}.token_ids")
+        if isinstance(prompt, str):
+            self._check_bytes(prompt, f"{field}.text")
+            return self._checked(self._encoder.encode_text(prompt), f"{field}.text")
+        self._check_bytes("".join(message.content for message in prompt), f"{field}.messages")
+        return self._encode_messages(prompt, field)
+
+    def _encode_messages(self, prompt: Sequence[object], field: str) -> list[int]:
+        try:
+            return self._encoder.encode_prompt(prompt)  # type: ignore[arg-type]
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(error.message, field=f"{field}.{error.field or 'messages'}") from error
+
+    def _response(self, wire: common_pb2.Response, field: str, *, append_eos: bool) -> list[int]:
+        response = response_from_proto(wire)
+        if isinstance(response, TokenIds):
+            return self._known(response.ids, f"{field}.token_ids")
+        self._check_bytes(response, f"{field}.text")
+        try:
+            ids = self._encoder.encode_response(response, append_eos=append_eos)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(error.message, field=f"{field}.text") from error
+        return self._checked(ids, f"{field}.text")
+
+    def _checked(self, ids: list[int], field: str) -> list[int]:
+        if not ids:
+            raise InvalidArgumentError("there are no tokens in it; at least one is needed", field=field)
+        return ids
+
+    def _known(self, ids: Sequence[int], field: str) -> list[int]:
+        size = self._info.vocabulary_size
+        for index, token in enumerate(ids):
+            if token >= size:
+                raise InvalidArgumentError(f"token id {token} is not in the vocabulary of {size}", field=f"{field}.ids[{index}]")
+        return self._checked(list(ids), f"{field}.ids")
+
+    def _check_bytes(self, text: str, field: str) -> None:
+        size = len(text.encode("utf-8", errors="replace"))
+        if size > self._config.max_prompt_bytes:
+            raise InvalidArgumentError(f"the text has {size} bytes; at most {self._config.max_prompt_bytes} are allowed", field=field)
+
+    def _sampling(self, wire: pb.SamplingParams, room: int, field: str) -> SamplingSettings:
+        for index, token in enumerate(wire.stop_token_ids):
+            if token >= self._info.vocabulary_size:
+                raise InvalidArgumentError(
+                    f"token id {token} is not in the vocabulary of {self._info.vocabulary_size}",
+                    field=f"{field}.sampling.stop_token_ids[{index}]",
+                )
+        return SamplingSettings(
+            max_tokens=min(wire.max_tokens if wire.HasField("max_tokens") else _DEFAULT_MAX_TOKENS, room),
+            temperature=wire.temperature if wire.HasField("temperature") else 1.0,
+            top_p=wire.top_p if wire.HasField("top_p") else 1.0,
+            top_k=wire.top_k if wire.HasField("top_k") else 0,
+            min_p=wire.min_p if wire.HasField("min_p") else 0.0,
+            repetition_penalty=wire.repetition_penalty if wire.HasField("repetition_penalty") else 1.0,
+            stop=tuple(wire.stop),
+            stop_token_ids=frozenset(wire.stop_token_ids),
+            seed=wire.seed if wire.HasField("seed") else secrets.randbits(63),
+            ignore_eos=wire.ignore_eos,
+        )
+
+
+def check_digests(expected: common_pb2.ModelDigests, served: ModelDigests) -> None:
+    """Raises FailedPreconditionError naming both sides where a digest that the caller sent differs from the served one."""
+    for name in ("base_model", "tokenizer", "chat_template"):
+        wanted, here = getattr(expected, name), getattr(served, name)
+        if wanted and wanted != here:
+            raise FailedPreconditionError(
+                f"the caller expects {name} {wanted}, this service has {here}",
+                field=f"expected_digests.{name}",
+                metadata={"expected": wanted, "served": here},
+            )
+
+
+def sample_to_proto(sample: GeneratedSample) -> pb.Sample:
+    """Returns the wire form of a sample."""
+    return pb.Sample(
+        index=sample.index,
+        text=sample.text,
+        token_ids=common_pb2.TokenIds(ids=sample.token_ids),
+        logprobs=sample.logprobs,
+        finish_reason=_FINISH[sample.finish_reason],
+        seed=sample.seed,
+    )
+
+
+def chunk_to_proto(chunk: Chunk) -> pb.GenerateChunk:
+    """Returns the wire form of a chunk."""
+    return pb.GenerateChunk(text=chunk.text, token_ids=common_pb2.TokenIds(ids=chunk.token_ids))
+
+
+def info_to_proto(info: BackendInfo, *, max_queue_items: int, server_version: str) -> pb.GetModelInfoResponse:
+    """Returns the wire form of what is served."""
+    return pb.GetModelInfoResponse(
+        base_model=info.base_model,
+        digests=digests(info.digests),
+        context_tokens=info.context_tokens,
+        vocabulary_size=info.vocabulary_size,
+        eos_token_ids=info.eos_token_ids,
+        backend=info.name,
+        max_queue_items=max_queue_items,
+        parameters=info.parameters,
+        server_version=server_version,
+    )
+
+
+def digests(values: ModelDigests) -> common_pb2.ModelDigests:
+    """Returns the wire form of the served digests."""
+    return common_pb2.ModelDigests(base_model=values.base_model, tokenizer=values.tokenizer, chat_template=values.chat_template)

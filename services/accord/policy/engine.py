@@ -1,0 +1,242 @@
+"""The policy service's compute: one queue, one thread, one backend; adapters by name, pausing, and the numbers that a dashboard wants.
+
+What does not belong here: protobuf (`accord.policy.convert`), sampling, the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from accord.artefacts.names import AdapterName
+from accord.artefacts.store import ArtefactStore
+from accord.errors import NotFoundError, UnavailableError
+from accord.policy.backend import Backend, Chunk, GeneratedSample, GenerationRequest, LogprobsRequest
+from accord.policy.config import PolicyConfig
+from accord.rpc.worker import Worker, run_worker
+from accord.rpc.workitem import WorkItem
+from accord.rpc.workqueue import WorkQueue, WorkRequest
+
+_TOKENS = Counter("accord_policy_tokens_total", "Tokens computed", ["kind"])
+_BATCH_ROWS = Histogram("accord_policy_batch_rows", "Sequences in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+_STEP_SECONDS = Histogram("accord_policy_step_seconds", "Time of one decode step", buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5))
+_STEPS = Counter("accord_policy_decode_steps_total", "Decode steps")
+_ADAPTERS = Gauge("accord_policy_loaded_adapters", "Adapter versions in memory")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCommand:
+    """Loads or unloads one adapter version in the compute thread."""
+
+    version: str
+    load: bool
+
+
+Payload = GenerationRequest | LogprobsRequest | AdapterCommand
+Result = tuple[GeneratedSample, ...] | list[list[float]] | None
+Item = WorkItem[Payload, Result]
+
+
+class _Job:
+    """A work item as the backend sees it."""
+
+    def __init__(self, item: Item, on_complete: Callable[[Sequence[GeneratedSample]], None]) -> None:
+        self._item = item
+        self._on_complete = on_complete
+        self.request = cast(GenerationRequest, item.payload)
+
+    @property
+    def abandoned(self) -> bool:
+        return self._item.abandoned
+
+    def emit(self, chunk: Chunk) -> None:
+        self._item.emit(chunk)
+
+    def complete(self, samples: Sequence[GeneratedSample]) -> None:
+        self._on_complete(samples)
+        self._item.complete(tuple(samples))
+
+
+class Engine:
+    """Queues requests, computes them in one thread.
+
+    Args:
+        backend: loaded already.
+        store: where adapter names are resolved.
+        config: limits.
+    """
+
+    def __init__(self, backend: Backend, store: ArtefactStore, config: PolicyConfig) -> None:
+        self.backend = backend
+        self._store = store
+        self._config = config
+        self._in_use: Tally[str] = Tally()
+        self._may_run = threading.Event()
+        self._may_run.set()
+        self._abort = threading.Event()
+        self._aborted_samples = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        self._loaded: dict[str, tuple[str, int]] = {}
+        self._queue: WorkQueue[Payload, Result] = WorkQueue(
+            max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="policy"
+        )
+        self._worker: Worker[Payload, Result] = run_worker(
+            self._queue,
+            self._compute,
+            max_cost=config.max_batch_tokens,
+            max_items=config.max_batch_rows,
+            linger_seconds=config.linger_seconds,
+        )
+
+    def resolve(self, adapter: str) -> str:
+        """Returns the version that a name means now, empty for the bare base model; reads the store.
+
+        Raises:
+            InvalidArgumentError: the name is malformed.
+            NotFoundError: there is no such adapter or version.
+        """
+        if not adapter:
+            return ""
+        version = self._store.resolve(str(AdapterName.parse(adapter)))
+        self._store.manifest(version)
+        return version
+
+    def submit(self, requests: Sequence[GenerationRequest | LogprobsRequest], version: str, deadline: float | None) -> list[Item]:
+        """Queues requests of one kind under one adapter version: all of them or none.
+
+        Raises:
+            ResourceExhaustedError: the queue is full.
+            UnavailableError: generation is paused with abort, or the engine is closed.
+        """
+        if self._abort.is_set():
+            raise UnavailableError("generation is paused", retry_after_seconds=1.0)
+        kind = type(requests[0]).__name__
+        items = self._queue.submit_all([WorkRequest(request, request.cost, (kind, version), deadline) for request in requests])
+        if version:
+            self._in_use[version] += len(items)
+        return items
+
+    def release(self, items: Sequence[Item], version: str) -> None:
+        """Counts items as answered; the counterpart of `submit`."""
+        if version:
+            self._in_use[version] -= len(items)
+
+    async def command(self, version: str, *, load: bool, deadline: float | None) -> None:
+        """Loads or unloads an adapter version between two batches.
+
+        Raises:
+            NotFoundError: it is not loaded (unload), or not there (load); FailedPreconditionError, DataLossError: as `load_adapter`.
+        """
+        item = self._queue.submit(AdapterCommand(version, load), key=("AdapterCommand", version, load), deadline=deadline)
+        await item.result()
+
+    def adapters(self) -> dict[str, tuple[str, int, int]]:
+        """Digest, bytes and calls in flight of each loaded version."""
+        return {name: (digest, size, self._in_use[name]) for name, (digest, size) in sorted(self._loaded.items())}
+
+    async def pause(self, *, abort: bool, timeout_seconds: float) -> int:
+        """Stops generation; returns how many samples ended by it. With `abort` at the next step, else when the batch in compute is done."""
+        self._may_run.clear()
+        if abort:
+            self._aborted_samples = 0
+            self._abort.set()
+        await asyncio.to_thread(self._idle.wait, timeout_seconds)
+        return self._aborted_samples if abort else 0
+
+    def resume(self) -> None:
+        """Lets generation go on."""
+        self._abort.clear()
+        self._may_run.set()
+
+    def fault(self) -> str | None:
+        """Why the compute thread cannot be counted on, or None."""
+        return self._worker.fault(self._config.stall_seconds)
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Closes the queue and waits for the batch in compute."""
+        self._may_run.set()
+        return self._worker.stop(timeout_seconds)
+
+    def _compute(self, batch: list[Item]) -> list[Result] | None:
+        while not self._may_run.wait(0.1):
+            self._worker.beat()
+            if self._queue.closed or self._abort.is_set():
+                break
+        batch = [item for item in batch if not item.abandoned]
+        if not batch:
+            return None
+        self._idle.clear()
+        try:
+            return self._dispatch(batch)
+        finally:
+            self._loaded = self.backend.loaded_adapters()
+            _ADAPTERS.set(len(self._loaded))
+            self._idle.set()
+
+    def _dispatch(self, batch: list[Item]) -> list[Result] | None:
+        payload = batch[0].payload
+        if isinstance(payload, AdapterCommand):
+            self._run_command(payload)
+            for item in batch:
+                item.complete(None)
+            return None
+        version = str(cast(tuple[str, str], batch[0].key)[1])
+        if version:
+            self.backend.load_adapter(version)
+        if isinstance(payload, LogprobsRequest):
+            self._compute_logprobs(batch, version)
+            return None
+        _BATCH_ROWS.observe(sum(cast(GenerationRequest, item.payload).n for item in batch))
+        self.backend.generate([_Job(item, self._count) for item in batch], version, _Clock(self).step)
+        return None
+
+    def _compute_logprobs(self, batch: list[Item], version: str) -> None:
+        requests = [cast(LogprobsRequest, item.payload) for item in batch]
+        _TOKENS.labels("scored").inc(sum(request.cost for request in requests))
+
+        def step() -> bool:
+            self._worker.beat()
+            return True
+
+        for item, result in zip(batch, self.backend.compute_logprobs(requests, version, step), strict=True):
+            item.complete(result)
+
+    def _run_command(self, command: AdapterCommand) -> None:
+        if command.load:
+            self.backend.load_adapter(command.version)
+        elif command.version in self.backend.loaded_adapters():
+            self.backend.unload_adapter(command.version)
+        else:
+            raise NotFoundError(f"{command.version} is not loaded", field="name")
+
+    def _count(self, samples: Sequence[GeneratedSample]) -> None:
+        _TOKENS.labels("generated").inc(sum(len(sample.token_ids) for sample in samples))
+        self._aborted_samples += sum(sample.finish_reason == "aborted" for sample in samples)
+
+    def _step(self) -> bool:
+        """Called between decode steps: the watchdog hears of it; False when generation is to be aborted."""
+        self._worker.beat()
+        return not self._abort.is_set()
+
+
+class _Clock:
+    """Times decode steps and asks the engine whether to go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._last = time.monotonic()
+
+    def step(self) -> bool:
+        now = time.monotonic()
+        _STEP_SECONDS.observe(now - self._last)
+        _STEPS.inc()
+        self._last = now
+        return self._engine._step()

@@ -1,0 +1,253 @@
+"""PolicyService and PolicyAdminService over an engine: thin, every method the same shape."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import accord
+from accord.api.common.v1 import common_pb2
+from accord.api.policy.v1 import policy_pb2 as pb
+from accord.api.policy.v1 import policy_pb2_grpc as rpc
+from accord.errors import AccordError, InvalidArgumentError, UnavailableError, UnimplementedError
+from accord.policy.backend import Chunk, GeneratedSample, GenerationRequest, LogprobsRequest
+from accord.policy.config import PolicyConfig
+from accord.policy.convert import RequestReader, check_digests, chunk_to_proto, digests, info_to_proto, sample_to_proto
+from accord.policy.engine import Engine, Item
+from accord.rpc.calls import CallContext
+from accord.rpc.status import item_status
+
+Slots = list[tuple[GenerationRequest | LogprobsRequest | None, AccordError | None]]
+
+
+class Served:
+    """What the servicers need once the model is loaded."""
+
+    def __init__(self, engine: Engine, reader: RequestReader, config: PolicyConfig) -> None:
+        self.engine = engine
+        self.reader = reader
+        self.config = config
+
+
+class ServedHolder:
+    """Holds `Served` from the moment that the model is loaded."""
+
+    def __init__(self) -> None:
+        self.value: Served | None = None
+
+    def get(self) -> Served:
+        """Returns what is served.
+
+        Raises:
+            UnavailableError: the model is not loaded yet.
+        """
+        if self.value is None:
+            raise UnavailableError("the model is being loaded", retry_after_seconds=2.0)
+        return self.value
+
+
+class PolicyServicer(rpc.PolicyServiceServicer):
+    """Generate, GenerateStream, ComputeLogprobs and GetModelInfo."""
+
+    def __init__(self, holder: ServedHolder) -> None:
+        self._holder = holder
+
+    async def Generate(self, request: pb.GenerateRequest, context: CallContext) -> pb.GenerateResponse:
+        served, version = await self._prepare(request)
+        started = time.monotonic()
+        slots: Slots = [_read(served, item, index, stream=False) for index, item in enumerate(request.items)]
+        results = await _compute(served.engine, slots, version, context.deadline)
+        reply = pb.GenerateResponse(adapter_version=version, digests=digests(served.engine.backend.info.digests))
+        for item, (accepted, error), samples in zip(request.items, slots, results, strict=True):
+            reply.items.append(_generate_result(item.item_id, accepted, error, samples))
+        reply.usage.CopyFrom(_usage(slots, started, sum(len(s.token_ids) for done in results if done for s in done)))
+        return reply
+
+    async def GenerateStream(self, request: pb.GenerateStreamRequest, context: CallContext) -> AsyncIterator[pb.GenerateStreamResponse]:
+        served, version = await self._prepare(request)
+        slots: Slots = [_read(served, item, index, stream=True) for index, item in enumerate(request.items)]
+        for index, (_, error) in enumerate(slots):
+            if error is not None:
+                yield pb.GenerateStreamResponse(item_index=index, error=item_status(error))
+        accepted = [(index, work) for index, (work, _) in enumerate(slots) if work is not None]
+        if not accepted:
+            return
+        items = served.engine.submit([work for _, work in accepted], version, context.deadline)
+        merged: asyncio.Queue[pb.GenerateStreamResponse | AccordError | None] = asyncio.Queue(maxsize=1024)
+        tasks = [
+            asyncio.create_task(_follow(index, work, item, version, merged)) for (index, work), item in zip(accepted, items, strict=True)
+        ]
+        try:
+            open_items = len(tasks)
+            while open_items:
+                event = await merged.get()
+                if event is None:
+                    open_items -= 1
+                elif isinstance(event, AccordError):
+                    raise event
+                else:
+                    yield event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            served.engine.release(items, version)
+
+    async def ComputeLogprobs(self, request: pb.ComputeLogprobsRequest, context: CallContext) -> pb.ComputeLogprobsResponse:
+        served, version = await self._prepare(request)
+        started = time.monotonic()
+        temperature = request.temperature if request.HasField("temperature") else 1.0
+        slots: Slots = [_read_logprobs(served, item, index, temperature, request.append_eos) for index, item in enumerate(request.items)]
+        results = await _compute(served.engine, slots, version, context.deadline)
+        reply = pb.ComputeLogprobsResponse(adapter_version=version, digests=digests(served.engine.backend.info.digests))
+        for item, (accepted, error), rows in zip(request.items, slots, results, strict=True):
+            reply.items.append(_logprobs_result(item.item_id, accepted, error, rows))
+        scored = sum(len(response) for work, _ in slots if isinstance(work, LogprobsRequest) for response in work.responses)
+        reply.usage.CopyFrom(_usage(slots, started, scored))
+        return reply
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: CallContext) -> pb.GetModelInfoResponse:
+        served = self._holder.get()
+        return info_to_proto(served.engine.backend.info, max_queue_items=served.config.max_queue_items, server_version=accord.__version__)
+
+    async def _prepare(self, request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ComputeLogprobsRequest) -> tuple[Served, str]:
+        served = self._holder.get()
+        check_digests(request.expected_digests, served.engine.backend.info.digests)
+        return served, await asyncio.to_thread(served.engine.resolve, request.adapter)
+
+
+class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):
+    """Adapters and pausing."""
+
+    def __init__(self, holder: ServedHolder) -> None:
+        self._holder = holder
+
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: CallContext) -> pb.LoadAdapterResponse:
+        engine = self._holder.get().engine
+        version = await asyncio.to_thread(engine.resolve, request.name)
+        await engine.command(version, load=True, deadline=context.deadline)
+        return pb.LoadAdapterResponse(adapter=_adapter(version, engine.adapters()[version]))
+
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: CallContext) -> pb.UnloadAdapterResponse:
+        await self._holder.get().engine.command(request.name, load=False, deadline=context.deadline)
+        return pb.UnloadAdapterResponse()
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: CallContext) -> pb.ListAdaptersResponse:
+        loaded = self._holder.get().engine.adapters()
+        size = request.page_size if request.HasField("page_size") else 1000
+        names = [name for name in sorted(loaded) if name > _page_start(request.page_token)]
+        page, rest = names[:size], names[size:]
+        return pb.ListAdaptersResponse(
+            adapters=[_adapter(name, loaded[name]) for name in page],
+            next_page_token=page[-1].encode().hex() if rest else "",
+        )
+
+    async def PauseGeneration(self, request: pb.PauseGenerationRequest, context: CallContext) -> pb.PauseGenerationResponse:
+        if request.mode == pb.PAUSE_MODE_KEEP:
+            raise UnimplementedError("pausing with mode keep comes with in-flight batching; abort and wait are allowed", field="mode")
+        engine = self._holder.get().engine
+        aborted = await engine.pause(abort=request.mode == pb.PAUSE_MODE_ABORT, timeout_seconds=context.time_remaining() or 60.0)
+        return pb.PauseGenerationResponse(aborted_samples=aborted)
+
+    async def ResumeGeneration(self, request: pb.ResumeGenerationRequest, context: CallContext) -> pb.ResumeGenerationResponse:
+        self._holder.get().engine.resume()
+        return pb.ResumeGenerationResponse()
+
+
+def _read(served: Served, item: pb.GenerateItem, index: int, *, stream: bool) -> tuple[GenerationRequest | None, AccordError | None]:
+    try:
+        return served.reader.generation(item, f"items[{index}]", stream=stream), None
+    except AccordError as error:
+        return None, error
+
+
+def _read_logprobs(
+    served: Served, item: pb.LogprobsItem, index: int, temperature: float, append_eos: bool
+) -> tuple[LogprobsRequest | None, AccordError | None]:
+    try:
+        return served.reader.logprobs(item, f"items[{index}]", temperature=temperature, append_eos=append_eos), None
+    except AccordError as error:
+        return None, error
+
+
+async def _compute(engine: Engine, slots: Slots, version: str, deadline: float | None) -> list[Any]:
+    """Results in the order of the slots; None where the item itself was bad. An error of the computation is the call's."""
+    accepted = [work for work, _ in slots if work is not None]
+    if not accepted:
+        return [None] * len(slots)
+    items = engine.submit(accepted, version, deadline)
+    try:
+        done = iter(await asyncio.gather(*(item.result() for item in items)))
+    finally:
+        for item in items:
+            item.cancel()
+        engine.release(items, version)
+    return [None if work is None else next(done) for work, _ in slots]
+
+
+async def _follow(
+    index: int,
+    work: GenerationRequest | LogprobsRequest,
+    item: Item,
+    version: str,
+    merged: asyncio.Queue[pb.GenerateStreamResponse | AccordError | None],
+) -> None:
+    """Turns one item's chunks and its result into events, then says that it is over with None."""
+    try:
+        async for value in item.values():
+            if isinstance(value, Chunk):
+                event = pb.GenerateStreamResponse(item_index=index, sample_index=value.sample_index, chunk=chunk_to_proto(value))
+                await merged.put(event)
+        samples = await item.result()
+        for sample in samples if isinstance(samples, tuple) else ():
+            complete = pb.GenerateComplete(
+                sample=sample_to_proto(sample),
+                adapter_version=version,
+                prompt_token_ids=common_pb2.TokenIds(ids=work.prompt_ids),
+            )
+            await merged.put(pb.GenerateStreamResponse(item_index=index, sample_index=sample.index, complete=complete))
+        await merged.put(None)
+    except AccordError as error:
+        await merged.put(error)
+
+
+def _generate_result(
+    item_id: str, work: object, error: AccordError | None, samples: Sequence[GeneratedSample] | None
+) -> pb.GenerateItemResult:
+    if error is not None or not isinstance(work, GenerationRequest):
+        return pb.GenerateItemResult(item_id=item_id, status=item_status(error) if error else None)
+    return pb.GenerateItemResult(
+        item_id=item_id,
+        samples=[sample_to_proto(sample) for sample in samples or ()],
+        prompt_token_ids=common_pb2.TokenIds(ids=work.prompt_ids),
+    )
+
+
+def _logprobs_result(
+    item_id: str, work: object, error: AccordError | None, rows: Sequence[Sequence[float]] | None
+) -> pb.LogprobsItemResult:
+    if error is not None or not isinstance(work, LogprobsRequest):
+        return pb.LogprobsItemResult(item_id=item_id, status=item_status(error) if error else None)
+    responses = [
+        pb.ResponseLogprobs(token_ids=common_pb2.TokenIds(ids=ids), logprobs=row, sequence_logprob=sum(row))
+        for ids, row in zip(work.responses, rows or (), strict=True)
+    ]
+    return pb.LogprobsItemResult(item_id=item_id, responses=responses, prompt_token_ids=common_pb2.TokenIds(ids=work.prompt_ids))
+
+
+def _usage(slots: Slots, started: float, response_tokens: int) -> common_pb2.Usage:
+    prompts = sum(len(work.prompt_ids) for work, _ in slots if work is not None)
+    return common_pb2.Usage(prompt_tokens=prompts, response_tokens=response_tokens, compute_seconds=time.monotonic() - started)
+
+
+def _adapter(name: str, facts: tuple[str, int, int]) -> pb.AdapterInfo:
+    return pb.AdapterInfo(name=name, digest=facts[0], size_bytes=facts[1], in_use=facts[2])
+
+
+def _page_start(token: str) -> str:
+    try:
+        return bytes.fromhex(token).decode()
+    except ValueError as error:
+        raise InvalidArgumentError("the page token is not one that this service gave", field="page_token") from error

@@ -1,0 +1,183 @@
+"""The in-process backend: a transformers model, many LoRA adapters over one copy of its weights, static batches with early exit.
+
+Joining a batch between decode steps, shared prefixes across requests and prepacked kernels are a later piece of work behind the same
+`accord.policy.backend.Backend`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import accord.models.base as base_models
+from accord.artefacts.store import ArtefactStore
+from accord.client.messages import ModelDigests
+from accord.errors import FailedPreconditionError
+from accord.models.batching import Sequence_, collate
+from accord.models.logprobs import response_logprobs
+from accord.models.lora import AdaptedModel
+from accord.policy.backend import BackendInfo, GenerationJob, LogprobsRequest
+from accord.policy.decoding import Decoder
+
+_LOGPROB_MICRO_BATCH_TOKENS = 2048
+
+
+class TransformersBackend:
+    """A loaded base model with its adapters.
+
+    Args:
+        base: the base model; the backend takes it over.
+        store: where adapters come from.
+        max_loaded: adapter versions kept; the least recently used goes first.
+    """
+
+    def __init__(self, base: base_models.BaseModel, store: ArtefactStore, *, max_loaded: int) -> None:
+        self._base = base
+        self._adapted = AdaptedModel(base)
+        self._store = store
+        self._max_loaded = max_loaded
+        self._loaded: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        digests = base.digests
+        self._info = BackendInfo(
+            name="transformers",
+            base_model=base.name,
+            digests=ModelDigests(digests.base_model, digests.tokenizer, digests.chat_template),
+            context_tokens=base.context_tokens,
+            vocabulary_size=base.vocabulary_size,
+            eos_token_ids=base.eos_token_ids,
+            parameters=base.parameters,
+        )
+
+    @property
+    def info(self) -> BackendInfo:
+        """What is served."""
+        return self._info
+
+    def load_adapter(self, version: str) -> None:
+        """Verifies and loads a version where it is not loaded yet, and marks it as the most recently used."""
+        if version in self._loaded:
+            self._loaded.move_to_end(version)
+            return
+        manifest = self._store.manifest(version)
+        check_base(version, manifest.base_model_digest, self._info.digests.base_model)
+        folder = self._store.fetch(version)
+        while len(self._loaded) >= self._max_loaded:
+            self.unload_adapter(next(iter(self._loaded)))
+        self._adapted.load(version, folder)
+        self._loaded[version] = (manifest.digest, manifest.size_bytes)
+
+    def unload_adapter(self, version: str) -> None:
+        """Forgets a version."""
+        del self._loaded[version]
+        self._adapted.remove(version)
+
+    def loaded_adapters(self) -> dict[str, tuple[str, int]]:
+        """Digest and bytes of each loaded version."""
+        return dict(self._loaded)
+
+    def generate(self, jobs: Sequence[GenerationJob], adapter: str, step: Callable[[], bool]) -> None:
+        """Decodes one batch; see `Backend.generate`."""
+        decoder = Decoder(
+            CachedRows(self._adapted),
+            eos_token_ids=self._base.eos_token_ids,
+            context_tokens=self._base.context_tokens,
+            decode_text=self._base.encoder.decode,
+        )
+        with torch.inference_mode(), self._adapted.use(adapter or None):
+            decoder.run(jobs, step)
+
+    def compute_logprobs(self, requests: Sequence[LogprobsRequest], adapter: str, step: Callable[[], bool]) -> list[list[list[float]]]:
+        """Logprobs by the same function as the trainer's; see `Backend.compute_logprobs`."""
+        results: list[list[list[float]]] = [[[] for _ in request.responses] for request in requests]
+        by_temperature: dict[float, list[tuple[int, int, Sequence_]]] = {}
+        for index, request in enumerate(requests):
+            rows = by_temperature.setdefault(request.temperature, [])
+            rows += [(index, place, (request.prompt_ids, response)) for place, response in enumerate(request.responses)]
+        with torch.inference_mode():
+            for temperature, rows in by_temperature.items():
+                rows.sort(key=lambda row: -(len(row[2][0]) + len(row[2][1])))  # alike lengths beside each other: little padding
+                for part in _parts(rows):
+                    step()
+                    tensors = response_logprobs(
+                        self._adapted, [row[2] for row in part], adapter=adapter or None, temperature=temperature,
+                        micro_batch_tokens=_LOGPROB_MICRO_BATCH_TOKENS,
+                    )  # fmt: skip
+                    for (index, place, _), tensor in zip(part, tensors, strict=True):
+                        results[index][place] = tensor.tolist()
+        return results
+
+
+class CachedRows:
+    """The rows of one batch with their key-value cache; prompts are padded on the left. Implements `decoding.SequenceModel`."""
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        from transformers import DynamicCache
+
+        self._base = adapted.base
+        self._decoder = getattr(adapted.module, adapted.module.base_model_prefix)
+        self._head = adapted.module.get_output_embeddings()
+        self._cache = DynamicCache()
+        self._mask = torch.zeros((0, 0), dtype=torch.long)
+        self._next_position = torch.zeros(0, dtype=torch.long)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> Tensor:
+        """Reads the prompts in one pass; see `SequenceModel.prefill`."""
+        batch = collate([(prompt, ()) for prompt in prompts], pad_id=self._base.pad_token_id, side="left", device=self._base.device)
+        self._mask = batch.attention_mask.long()
+        self._next_position = self._mask.sum(dim=1)
+        hidden = self._forward(batch.input_ids, batch.position_ids)
+        if any(count != 1 for count in repeats):
+            rows = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(list(repeats)))
+            self.keep(rows)
+            hidden = hidden[rows]
+        return self._logits(hidden)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps some rows; an index may come more than once."""
+        self._cache.batch_select_indices(rows)
+        self._mask, self._next_position = self._mask[rows], self._next_position[rows]
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Reads one token of each row."""
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        hidden = self._forward(tokens[:, None], self._next_position[:, None])
+        self._next_position = self._next_position + 1
+        return self._logits(hidden)
+
+    def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        output = self._decoder(
+            input_ids=input_ids, attention_mask=self._mask, position_ids=position_ids, past_key_values=self._cache, use_cache=True
+        )
+        hidden: Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden)
+        return logits.float()
+
+
+def check_base(version: str, adapter_base: str, served_base: str) -> None:
+    """Raises FailedPreconditionError naming both digests where an adapter was trained on another base model."""
+    if adapter_base != served_base:
+        raise FailedPreconditionError(
+            f"{version} was trained on base model {adapter_base or '(not recorded)'}, this service serves {served_base}",
+            field="adapter",
+            metadata={"adapter_base_model": adapter_base, "served_base_model": served_base},
+        )
+
+
+def _parts(rows: list[tuple[int, int, Sequence_]]) -> list[list[tuple[int, int, Sequence_]]]:
+    """Rows cut so that each part is about one micro-batch, between which the watchdog hears of progress."""
+    parts: list[list[tuple[int, int, Sequence_]]] = []
+    tokens = 0
+    for row in rows:
+        length = len(row[2][0]) + len(row[2][1])
+        if not parts or tokens + length > _LOGPROB_MICRO_BATCH_TOKENS:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(row)
+        tokens += length
+    return parts
