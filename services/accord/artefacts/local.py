@@ -39,8 +39,9 @@ class LocalShelf:
 
     def read(self, name: AdapterName, file: str) -> bytes | None:
         path = self._folder(name) / file
-        if path.is_symlink():
-            raise DataLossError(f"{name}: {file} is a link", metadata={"name": str(name), "file": file})
+        for place in (path, path.parent, path.parents[2]):
+            if place.is_symlink():
+                raise DataLossError(f"{name}: {place.name} is a link", metadata={"name": str(name), "file": file})
         try:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -85,7 +86,9 @@ class LocalShelf:
 
     def remove(self, name: AdapterName, manifest: Manifest, tombstone: bytes) -> None:
         folder = self._folder(name)
-        partial = folder / f".{REMOVED_FILE}.{uuid.uuid4().hex}"
+        staging_root = self.root / ".staging"
+        staging_root.mkdir(parents=True, exist_ok=True)
+        partial = staging_root / f"{REMOVED_FILE}.{uuid.uuid4().hex}"
         _write(partial, tombstone)
         partial.replace(folder / REMOVED_FILE)
         _sync_folder(folder)
@@ -167,5 +170,7 @@ def _sweep(staging_root: Path) -> None:
             stale = entry.stat(follow_symlinks=False).st_mtime < limit
         except FileNotFoundError:
             continue
-        if stale:
+        if stale and entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
+        elif stale:
+            Path(entry.path).unlink(missing_ok=True)

@@ -18,9 +18,10 @@ from accord.artefacts.manifest import JSON, Manifest
 from accord.artefacts.names import MANIFEST_FILE, REMOVED_FILE, AdapterName
 from accord.artefacts.remote import RemoteShelf
 from accord.artefacts.shelf import Shelf, inventory
-from accord.errors import AbortedError, AlreadyExistsError, InvalidArgumentError, NotFoundError
+from accord.errors import AbortedError, AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError
 
 _PUBLISH_ATTEMPTS = 64
+_TWIN_WINDOW = 64  # a resumed run publishes again what it published last; older versions are not worth a request each
 
 
 class ArtefactStore:
@@ -97,7 +98,12 @@ class ArtefactStore:
         manifest = self.manifest(name)
         if manifest.removed:
             raise NotFoundError(f"{name} was removed: its manifest is kept, its files are gone", field="adapter", metadata={"name": name})
-        return self._shelf.fetch(AdapterName.parse_version(name), manifest)
+        try:
+            return self._shelf.fetch(AdapterName.parse_version(name), manifest)
+        except (DataLossError, FileNotFoundError):
+            if self.manifest(name).removed:  # while we were reading
+                return self.fetch(name)
+            raise
 
     def publish(  # noqa: PLR0913 - the fields of a manifest
         self,
@@ -117,7 +123,7 @@ class ArtefactStore:
         """Publishes a folder as the next version, or as `version`, and returns the full version name.
 
         Atomic: a reader or a crash sees the whole version or none. Idempotent: the same files under the same run, step and other fields
-        give the version that is already there (put no clock readings into `facts`), restored if it was removed.
+        give the version that is already there, if it is among the newest 64 (put no clock readings into `facts`), restored if it was removed.
 
         Raises:
             InvalidArgumentError: a name is malformed, or the folder holds a link, a folder, or a file that is not safetensors or text.
@@ -190,7 +196,7 @@ class ArtefactStore:
 
     def _twin(self, draft: Manifest, name: AdapterName, taken: Sequence[int], version: int | None) -> Manifest | None:
         """The version that is this publication already; AlreadyExistsError where the asked number is something else's."""
-        candidates = [version] if version is not None else list(reversed(taken))
+        candidates = [version] if version is not None else list(reversed(taken))[:_TWIN_WINDOW]
         for number in candidates:
             manifest = self._read(name.at(number))
             if manifest is not None and draft.same_publication(manifest):

@@ -53,6 +53,11 @@ class BaseModel:
         return int(pad if pad is not None else self.eos_token_ids[0])
 
     @property
+    def hub_id(self) -> str | None:
+        """The name where it is one that others can resolve: not `embedded`, not a folder of this machine."""
+        return None if self.name == EMBEDDED or Path(self.name).expanduser().is_dir() else self.name
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self.model.config.hidden_size)

@@ -60,6 +60,7 @@ class AdaptedModel:
         self._active: str | None = None
         self._configs: dict[str, Any] = {}
         self._tuner: Any = None
+        self._layers: list[Any] = []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ class AdaptedModel:
 
         config = LoraConfig(
             r=lora.rank, lora_alpha=_plain_number(lora.scale_alpha), target_modules=sorted(lora.target_modules), lora_dropout=0.0,
-            bias="none", task_type="CAUSAL_LM", base_model_name_or_path=self.base.name,
+            bias="none", task_type="CAUSAL_LM", base_model_name_or_path=self.base.hub_id,
         )
         self._inject(name, config)
         generator = torch.Generator().manual_seed(seed)
@@ -140,7 +141,7 @@ class AdaptedModel:
         del self._configs[name]
         if self._active == name:
             self._switch(None)
-        for layer in self._layers():
+        for layer in self._layers:
             for part in (*layer.adapter_layer_names, *layer.other_param_names):
                 held = getattr(layer, part, None)
                 if isinstance(held, dict | nn.ModuleDict | nn.ParameterDict) and name in held:
@@ -255,11 +256,6 @@ class AdaptedModel:
         except KeyError:
             raise NotFoundError(f"adapter {name!r} is not loaded; loaded: {', '.join(self._configs) or 'none'}", field="adapter") from None
 
-    def _layers(self) -> list[Any]:
-        from peft.tuners.lora import LoraLayer
-
-        return [module for module in self.module.modules() if isinstance(module, LoraLayer)]
-
     def _tensors(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters by PEFT's file keys, sorted."""
         from peft.tuners.lora import LoraLayer
@@ -278,7 +274,7 @@ class AdaptedModel:
         if name in self._configs:
             raise AlreadyExistsError(f"adapter {name!r} is loaded already", field="adapter")
         self._check_targets(config.target_modules)
-        from peft.tuners.lora import LoraModel
+        from peft.tuners.lora import LoraLayer, LoraModel
 
         trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         with torch.random.fork_rng(devices=[]):  # PEFT draws weights that the caller overwrites
@@ -288,6 +284,7 @@ class AdaptedModel:
                 self._tuner.peft_config[name] = config
                 self._tuner.inject_adapter(self.module, name)
         self._configs[name] = config
+        self._layers = [module for module in self.module.modules() if isinstance(module, LoraLayer)]
         # Injection turns adapters on and flips requires_grad: put both back as they were.
         self._switch(self._active)
         self.module.requires_grad_(False)
@@ -310,7 +307,7 @@ class AdaptedModel:
 
     def _switch(self, name: str | None) -> None:
         self._active = name
-        for layer in self._layers():
+        for layer in self._layers:
             layer._disable_adapters = name is None
             layer._active_adapter = [] if name is None else [name]
 

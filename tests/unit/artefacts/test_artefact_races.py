@@ -1,0 +1,94 @@
+"""Publishers in other processes: at the same moment, and killed half way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accord.artefacts import ArtefactStore
+
+PUBLISH = """
+import os, sys, time
+from pathlib import Path
+from accord.artefacts import ArtefactStore
+root, folder, who, start = sys.argv[1:]
+store = ArtefactStore(root)
+while time.time() < float(start):
+    pass
+for step in range(20):
+    Path(folder, "adapter_config.json").write_text(f'{{"who": "{who}", "step": {step}}}')
+    print(store.publish("x", Path(folder), kind="policy", run=f"runs/{who}", step=step))
+"""
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+import accord.artefacts.local as local
+from accord.artefacts import ArtefactStore
+root, folder, moment = sys.argv[1:]
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+if moment == "before_manifest":
+    local._write = die
+else:
+    local._rename_new = die
+ArtefactStore(root).publish("x", Path(folder), kind="policy")
+"""
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(b"0" * 100_000)
+    (path / "adapter_config.json").write_text("{}")
+    return path
+
+
+def test_two_processes_publish_at_once(tmp_path: Path) -> None:
+    import time
+
+    root, start = str(tmp_path / "store"), str(time.time() + 0.6)
+    publishers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PUBLISH, root, str(_folder(tmp_path / who)), who, start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for who in ("a", "b")
+    ]
+    outputs = [publisher.communicate(timeout=60) for publisher in publishers]
+    assert [publisher.returncode for publisher in publishers] == [0, 0], outputs
+    names = [line for output, _ in outputs for line in output.split()]
+    store = ArtefactStore(root)
+    assert sorted(names, key=lambda name: int(name.rsplit("/", 1)[1])) == [f"adapters/x/versions/{number}" for number in range(1, 41)]
+    assert {manifest.run for manifest in store.list()} == {"runs/a", "runs/b"}
+    for manifest in store.list():
+        who = manifest.run.removeprefix("runs/")
+        content = (store.fetch(manifest.name) / "adapter_config.json").read_text()
+        assert content == f'{{"who": "{who}", "step": {manifest.step}}}'
+    assert os.listdir(tmp_path / "store" / ".staging") == []
+
+
+@pytest.mark.parametrize("moment", ["before_manifest", "before_rename"])
+def test_a_killed_publisher_leaves_nothing_to_see(tmp_path: Path, moment: str) -> None:
+    root, folder = str(tmp_path / "store"), _folder(tmp_path / "f")
+    done = subprocess.run([sys.executable, "-c", DIE, root, str(folder), moment], capture_output=True, timeout=30, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(os.listdir(tmp_path / "store" / ".staging")) == 1  # it did get that far
+    store = ArtefactStore(root)
+    assert store.list() == []
+    assert store.latest("x") is None
+    assert store.publish("x", folder, kind="policy") == "adapters/x/versions/1"
+
+
+def test_leavings_of_killed_publishers_are_swept_after_a_day(tmp_path: Path) -> None:
+    store = ArtefactStore(str(tmp_path / "store"))
+    staging = tmp_path / "store" / ".staging"
+    for name in ("old", "young"):
+        (staging / name).mkdir(parents=True)
+        (staging / name / "x").write_text("x")
+    os.utime(staging / "old", (0, 0))
+    store.publish("x", _folder(tmp_path / "f"), kind="policy")
+    assert os.listdir(staging) == ["young"]
