@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from accord.api.policy.v1 import policy_pb2_grpc as rpc
 from accord.policy.config import PolicyConfig
-from accord.policy.servicer import PolicyAdminServicer, PolicyServicer, Served, ServedHolder
+from accord.policy.servicer import PolicyAdminServicer, PolicyServicer, Served
 from accord.rpc.server import Component, ServiceBinding, main
+from accord.serving.holder import Holder
 
 _STOP_SECONDS = 10.0
 
@@ -19,7 +20,7 @@ class PolicyComponent:
 
     def __init__(self, config: PolicyConfig) -> None:
         self._config = config
-        self._holder = ServedHolder()
+        self._holder: Holder[Served] = Holder()
 
     @property
     def bindings(self) -> Sequence[ServiceBinding]:

@@ -6,15 +6,14 @@ What does not belong here: rules that the proto states itself (protovalidate has
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 
 from accord.api.common.v1 import common_pb2
 from accord.api.policy.v1 import policy_pb2 as pb
-from accord.client.messages import EmptyPrompt, ModelDigests, TokenIds, prompt_from_proto, response_from_proto
-from accord.errors import FailedPreconditionError, InvalidArgumentError, OutOfRangeError
+from accord.errors import InvalidArgumentError, OutOfRangeError
 from accord.models.encoding import PromptEncoder
 from accord.policy.backend import BackendInfo, Chunk, GeneratedSample, GenerationRequest, LogprobsRequest, SamplingSettings
 from accord.policy.config import PolicyConfig
+from accord.serving.reader import SequenceReader, digests_to_wire
 
 _FINISH = {
     "eos": pb.FINISH_REASON_EOS,
@@ -35,7 +34,7 @@ class RequestReader:
     """
 
     def __init__(self, encoder: PromptEncoder, info: BackendInfo, config: PolicyConfig) -> None:
-        self._encoder = encoder
+        self._sequences = SequenceReader(encoder, vocabulary_size=info.vocabulary_size, max_bytes=config.max_prompt_bytes)
         self._info = info
         self._config = config
 
@@ -46,7 +45,7 @@ class RequestReader:
             InvalidArgumentError: text that cannot be tokenized, an unknown token id, or more tokens than an item may ask for.
             OutOfRangeError: the prompt leaves no room in the context.
         """
-        prompt = self.prompt(item.prompt, f"{field}.prompt", allow_empty=False)
+        prompt = self._sequences.prompt(item.prompt, f"{field}.prompt", allow_empty=False)
         n = item.n if item.HasField("n") else 1
         room = self._info.context_tokens - len(prompt)
         if room < 1:
@@ -69,9 +68,10 @@ class RequestReader:
         Raises:
             InvalidArgumentError, OutOfRangeError: as `generation`, for the prompt or a response.
         """
-        prompt = self.prompt(item.prompt, f"{field}.prompt", allow_empty=True)
+        prompt = self._sequences.prompt(item.prompt, f"{field}.prompt", allow_empty=True)
         responses = [
-            self._response(response, f"{field}.responses[{index}]", append_eos=append_eos) for index, response in enumerate(item.responses)
+            self._sequences.response(response, f"{field}.responses[{index}]", append_eos=append_eos)
+            for index, response in enumerate(item.responses)
         ]
         for index, response in enumerate(responses):
             if len(prompt) + len(response) > self._info.context_tokens:
@@ -81,62 +81,9 @@ class RequestReader:
                 )
         return LogprobsRequest(tuple(prompt), tuple(tuple(response) for response in responses), temperature)
 
-    def prompt(self, wire: common_pb2.Prompt, field: str, *, allow_empty: bool) -> list[int]:
-        """Returns the token ids of a prompt."""
-        prompt = prompt_from_proto(wire)
-        if isinstance(prompt, EmptyPrompt):
-            if not allow_empty:
-                raise InvalidArgumentError("an empty prompt cannot be answered; give messages, text or token_ids", field=field)
-            return self._encoder.encode_empty_prompt()
-        if isinstance(prompt, TokenIds):
-            return self._known(prompt.ids, f"{field}.token_ids")
-        if isinstance(prompt, str):
-            self._check_bytes(prompt, f"{field}.text")
-            return self._checked(self._encoder.encode_text(prompt), f"{field}.text")
-        self._check_bytes("".join(message.content for message in prompt), f"{field}.messages")
-        return self._encode_messages(prompt, field)
-
-    def _encode_messages(self, prompt: Sequence[object], field: str) -> list[int]:
-        try:
-            return self._encoder.encode_prompt(prompt)  # type: ignore[arg-type]
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(error.message, field=f"{field}.{error.field or 'messages'}") from error
-
-    def _response(self, wire: common_pb2.Response, field: str, *, append_eos: bool) -> list[int]:
-        response = response_from_proto(wire)
-        if isinstance(response, TokenIds):
-            return self._known(response.ids, f"{field}.token_ids")
-        self._check_bytes(response, f"{field}.text")
-        try:
-            ids = self._encoder.encode_response(response, append_eos=append_eos)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(error.message, field=f"{field}.text") from error
-        return self._checked(ids, f"{field}.text")
-
-    def _checked(self, ids: list[int], field: str) -> list[int]:
-        if not ids:
-            raise InvalidArgumentError("there are no tokens in it; at least one is needed", field=field)
-        return ids
-
-    def _known(self, ids: Sequence[int], field: str) -> list[int]:
-        size = self._info.vocabulary_size
-        for index, token in enumerate(ids):
-            if token >= size:
-                raise InvalidArgumentError(f"token id {token} is not in the vocabulary of {size}", field=f"{field}.ids[{index}]")
-        return self._checked(list(ids), f"{field}.ids")
-
-    def _check_bytes(self, text: str, field: str) -> None:
-        size = len(text.encode("utf-8", errors="replace"))
-        if size > self._config.max_prompt_bytes:
-            raise InvalidArgumentError(f"the text has {size} bytes; at most {self._config.max_prompt_bytes} are allowed", field=field)
-
     def _sampling(self, wire: pb.SamplingParams, room: int, field: str) -> SamplingSettings:
-        for index, token in enumerate(wire.stop_token_ids):
-            if token >= self._info.vocabulary_size:
-                raise InvalidArgumentError(
-                    f"token id {token} is not in the vocabulary of {self._info.vocabulary_size}",
-                    field=f"{field}.sampling.stop_token_ids[{index}]",
-                )
+        if wire.stop_token_ids:
+            self._sequences.token_ids(wire.stop_token_ids, f"{field}.sampling.stop_token_ids")
         return SamplingSettings(
             max_tokens=min(wire.max_tokens if wire.HasField("max_tokens") else _DEFAULT_MAX_TOKENS, room),
             temperature=wire.temperature if wire.HasField("temperature") else 1.0,
@@ -149,18 +96,6 @@ class RequestReader:
             seed=wire.seed if wire.HasField("seed") else secrets.randbits(63),
             ignore_eos=wire.ignore_eos,
         )
-
-
-def check_digests(expected: common_pb2.ModelDigests, served: ModelDigests) -> None:
-    """Raises FailedPreconditionError naming both sides where a digest that the caller sent differs from the served one."""
-    for name in ("base_model", "tokenizer", "chat_template"):
-        wanted, here = getattr(expected, name), getattr(served, name)
-        if wanted and wanted != here:
-            raise FailedPreconditionError(
-                f"the caller expects {name} {wanted}, this service has {here}",
-                field=f"expected_digests.{name}",
-                metadata={"expected": wanted, "served": here},
-            )
 
 
 def sample_to_proto(sample: GeneratedSample) -> pb.Sample:
@@ -184,7 +119,7 @@ def info_to_proto(info: BackendInfo, *, max_queue_items: int, server_version: st
     """Returns the wire form of what is served."""
     return pb.GetModelInfoResponse(
         base_model=info.base_model,
-        digests=digests(info.digests),
+        digests=digests_to_wire(info.digests),
         context_tokens=info.context_tokens,
         vocabulary_size=info.vocabulary_size,
         eos_token_ids=info.eos_token_ids,
@@ -193,8 +128,3 @@ def info_to_proto(info: BackendInfo, *, max_queue_items: int, server_version: st
         parameters=info.parameters,
         server_version=server_version,
     )
-
-
-def digests(values: ModelDigests) -> common_pb2.ModelDigests:
-    """Returns the wire form of the served digests."""
-    return common_pb2.ModelDigests(base_model=values.base_model, tokenizer=values.tokenizer, chat_template=values.chat_template)

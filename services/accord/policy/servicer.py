@@ -11,13 +11,15 @@ import accord
 from accord.api.common.v1 import common_pb2
 from accord.api.policy.v1 import policy_pb2 as pb
 from accord.api.policy.v1 import policy_pb2_grpc as rpc
-from accord.errors import AccordError, InvalidArgumentError, UnavailableError, UnimplementedError
+from accord.errors import AccordError, InvalidArgumentError, UnimplementedError
 from accord.policy.backend import Chunk, GeneratedSample, GenerationRequest, LogprobsRequest
 from accord.policy.config import PolicyConfig
-from accord.policy.convert import RequestReader, check_digests, chunk_to_proto, digests, info_to_proto, sample_to_proto
+from accord.policy.convert import RequestReader, chunk_to_proto, info_to_proto, sample_to_proto
 from accord.policy.engine import Engine, Item
 from accord.rpc.calls import CallContext
 from accord.rpc.status import item_status
+from accord.serving.holder import Holder
+from accord.serving.reader import check_digests, digests_to_wire
 
 Slots = list[tuple[GenerationRequest | LogprobsRequest | None, AccordError | None]]
 
@@ -31,27 +33,10 @@ class Served:
         self.config = config
 
 
-class ServedHolder:
-    """Holds `Served` from the moment that the model is loaded."""
-
-    def __init__(self) -> None:
-        self.value: Served | None = None
-
-    def get(self) -> Served:
-        """Returns what is served.
-
-        Raises:
-            UnavailableError: the model is not loaded yet.
-        """
-        if self.value is None:
-            raise UnavailableError("the model is being loaded", retry_after_seconds=2.0)
-        return self.value
-
-
 class PolicyServicer(rpc.PolicyServiceServicer):
     """Generate, GenerateStream, ComputeLogprobs and GetModelInfo."""
 
-    def __init__(self, holder: ServedHolder) -> None:
+    def __init__(self, holder: Holder[Served]) -> None:
         self._holder = holder
 
     async def Generate(self, request: pb.GenerateRequest, context: CallContext) -> pb.GenerateResponse:
@@ -59,7 +44,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         started = time.monotonic()
         slots: Slots = [_read(served, item, index, stream=False) for index, item in enumerate(request.items)]
         results = await _compute(served.engine, slots, version, context.deadline)
-        reply = pb.GenerateResponse(adapter_version=version, digests=digests(served.engine.backend.info.digests))
+        reply = pb.GenerateResponse(adapter_version=version, digests=digests_to_wire(served.engine.backend.info.digests))
         for item, (accepted, error), samples in zip(request.items, slots, results, strict=True):
             reply.items.append(_generate_result(item.item_id, accepted, error, samples))
         reply.usage.CopyFrom(_usage(slots, started, sum(len(s.token_ids) for done in results if done for s in done)))
@@ -101,7 +86,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         temperature = request.temperature if request.HasField("temperature") else 1.0
         slots: Slots = [_read_logprobs(served, item, index, temperature, request.append_eos) for index, item in enumerate(request.items)]
         results = await _compute(served.engine, slots, version, context.deadline)
-        reply = pb.ComputeLogprobsResponse(adapter_version=version, digests=digests(served.engine.backend.info.digests))
+        reply = pb.ComputeLogprobsResponse(adapter_version=version, digests=digests_to_wire(served.engine.backend.info.digests))
         for item, (accepted, error), rows in zip(request.items, slots, results, strict=True):
             reply.items.append(_logprobs_result(item.item_id, accepted, error, rows))
         scored = sum(len(response) for work, _ in slots if isinstance(work, LogprobsRequest) for response in work.responses)
@@ -121,7 +106,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
 class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):
     """Adapters and pausing."""
 
-    def __init__(self, holder: ServedHolder) -> None:
+    def __init__(self, holder: Holder[Served]) -> None:
         self._holder = holder
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: CallContext) -> pb.LoadAdapterResponse:

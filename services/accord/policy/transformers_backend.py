@@ -15,12 +15,12 @@ from torch import Tensor
 import accord.models.base as base_models
 from accord.artefacts.store import ArtefactStore
 from accord.client.messages import ModelDigests
-from accord.errors import FailedPreconditionError
 from accord.models.batching import Sequence_, collate
 from accord.models.logprobs import response_logprobs
 from accord.models.lora import AdaptedModel
 from accord.policy.backend import BackendInfo, GenerationJob, LogprobsRequest
 from accord.policy.decoding import Decoder
+from accord.serving.reader import check_adapter_base
 
 _LOGPROB_MICRO_BATCH_TOKENS = 2048
 
@@ -62,7 +62,7 @@ class TransformersBackend:
             self._loaded.move_to_end(version)
             return
         manifest = self._store.manifest(version)
-        check_base(version, manifest.base_model_digest, self._info.digests.base_model)
+        check_adapter_base(version, manifest.base_model_digest, self._info.digests.base_model)
         folder = self._store.fetch(version)
         while len(self._loaded) >= self._max_loaded:
             self.unload_adapter(next(iter(self._loaded)))
@@ -157,16 +157,6 @@ class CachedRows:
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._head(hidden)
         return logits.float()
-
-
-def check_base(version: str, adapter_base: str, served_base: str) -> None:
-    """Raises FailedPreconditionError naming both digests where an adapter was trained on another base model."""
-    if adapter_base != served_base:
-        raise FailedPreconditionError(
-            f"{version} was trained on base model {adapter_base or '(not recorded)'}, this service serves {served_base}",
-            field="adapter",
-            metadata={"adapter_base_model": adapter_base, "served_base_model": served_base},
-        )
 
 
 def _parts(rows: list[tuple[int, int, Sequence_]]) -> list[list[tuple[int, int, Sequence_]]]:
