@@ -25,7 +25,7 @@ def _build() -> descriptor_pool.DescriptorPool:
     )
     request, reply = file.message_type.add(name="EchoRequest"), file.message_type.add(name="EchoReply")
     repeated, single = _Field.LABEL_REPEATED, _Field.LABEL_OPTIONAL
-    rule = pool.FindExtensionByName("buf.validate.field")
+    rule: Any = pool.FindExtensionByName("buf.validate.field")
     request.field.add(name="prompts", number=1, type=_Field.TYPE_STRING, label=repeated).options.Extensions[rule].CopyFrom(prompts)
     request.field.add(name="steps", number=2, type=_Field.TYPE_UINT32, label=single).options.Extensions[rule].CopyFrom(steps)
     request.field.add(name="raise_error", number=3, type=_Field.TYPE_STRING, label=single)

@@ -12,7 +12,7 @@ from typing import Generic
 
 import structlog
 
-from accord.errors import AccordError, InternalError
+from accord.errors import AccordError, DeadlineExceededError, InternalError
 from accord.rpc.logs import describe_exception
 from accord.rpc.workitem import PayloadT, ResultT
 from accord.rpc.workqueue import WorkItem, WorkQueue
@@ -99,7 +99,15 @@ class Worker(Generic[PayloadT, ResultT]):
         else:
             for item, result in zip(batch, results or (), strict=False):
                 item.complete(result)
-            fail_all(batch, InternalError(f"compute in {self._queue.name} ended without an answer to this item"))
+            self._settle(batch)
+
+    def _settle(self, batch: Sequence[WorkItem[PayloadT, ResultT]]) -> None:
+        """Fails what compute left unanswered: it may drop an item whose deadline has passed, and must answer every other."""
+        for item in batch:
+            if item.expired:
+                item.fail(DeadlineExceededError(f"the deadline passed during compute in {self._queue.name}"))
+            else:
+                item.fail(InternalError(f"compute in {self._queue.name} ended without an answer to this item"))
 
 
 def run_worker(
@@ -113,8 +121,9 @@ def run_worker(
     """A started thread that computes batches of `queue` until it is closed.
 
     Args:
-        compute: takes a batch and returns one result an item in order, or None when it has completed or failed each item itself. An
-            AccordError fails the batch as it is, anything else as an InternalError (and is logged); either way the thread goes on.
+        compute: takes a batch and returns one result an item in order, or None when it has completed or failed each item itself (it
+            may leave abandoned ones). An AccordError fails the batch as it is, anything else as an InternalError (and is logged); either
+            way the thread goes on.
         max_cost: as in `WorkQueue.take_batch`, like `max_items` and `linger_seconds`.
     """
     worker = Worker(queue, compute, max_cost=max_cost, max_items=max_items, linger_seconds=linger_seconds)
