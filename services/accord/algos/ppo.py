@@ -1,0 +1,135 @@
+"""Losses of Proximal Policy Optimization for language models, and InstructGPT's pretraining term.
+
+What does not belong here: advantages (`accord.algos.advantages`), the loop (`accord.training.ppo`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from accord.algos.kl import k3
+from accord.algos.masking import masked_mean, masked_var
+
+
+class PolicyLoss(NamedTuple):
+    """A scalar loss, and what it looked like: share of clipped tokens, k3 estimate of KL(old, new), mean ratio (no gradient)."""
+
+    loss: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+    ratio_mean: Tensor
+
+
+class ValueLoss(NamedTuple):
+    """A scalar loss, the share of clipped tokens, and how much of the returns' variance the values explain (no gradient)."""
+
+    loss: Tensor
+    clip_fraction: Tensor
+    explained_variance: Tensor
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float) -> PolicyLoss:
+    """Clipped surrogate loss, averaged over the tokens that count.
+
+    Schulman et al. 2017 (arXiv:1707.06347), eq. 7. Where the policy has not moved the ratio is 1, nothing is clipped, and the loss is minus
+    the mean advantage: 0 for whitened advantages.
+
+    Args:
+        logprobs: of the sampled tokens under the policy, nats, shape (batch, T).
+        old_logprobs: the same when they were sampled; carries no gradient.
+        advantages: shape (batch, T); carries no gradient.
+        mask: True at response tokens, shape (batch, T).
+        clip_range: the ratio counts in [1 - clip_range, 1 + clip_range]; in (0, 1).
+
+    Raises:
+        ValueError: the shapes differ, nothing counts, or clip_range is out of range.
+    """
+    if not 0 < clip_range < 1:
+        raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}")
+    _shapes(mask, logprobs, old_logprobs, advantages)
+    log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), torch.zeros_like(logprobs))
+    ratio, gains = log_ratio.exp(), advantages.detach()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = masked_mean(torch.maximum(-gains * ratio, -gains * clipped), mask)
+    with torch.no_grad():
+        fraction = masked_mean(((ratio - 1).abs() > clip_range).to(ratio.dtype), mask)
+        approx_kl = masked_mean(k3(-log_ratio), mask)  # k3 takes log old - log new for KL(old, new): the samples are the old policy's
+        return PolicyLoss(loss, fraction, approx_kl, masked_mean(ratio, mask))
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip_range: float) -> ValueLoss:
+    """Half the larger of the squared errors of the value and of the value clipped around its old one, averaged over tokens that count.
+
+    Stiennon et al. 2020 (arXiv:2009.01325) after Schulman's implementation; Huang et al. 2024 (arXiv:2403.17031).
+
+    Args:
+        values: of the critic now, shape (batch, T).
+        old_values: when the rollouts were made; carries no gradient.
+        returns: targets, shape (batch, T); carries no gradient.
+        mask: True at response tokens.
+        clip_range: most change that counts, positive.
+
+    Raises:
+        ValueError: the shapes differ, nothing counts, or clip_range is not positive.
+    """
+    if not clip_range > 0:
+        raise ValueError(f"clip_range must be positive, got {clip_range}")
+    _shapes(mask, values, old_values, returns)
+    old, targets = old_values.detach(), returns.detach()
+    clipped = torch.minimum(torch.maximum(values, old - clip_range), old + clip_range)
+    plain_error, clipped_error = (values - targets) ** 2, (clipped - targets) ** 2
+    loss = 0.5 * masked_mean(torch.maximum(plain_error, clipped_error), mask)
+    with torch.no_grad():
+        fraction = masked_mean((clipped_error > plain_error).to(values.dtype), mask)
+        variance = masked_var(targets, mask, unbiased=False)
+        unexplained = masked_var(targets - values, mask, unbiased=False)
+        explained = torch.where(variance > 0, 1 - unexplained / variance.clamp(min=1e-12), torch.zeros_like(variance))
+        return ValueLoss(loss, fraction, explained)
+
+
+def missing_eos_penalty(scores: Tensor, has_eos: Tensor, *, penalty: float) -> Tensor:
+    """Scores, less `penalty` where a response has no end of turn. Huang et al. 2024 (arXiv:2403.17031), "EOS trick". Shape (batch,).
+
+    Raises:
+        ValueError: the penalty is negative or the shapes differ.
+    """
+    if penalty < 0:
+        raise ValueError(f"penalty must not be negative, got {penalty}")
+    if scores.shape != has_eos.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and has_eos {tuple(has_eos.shape)} differ")
+    return torch.where(has_eos.bool(), scores, scores - penalty)
+
+
+def language_model_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative logprob of the tokens that count, a scalar in nats a token.
+
+    Raises:
+        ValueError: the shapes differ or nothing counts.
+    """
+    return -masked_mean(logprobs, mask)
+
+
+def ptx_total(ppo_loss: Tensor, lm_loss: Tensor | None, *, ptx_coefficient: float) -> Tensor:
+    """PPO loss plus the weighted pretraining loss; the PPO loss itself, bit for bit, where the weight is 0.
+
+    Ouyang et al. 2022 (arXiv:2203.02155), eq. 2: gamma E_pretrain[log pi(x)]. grad(total) = grad(ppo) + ptx_coefficient grad(lm).
+
+    Raises:
+        ValueError: the weight is negative, or positive without a pretraining loss.
+    """
+    if ptx_coefficient < 0:
+        raise ValueError(f"ptx_coefficient must not be negative, got {ptx_coefficient}")
+    if ptx_coefficient == 0:
+        return ppo_loss
+    if lm_loss is None:
+        raise ValueError("a pretraining loss is needed where ptx_coefficient is positive")
+    return ppo_loss + ptx_coefficient * lm_loss
+
+
+def _shapes(mask: Tensor, *others: Tensor) -> None:
+    for other in others:
+        if other.shape != mask.shape:
+            raise ValueError(f"shape {tuple(other.shape)} does not fit the mask's {tuple(mask.shape)}")
