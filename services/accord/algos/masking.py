@@ -50,7 +50,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def scale(values: Tensor, mask: Tensor) -> Tensor:
-    """Values divided by their standard deviation over the tokens that count, not shifted; 0 elsewhere. For rewards, whose zero means something.
+    """Values divided by their standard deviation over the tokens that count, not shifted; 0 elsewhere. For rewards.
 
     Raises:
         ValueError: the shapes differ or nothing counts.

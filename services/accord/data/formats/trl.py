@@ -1,0 +1,66 @@
+"""TRL's conversational formats, and plain rows of text: prompt with chosen and rejected, or with a response.
+
+`prompt` may be text or messages; without one, the turns that chosen and rejected share are the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accord.data.formats.row import BadRow, Format, Row, checked, messages, text
+from accord.text.chat import Message
+
+_RESPONSES = ("response", "completion", "label", "summary", "answer")
+
+
+def _turns(row: Mapping[str, Any]) -> tuple[Message, ...] | None:
+    prompt = row.get("prompt")
+    if prompt is None:
+        return None
+    if isinstance(prompt, str):
+        return (Message("user", checked(prompt, "prompt")),)
+    return messages(prompt, "prompt")
+
+
+def _split(value: object, name: str) -> tuple[tuple[Message, ...], str]:
+    """Leading turns and the last assistant turn of text or messages."""
+    if isinstance(value, str):
+        return (), checked(value, name)
+    turns = messages(value, name)
+    if turns[-1].role != "assistant":
+        raise BadRow(f"{name} does not end with the assistant")
+    return turns[:-1], turns[-1].content
+
+
+def _parse(row: Mapping[str, Any]) -> Row:
+    prompt = _turns(row)
+    metadata = {"source": str(row["source"])} if isinstance(row.get("source"), str) else {}
+    if "chosen" in row:
+        (lead, chosen), (other, rejected) = _split(row.get("chosen"), "chosen"), _split(row.get("rejected"), "rejected")
+        if lead != other:
+            raise BadRow("chosen and rejected differ before the last turn")
+        turns = (prompt or ()) + lead
+        if not turns:
+            raise BadRow("prompt is missing")
+        return Row(turns, chosen=chosen, rejected=rejected, response=chosen, human_preference=1.0, metadata=metadata)
+    if "messages" in row and prompt is None:
+        lead, response = _split(row["messages"], "messages")
+        if not lead:
+            raise BadRow("there is no prompt before the response")
+        return Row(lead, response=response, reference=response, metadata=metadata)
+    if prompt is None:
+        raise BadRow("prompt is missing")
+    key = next((name for name in _RESPONSES if name in row), None)
+    if key is None:
+        return Row(prompt, metadata=metadata)
+    lead, response = _split(row[key], key)
+    return Row(prompt + lead, response=response, reference=response, metadata=metadata)
+
+
+def _parse_text(row: Mapping[str, Any]) -> Row:
+    return Row((), response=text(row, "text"))
+
+
+FORMAT = Format("trl", lambda row: bool({"chosen", "messages"} & row.keys()) or "prompt" in row, _parse)
+PLAIN = Format("text", lambda row: "text" in row, _parse_text)

@@ -1,0 +1,111 @@
+"""What readers return: prompts, preference pairs, demonstrations and texts, with an account of what could not be used.
+
+What does not belong here: reading files (`accord.data.readers`) and tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Generic, TypeVar
+
+from accord.text.chat import Message
+from accord.text.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to respond to, with a reference response where one is known."""
+
+    prompt_id: str
+    task: Task
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    split: str = "train"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two responses to one prompt.
+
+    `preference` is the probability that `chosen` is better: 1 for a hard label, 0.5 for a tie. `group` is the same for all pairs of one
+    prompt. `human_preference` is that probability according to people, None where nobody was asked.
+    """
+
+    pair_id: str
+    task: Task
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    preference: float = 1.0
+    group: str = ""
+    human_preference: float | None = None
+    reference: str | None = None
+    split: str = "train"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with the response to learn."""
+
+    prompt_id: str
+    task: Task
+    messages: tuple[Message, ...]
+    response: str
+    split: str = "train"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Running text, for the pretraining term."""
+
+    text_id: str
+    text: str
+    split: str = "train"
+
+
+Record = Prompt | PreferencePair | Demonstration | Text
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport:
+    """An account of a reading: every row of the source is in `rows` or counted in `rejected`, unless the split or the limit left it out.
+
+    `seen` counts the rows of the source; `other_splits` and `over_limit` those left out on request; `examples` are "where: reason" lines.
+    `digest` is the sha256 of the rows' canonical JSON.
+    """
+
+    seen: int
+    rows: int
+    other_splits: int
+    over_limit: int
+    rejected: Mapping[str, int]
+    examples: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset(Generic[RecordT]):
+    """Rows with the account of how they were read."""
+
+    rows: tuple[RecordT, ...]
+    report: ReadReport
+
+
+def canonical(record: Record) -> str:
+    """The record as JSON with sorted keys: equal for equal records, on any machine."""
+    return json.dumps(asdict(record), sort_keys=True, ensure_ascii=False)
+
+
+def digest_of(records: tuple[Record, ...]) -> str:
+    """sha256 over the canonical JSON of the records, one a line."""
+    total = hashlib.sha256()
+    for record in records:
+        total.update(canonical(record).encode("utf-8", errors="surrogatepass") + b"\n")
+    return total.hexdigest()

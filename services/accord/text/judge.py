@@ -1,0 +1,145 @@
+"""Asking a language model which of two responses is better, and reading its answer; the arithmetic of soft labels.
+
+Responses are data, never instructions: `fenced` keeps a response from closing its own block or opening another. Parsing never guesses:
+what names no response, or both, is no verdict. What does not belong here: rubric files (`accord.prompts`) and calls (`accord.feedback`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from accord.text.chat import Message
+
+Outcome = Literal["a", "b", "tie"]
+RATINGS = tuple(str(number) for number in range(1, 11))
+_FENCE = "###"
+_INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_RANK = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[?\s*[\"']?([12])[\"']?\s*\]?(?!\s*,\s*[\"']?[12])", re.IGNORECASE)
+_RANK_BOTH = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
+_TIE = re.compile(r"\b(tie|tied|equally good|equally bad|both (?:responses )?are equal|no preference|neither is better)\b", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?:response|summary|reply|answer|option)\s*#?\s*([12])\b", re.IGNORECASE)
+_BETTER = re.compile(
+    r"\b(?:response|summary|reply|answer|option)\s*#?\s*([12])\b\W*(?:is|was)\s+(?:clearly|much|slightly|the|far)?\s*"
+    r"(?:better|best|preferable|superior|stronger)|(?:better|best|preferred|prefer|choose|winner)\W+(?:is\W+|one\W+is\W+)?"
+    r"(?:response|summary|reply|answer|option)?\s*#?\s*([12])\b",
+    re.IGNORECASE,
+)
+_BARE = re.compile(r"^\W*([12])\W*$")
+_RATING = re.compile(r"\b(10|[1-9])\b(?!\.\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge's text says: 1 or 2 (as shown), a tie, or nothing usable with the reason."""
+
+    choice: Literal[1, 2] | None
+    tie: bool = False
+    reason: str = ""
+
+
+def fenced(text: str) -> str:
+    """A response as data: no line of it can look like one of the prompt's own headings, and nothing invisible remains."""
+    visible = _INVISIBLE.sub("", text).strip()
+    return "\n".join(f"  {line}" if line.lstrip().startswith(_FENCE) else line for line in visible.splitlines()).replace(_FENCE, "# # #")
+
+
+def render_conversation(messages: Sequence[Message]) -> str:
+    """The conversation as lines `User: ...` / `Assistant: ...`; a single user turn stands alone."""
+    if len(messages) == 1:
+        return fenced(messages[0].content)
+    return "\n".join(f"{message.role.capitalize()}: {fenced(message.content)}" for message in messages)
+
+
+def render_template(template: str, values: Mapping[str, str]) -> str:
+    """A rubric's template with `{prompt}`, `{first}`, `{second}`, `{response}` replaced once; values are not scanned again."""
+    return re.sub(r"\{(prompt|first|second|response)\}", lambda match: values[match.group(1)], template)
+
+
+def parse_verdict(text: str) -> Verdict:
+    """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", or a single response named.
+
+    Ambiguous text (both named, two ranks) and text without any verdict give no choice, with the reason.
+    """
+    if not text.strip():
+        return Verdict(None, reason="empty answer")
+    if _RANK_BOTH.search(text):
+        return Verdict(None, reason="ranks both responses")
+    for pattern in (_RANK, _BARE, _BETTER):
+        found = {group for match in pattern.finditer(text) for group in match.groups() if group}
+        if len(found) == 1:
+            return Verdict(1 if found == {"1"} else 2)
+        if found:
+            return Verdict(None, reason="names both responses")
+    if _TIE.search(text):
+        return Verdict(None, tie=True)
+    named = set(_NAMED.findall(text))
+    if len(named) == 1:
+        return Verdict(1 if named == {"1"} else 2)
+    return Verdict(None, reason="names both responses" if named else "names no response")
+
+
+def parse_rating(text: str) -> int | None:
+    """The rating from 1 to 10 in a judge's answer; None where there is none, or several differ. "8/10" is 8."""
+    found = {int(number) for number in _RATING.findall(re.sub(r"/\s*10\b", "", text))}
+    return found.pop() if len(found) == 1 else None
+
+
+def verdict_probability(logprob_1: float, logprob_2: float) -> float:
+    """Probability of verdict 1 out of the logprobs of both verdict tokens, renormalized over the two. Lee et al. 2023, section 3.1."""
+    return _sigmoid(logprob_1 - logprob_2)
+
+
+def swap_average(first_when_ab: float, first_when_ba: float) -> float:
+    """P(A better) from both orders: A's probability when shown first, and B's when B is shown first.
+
+    Averaging the order pair removes position bias (Lee et al. 2023, section 3.1). ``swap_average(x, y) + swap_average(y, x) == 1`` exactly.
+    """
+    difference = (first_when_ab - first_when_ba) / 2
+    return 0.5 + difference if difference >= 0 else 1.0 - (0.5 - difference)
+
+
+def expected_rating(logprobs: Sequence[float]) -> tuple[tuple[float, ...], float]:
+    """The distribution over ratings 1 to 10 and its mean, out of the ten logprobs (renormalized). Lee et al. 2023, section 3.2.
+
+    Raises:
+        ValueError: there are not ten of them.
+    """
+    if len(logprobs) != len(RATINGS):
+        raise ValueError(f"{len(RATINGS)} logprobs are needed, got {len(logprobs)}")
+    top = max(logprobs)
+    weights = [math.exp(value - top) for value in logprobs]
+    total = math.fsum(weights)
+    distribution = tuple(weight / total for weight in weights)
+    return distribution, math.fsum(rating * share for rating, share in enumerate(distribution, start=1))
+
+
+def scaled_rating(rating: float) -> float:
+    """A rating from 1 to 10 on [-1, 1]."""
+    return (rating - 5.5) / 4.5
+
+
+def mutual_information_preference(a: float, b: float) -> float:
+    """P(A better) from the pointwise mutual information of prompt and response, in nats: ``sigmoid(a - b)``.
+
+    log p(response | prompt) - log p(response | empty prompt), summed over the response's tokens: the sum, not a mean over tokens, is what
+    separates right from wrong summaries with the embedded model. P(A > B) =
+    1 - P(B > A) exactly.
+    """
+    return _sigmoid(a - b)
+
+
+def outcome(preference: float, tie_margin: float) -> Outcome:
+    """What a preference says: a tie within `tie_margin` of one half (inclusive), else the better response."""
+    if abs(preference - 0.5) <= tie_margin:
+        return "tie"
+    return "a" if preference > 0.5 else "b"
+
+
+def _sigmoid(value: float) -> float:
+    """sigmoid(x), with sigmoid(-x) == 1 - sigmoid(x) exactly."""
+    positive = 1.0 / (1.0 + math.exp(-abs(value)))
+    return positive if value >= 0 else 1.0 - positive
