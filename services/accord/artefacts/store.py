@@ -5,6 +5,7 @@ What does not belong here: what the files mean (`accord.models`), and where byte
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class ArtefactStore:
         else:
             self._shelf = RemoteShelf(uri, cache or cache_folder() / "artefacts")
 
-    def adapters(self) -> list[str]:
+    def adapters(self) -> builtins.list[str]:
         """Names (`adapters/{adapter}`) of all adapters that have a version, removed ones included."""
         return [f"adapters/{adapter}" for adapter in self._shelf.adapters() if self._manifests(adapter)]
 
@@ -123,7 +124,7 @@ class ArtefactStore:
         """Publishes a folder as the next version, or as `version`, and returns the full version name.
 
         Atomic: a reader or a crash sees the whole version or none. Idempotent: the same files under the same run, step and other fields
-        give the version that is already there, if it is among the newest 64 (put no clock readings into `facts`), restored if it was removed.
+        give the version that is there already, among the newest 64, restored if it was removed (so put no clock readings into `facts`).
 
         Raises:
             InvalidArgumentError: a name is malformed, or the folder holds a link, a folder, or a file that is not safetensors or text.
@@ -161,19 +162,19 @@ class ArtefactStore:
         tombstone = json.dumps({"removed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}).encode()
         self._shelf.remove(AdapterName.parse_version(name), manifest, tombstone)
 
-    def list(self, adapter: str | None = None) -> list[Manifest]:
+    def list(self, adapter: str | None = None) -> builtins.list[Manifest]:
         """Manifests of all versions (of one adapter, if given), by adapter and number, removed ones included."""
         adapters = self._shelf.adapters() if adapter is None else [_adapter(adapter).adapter]
         return [manifest for each in adapters for manifest in self._manifests(each)]
 
-    def lineage(self, name: str) -> list[Manifest]:
+    def lineage(self, name: str) -> builtins.list[Manifest]:
         """The version and all its ancestors, nearest first, each once.
 
         Raises:
             NotFoundError: the version, or an ancestor that a manifest names, does not exist.
         """
         queue, seen = [self.resolve(name)], []
-        manifests: list[Manifest] = []
+        manifests: builtins.list[Manifest] = []
         while queue:
             current = queue.pop(0)
             if current in seen:
@@ -183,7 +184,7 @@ class ArtefactStore:
             queue.extend(manifests[-1].parents)
         return manifests
 
-    def _manifests(self, adapter: str) -> list[Manifest]:
+    def _manifests(self, adapter: str) -> builtins.list[Manifest]:
         name = AdapterName(adapter)
         found = (self._read(name.at(version)) for version in self._shelf.versions(adapter))
         return [manifest for manifest in found if manifest is not None]

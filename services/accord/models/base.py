@@ -85,24 +85,15 @@ def load_base_model(
         FailedPreconditionError: no safetensors weights, no fast tokenizer, not in the hub cache, or an architecture that is not supported.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    folder = resolve_model_folder(name, allow_download=allow_download)
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = resolve_model_folder(name, allow_download=allow_download)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = _load_tokenizer(folder)
     encoder = PromptEncoder(tokenizer)
     if not encoder.own_template:
         _log.warning("model has no chat template; using Accord's plain one", model=name)
-    chosen = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=chosen, attn_implementation="sdpa"
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise FailedPreconditionError(f"model folder {folder} cannot be loaded: {error}", field="model") from error
+    model = _load_weights(folder, dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16))
     _check_supported(name, model)
     model = model.to(device).eval().requires_grad_(False)
     return BaseModel(
@@ -122,6 +113,8 @@ def resolve_model_folder(name: str, *, allow_download: bool = False) -> Path:
     """
     if name == EMBEDDED:
         return ensure_embedded(None)
+    if not name:
+        raise InvalidArgumentError("the model's name is empty; give 'embedded', a folder or a hub id", field="model")
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked_folder(path.absolute())
@@ -136,7 +129,7 @@ def _checked_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise FailedPreconditionError(f"{folder} has no config.json: it is not a model folder", field="model")
     if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob(pattern) for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt"))
+        pickled = any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in folder.iterdir())
         found = "pickled weights only, which can run code when read" if pickled else "no weights"
         raise FailedPreconditionError(f"{folder} has {found}; Accord reads safetensors only: convert it first", field="model")
     return folder
@@ -171,6 +164,36 @@ def _download(name: str) -> Path:
         raise FailedPreconditionError(
             f"model {name!r} cannot be downloaded: {type(error).__name__}: {error}; fetch it elsewhere and give its folder", field="model"
         ) from error
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise FailedPreconditionError(f"{folder} has no tokenizer that can be loaded (tokenizer.json): {error}", field="model") from error
+
+
+def _load_weights(folder: Path, dtype: Any) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a server's log is no terminal
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype, attn_implementation="sdpa",
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise FailedPreconditionError(f"the model in {folder} cannot be loaded: {error}", field="model") from error
+    # transformers fills what the files lack with random numbers and only warns.
+    wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in found[kind])
+    if wrong:
+        names = ", ".join(wrong[:5])
+        raise FailedPreconditionError(f"the weights in {folder} lack tensors, or have them in other shapes: {names}", field="model")
+    return model
 
 
 def _check_supported(name: str, model: Any) -> None:

@@ -232,8 +232,15 @@ class AdaptedModel:
     ) -> Tensor:
         """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
 
-        Positions count real tokens from 0 where `position_ids` is not given, so that the padding side does not matter.
+        Args:
+            attention_mask: (batch, T), True at real tokens; or (batch, 1, T, T), True where a position may look at another.
+            position_ids: (batch, T). Without them, real tokens count from 0, so that the padding side does not matter.
+
+        Raises:
+            ValueError: a four-dimensional mask comes without position ids.
         """
+        if position_ids is None and attention_mask.dim() != 2:
+            raise ValueError("a mask of shape (batch, 1, T, T) needs position_ids")
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         mask = attention_mask.long() if attention_mask.dim() == 2 else attention_mask
@@ -247,7 +254,11 @@ class AdaptedModel:
 
         The head is a fifth of a small model's work; most positions (the prompt, the padding) need none of it.
         """
-        logits: Tensor = self.module.get_output_embeddings()(hidden[mask])
+        return self.logits_of(hidden[mask])
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Logits (float32) of hidden states: shape (..., H) to (..., vocabulary)."""
+        logits: Tensor = self.module.get_output_embeddings()(hidden)
         return logits.float()
 
     def _config(self, name: str) -> Any:
@@ -295,8 +306,8 @@ class AdaptedModel:
     def _check_targets(self, targets: Any) -> None:
         from peft.tuners.lora import LoraLayer
 
-        linear = {path.rsplit(".", 1)[-1] for path, module in self.module.named_modules() if isinstance(module, nn.Linear | LoraLayer)}
-        known = linear - {"lora_A", "lora_B", "base_layer", "lm_head", *self._configs}
+        layers = (path for path, module in self.module.named_modules() if isinstance(module, nn.Linear | LoraLayer))
+        known = {path.rsplit(".", 1)[-1] for path in layers if ".lora_" not in path} - {"base_layer", "lm_head"}
         unknown = sorted(set(targets) - known)
         if unknown or not targets:
             raise InvalidArgumentError(

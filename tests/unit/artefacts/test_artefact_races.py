@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -49,8 +52,6 @@ def _folder(path: Path) -> Path:
 
 
 def test_two_processes_publish_at_once(tmp_path: Path) -> None:
-    import time
-
     root, start = str(tmp_path / "store"), str(time.time() + 0.6)
     publishers = [
         subprocess.Popen(
@@ -92,3 +93,27 @@ def test_leavings_of_killed_publishers_are_swept_after_a_day(tmp_path: Path) -> 
     os.utime(staging / "old", (0, 0))
     store.publish("x", _folder(tmp_path / "f"), kind="policy")
     assert os.listdir(staging) == ["young"]
+
+
+def test_threads_publish_behind_a_url_at_once(tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    names: list[str] = []
+
+    def publish(who: int) -> None:
+        folder = _folder(tmp_path / str(who))
+        store = ArtefactStore(url, cache=tmp_path / "cache")
+        for step in range(5):
+            (folder / "adapter_config.json").write_text(f'{{"who": {who}, "step": {step}}}')
+            names.append(store.publish("x", folder, kind="policy", run=f"runs/{who}", step=step))
+
+    threads = [threading.Thread(target=publish, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(names) == len(set(names)) == 20
+    store = ArtefactStore(url, cache=tmp_path / "cache")
+    for manifest in store.list():
+        who = manifest.run.removeprefix("runs/")
+        assert (store.fetch(manifest.name) / "adapter_config.json").read_text() == f'{{"who": {who}, "step": {manifest.step}}}'
+    assert {manifest.name for manifest in store.list()} == set(names)

@@ -17,7 +17,7 @@ from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionE
 MakeFolder = Callable[..., Path]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
     def make(content: str = "weights", **more: str) -> Path:
         folder = tmp_path / f"made-{uuid.uuid4().hex}"
@@ -171,7 +171,7 @@ def test_folders_that_hold_what_a_version_may_not(store: ArtefactStore, make_fol
 class TestDamage:
     """Whatever happens to stored bytes is noticed, and the message says where."""
 
-    @pytest.fixture()
+    @pytest.fixture
     def local(self, tmp_path: Path, make_folder: MakeFolder) -> tuple[ArtefactStore, str, Path]:
         store = ArtefactStore(str(tmp_path / "store"))
         name = store.publish("x", make_folder("weights"), kind="policy")
@@ -265,7 +265,7 @@ class TestDamage:
 
 
 class TestRemote:
-    @pytest.fixture()
+    @pytest.fixture
     def remote(self, tmp_path: Path, make_folder: MakeFolder) -> tuple[ArtefactStore, str, str]:
         root = uuid.uuid4().hex
         store = ArtefactStore(f"memory://{root}", cache=tmp_path / "cache")
