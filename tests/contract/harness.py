@@ -59,6 +59,7 @@ class ServiceEntry:
         step_seconds: longest step: how long compute may go on after nobody waits.
         slow_seconds: how long `slow` may take on a busy machine.
         full_config: configuration (without ``server``) under which six `slow` calls overfill the service's own queue; None to skip.
+        quick_start: the service is up within milliseconds, so that a test cannot count on seeing it before.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ServiceEntry:
     step_seconds: float = 0.5
     slow_seconds: float = 60.0
     full_config: Callable[[Path], dict[str, Any]] | None = None
+    quick_start: bool = False
 
 
 class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):

@@ -113,10 +113,12 @@ def test_other_defects_are_internal_too_and_no_deadline(stub: EchoStub, defect: 
     assert error.message.startswith("internal error, see server log (request ")
 
 
-def test_an_abort_of_the_handler_is_kept(stub: EchoStub) -> None:
+def test_an_abort_of_the_handler_is_kept_and_is_no_defect(echo: ServerProcess, stub: EchoStub) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Echo(EchoRequest(prompts=["p"], raise_error="abort"), timeout=10)
+        stub.Echo(EchoRequest(prompts=["p"], raise_error="abort"), timeout=10, metadata=(("x-request-id", "abort-1"),))
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.ALREADY_EXISTS, "aborted by hand")
+    lines = eventually(lambda: rpc_lines(echo, "abort-1"))
+    assert [(line["event"], line["code"]) for line in lines] == [("rpc", "ALREADY_EXISTS")]
 
 
 def test_a_reply_over_the_limit_says_so(stub: EchoStub) -> None:
@@ -249,7 +251,7 @@ async def test_leaving_a_guarded_stream_early_cancels_the_call(tmp_path: Path) -
     with start(tmp_path, server={"long_lived_methods": [WATCH]}) as server:
         async with open_async_channel(ChannelConfig(address=server.address)) as channel:
             await wait_ready_async(server.address, SERVICE, 10)
-            stream = guard_stub(EchoStub(channel), 10).Watch(EchoRequest(prompts=["p"]))
+            stream = guard_stub(EchoStub(channel), 60).Watch(EchoRequest(prompts=["p"]))
             await anext(stream)
             assert server.metric("accord_rpc_in_flight", service=SERVICE) == 1
             await stream.aclose()

@@ -39,8 +39,8 @@ _SECONDS = Histogram(
 )
 _IN_FLIGHT = Gauge("accord_rpc_in_flight", "Calls in progress", ["service"])
 
-# gRPC itself ends a call at the client's deadline; our own clock is the second line and must not race it.
-_CLIENT_DEADLINE_GRACE_SECONDS = 0.25
+# gRPC itself ends a call at the client's deadline; our own clock, needed for the server's default and cap, must not race it.
+_GRACE_SECONDS = 0.1
 
 Work = Callable[[Call], Awaitable[Any]]
 
@@ -106,7 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def _serve(self, method: Method, context: grpc.aio.ServicerContext, work: Work) -> Any:
         """Runs `work` under the call's deadline and ends the call with the status of what it raises."""
         metadata = {entry[0]: entry[1] for entry in context.invocation_metadata() or ()}
-        deadline, own_deadline = self._deadline(method, context.time_remaining())
+        deadline = self._deadline(method, context.time_remaining())
         call = Call(
             method,
             context,
@@ -118,9 +118,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         with _Record(call) as record:
             try:
                 with self._admission.admit(method) as slot:
-                    grace = 0.0 if own_deadline else _CLIENT_DEADLINE_GRACE_SECONDS
                     left = call.seconds_left
-                    async with slot.limit(None if left is None else left + grace):
+                    async with slot.limit(None if left is None else left + _GRACE_SECONDS):
                         result = await work(call)
                 record.code = code_name(context.code())
             except grpc.aio.AbortError:
@@ -139,12 +138,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             record.error = failure
             return await context.abort_with_status(to_status(failure, seconds_left=call.seconds_left))
 
-    def _deadline(self, method: Method, given: float | None) -> tuple[float | None, bool]:
-        """When the call ends (`time.monotonic()`), and whether that is the server's own decision and not the client's."""
+    def _deadline(self, method: Method, given: float | None) -> float | None:
+        """When the call ends (`time.monotonic()`): the client's wish within the server's default and cap; None for never."""
         if method.long_lived:
-            return (None if given is None else time.monotonic() + given), False
+            return None if given is None else time.monotonic() + given
         seconds = self._config.default_deadline_seconds if given is None else min(given, self._config.max_deadline_seconds)
-        return time.monotonic() + seconds, given is None or given > seconds
+        return time.monotonic() + seconds
 
 
 class _Record(contextlib.AbstractContextManager["_Record"]):

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -33,6 +33,8 @@ _FAULT_POLL_SECONDS = 1.0
 _FLUSH_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
 _EXIT_BAD_CONFIG = 2
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -108,18 +110,6 @@ def run(config: ServerConfig, component: Component) -> int:
     return code
 
 
-class HasServer(Protocol):
-    """A service's configuration: its own fields, and the server's."""
-
-    @property
-    def server(self) -> ServerConfig:
-        """How the process listens."""
-        ...
-
-
-ConfigT = TypeVar("ConfigT", bound=BaseModel)
-
-
 def main(model_class: type[ConfigT], build: Callable[[ConfigT], Component], arguments: Sequence[str] | None = None) -> int:
     """The body of a service's ``__main__``: reads the one YAML file, builds the component, runs it; returns the exit code.
 
@@ -143,8 +133,7 @@ def main(model_class: type[ConfigT], build: Callable[[ConfigT], Component], argu
     except AccordError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    server: ServerConfig = config.server  # type: ignore[attr-defined]
-    return run(server, component)
+    return run(config.server, component)  # type: ignore[attr-defined]
 
 
 class _Process:
@@ -241,7 +230,7 @@ class _Process:
             _log.error("close_failed", **describe_exception(error))
 
     @contextlib.contextmanager
-    def _signals(self):  # type: ignore[no-untyped-def]
+    def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
