@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Sequence_ = tuple[Sequence[int], Sequence[int]]
+TokenSequence = tuple[Sequence[int], Sequence[int]]  # prompt ids, response ids
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Batch:
 
 
 def collate(
-    sequences: Sequence[Sequence_], *, pad_id: int, side: Literal["left", "right"] = "right", device: torch.device | str = "cpu"
+    sequences: Sequence[TokenSequence], *, pad_id: int, side: Literal["left", "right"] = "right", device: torch.device | str = "cpu"
 ) -> Batch:
     """A padded batch of (prompt ids, response ids). Positions count real tokens from 0 whatever the side; pads stand at position 0.
 

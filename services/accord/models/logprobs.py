@@ -12,13 +12,13 @@ from torch import Tensor
 
 from accord.algos.logprobs import token_logprobs
 from accord.errors import InvalidArgumentError, OutOfRangeError
-from accord.models.batching import Batch, Sequence_, collate, micro_batches
+from accord.models.batching import Batch, TokenSequence, collate, micro_batches
 from accord.models.lora import AdaptedModel
 
 
 def response_logprobs(
     adapted: AdaptedModel,
-    sequences: Sequence[Sequence_],
+    sequences: Sequence[TokenSequence],
     *,
     adapter: str | None,
     temperature: float = 1.0,
@@ -62,7 +62,7 @@ def pad_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), mask
 
 
-def check_sequences(adapted: AdaptedModel, sequences: Sequence[Sequence_]) -> None:
+def check_sequences(adapted: AdaptedModel, sequences: Sequence[TokenSequence]) -> None:
     """Raises InvalidArgumentError for an empty prompt or response and OutOfRangeError for one past the context, naming the item."""
     for index, (prompt, response) in enumerate(sequences):
         if not prompt or not response:

@@ -1,7 +1,7 @@
 """Several LoRA adapters over one copy of a base model's weights (PEFT underneath).
 
 PEFT does the layers and the file format. It does not do the bookkeeping: its `set_adapter` flips `requires_grad` as a side effect, its
-initialisation draws from the global random state, and an adapter that is off may still be trained. Here these are separate and explicit:
+initialisation draws from the global random state, and an adapter that is off may still be trained. Here these are apart and explicit:
 `use` says which adapter counts, `set_trainable` says which ones learn, `add` initialises from a seed alone.
 
 Threads never share an AdaptedModel without a lock: which adapter is on is a property of the model. What does not belong here: optimisation
@@ -11,22 +11,19 @@ Threads never share an AdaptedModel without a lock: which adapter is on is a pro
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.models.adapter_files import lora_config, read_lora_config, read_weights, write_adapter
 from accord.models.base import BaseModel
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
 
@@ -79,12 +76,7 @@ class AdaptedModel:
             AlreadyExistsError: the name is taken.
             InvalidArgumentError: a malformed name, or a target module that is no linear layer of the model (the message lists those).
         """
-        from peft import LoraConfig
-
-        config = LoraConfig(
-            r=lora.rank, lora_alpha=_plain_number(lora.scale_alpha), target_modules=sorted(lora.target_modules), lora_dropout=0.0,
-            bias="none", task_type="CAUSAL_LM", base_model_name_or_path=self.base.hub_id,
-        )
+        config = lora_config(lora.rank, lora.scale_alpha, list(lora.target_modules), hub_id=self.base.hub_id)
         self._inject(name, config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -106,7 +98,7 @@ class AdaptedModel:
             AlreadyExistsError: the name is taken.
         """
         config = read_lora_config(folder)
-        state = _read_weights(folder)
+        state = read_weights(folder)
         try:
             self._inject(name, config)
         except InvalidArgumentError as error:
@@ -125,8 +117,6 @@ class AdaptedModel:
             NotFoundError: there is no `source`.
             AlreadyExistsError: `target` is taken.
         """
-        from copy import deepcopy
-
         self._inject(target, deepcopy(self._config(source)))
         self.load_state(target, self.state(source))
         self._require_grad(target, trainable)
@@ -218,14 +208,7 @@ class AdaptedModel:
         Raises:
             NotFoundError: there is none of that name.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        content = self._config(name).to_dict()
-        content["inference_mode"] = True
-        content["target_modules"] = sorted(content["target_modules"])
-        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
-        text = json.dumps(plain, indent=2, sort_keys=True)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        save_file({key: tensor.contiguous() for key, tensor in self.state(name).items()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_adapter(folder, self._config(name), self.state(name))
 
     def hidden(
         self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None
@@ -325,59 +308,3 @@ class AdaptedModel:
     def _require_grad(self, name: str, trainable: bool) -> None:
         for parameter in self._tensors(name).values():
             parameter.requires_grad_(trainable)
-
-
-def read_lora_config(folder: Path) -> Any:
-    """The PEFT configuration in a folder, checked to be plain LoRA.
-
-    Raises:
-        NotFoundError: there is no adapter_config.json.
-        DataLossError: it is not JSON.
-        FailedPreconditionError: another method than LoRA, or a variant of it that is not supported.
-    """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise NotFoundError(f"{folder} has no {CONFIG_FILE}: it is not an adapter", field="adapter")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataLossError(f"{path} is not JSON: {error}", metadata={"file": CONFIG_FILE}) from error
-    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        kind = content.get("peft_type") if isinstance(content, dict) else type(content).__name__
-        raise FailedPreconditionError(f"adapter in {folder} is of type {kind!r}; only LORA is supported", field="adapter")
-    rank, alpha, targets = content.get("r"), content.get("lora_alpha"), content.get("target_modules")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise FailedPreconditionError(f"adapter in {folder} has rank {rank!r} and alpha {alpha!r}; both must be positive", field="adapter")
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise FailedPreconditionError(f"adapter in {folder} does not list its target modules by name", field="adapter")
-    for variant in _UNSUPPORTED:
-        if content.get(variant) not in (None, False, [], {}, "none"):
-            raise FailedPreconditionError(f"adapter in {folder} sets {variant}; only plain LoRA is supported", field="adapter")
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=rank, lora_alpha=_plain_number(alpha), target_modules=sorted(targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
-        use_rslora=bool(content.get("use_rslora", False)), base_model_name_or_path=content.get("base_model_name_or_path"),
-    )
-
-
-_UNSUPPORTED = (
-    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "bias", "target_parameters",
-    "trainable_token_indices", "use_qalora", "lora_bias", "exclude_modules", "fan_in_fan_out", "megatron_config", "alora_invocation_tokens",
-)
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise NotFoundError(f"{folder} has no {WEIGHTS_FILE}; pickled adapters are not read", field="adapter")
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise DataLossError(f"{path} cannot be read: {error}", metadata={"file": WEIGHTS_FILE}) from error
-    return state
-
-
-def _plain_number(value: float) -> int | float:
-    """32 rather than 32.0, as PEFT's own files have it."""
-    return int(value) if float(value).is_integer() else value

@@ -15,7 +15,7 @@ from torch import Tensor
 import accord.models.base as base_models
 from accord.artefacts.store import ArtefactStore
 from accord.client.messages import ModelDigests
-from accord.models.batching import Sequence_, collate
+from accord.models.batching import TokenSequence, collate
 from accord.models.logprobs import response_logprobs
 from accord.models.lora import AdaptedModel
 from accord.policy.backend import BackendInfo, GenerationJob, LogprobsRequest
@@ -92,7 +92,7 @@ class TransformersBackend:
     def compute_logprobs(self, requests: Sequence[LogprobsRequest], adapter: str, step: Callable[[], bool]) -> list[list[list[float]]]:
         """Logprobs by the same function as the trainer's; see `Backend.compute_logprobs`."""
         results: list[list[list[float]]] = [[[] for _ in request.responses] for request in requests]
-        by_temperature: dict[float, list[tuple[int, int, Sequence_]]] = {}
+        by_temperature: dict[float, list[tuple[int, int, TokenSequence]]] = {}
         for index, request in enumerate(requests):
             rows = by_temperature.setdefault(request.temperature, [])
             rows += [(index, place, (request.prompt_ids, response)) for place, response in enumerate(request.responses)]
@@ -159,9 +159,9 @@ class CachedRows:
         return logits.float()
 
 
-def _parts(rows: list[tuple[int, int, Sequence_]]) -> list[list[tuple[int, int, Sequence_]]]:
+def _parts(rows: list[tuple[int, int, TokenSequence]]) -> list[list[tuple[int, int, TokenSequence]]]:
     """Rows cut so that each part is about one micro-batch, between which the watchdog hears of progress."""
-    parts: list[list[tuple[int, int, Sequence_]]] = []
+    parts: list[list[tuple[int, int, TokenSequence]]] = []
     tokens = 0
     for row in rows:
         length = len(row[2][0]) + len(row[2][1])

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.models.adapter_files import read_lora_config
 from accord.models.base import BaseModel, load_base_model
 from accord.models.batching import collate
-from accord.models.lora import AdaptedModel, read_lora_config
+from accord.models.lora import AdaptedModel
 from accord.runspec import LoraSpec
 
 LORA = LoraSpec(rank=4)
@@ -302,6 +303,7 @@ class TestOnDisk:
             ({"use_dora": True}, FailedPreconditionError, "use_dora"),
             ({"modules_to_save": ["lm_head"]}, FailedPreconditionError, "modules_to_save"),
             ({"rank_pattern": {"q_proj": 8}}, FailedPreconditionError, "rank_pattern"),
+            ({"init_lora_weights": "pissa"}, FailedPreconditionError, "pissa"),
             ({"bias": "all"}, FailedPreconditionError, "bias"),
             ({"target_modules": ["q_proj", "c_attn"]}, FailedPreconditionError, "c_attn"),
             ({"target_modules": "all-linear"}, FailedPreconditionError, "target modules"),
