@@ -1,0 +1,84 @@
+"""`python -m accord.trainer CONFIG.yaml`: the trainer service as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from accord.api.trainer.v1 import trainer_pb2_grpc as rpc
+from accord.artefacts.store import ArtefactStore
+from accord.launch.local import DEFAULT_COMMAND, LocalLauncher
+from accord.rpc.server import Component, ServiceBinding, main
+from accord.trainer.config import TrainerConfig
+from accord.trainer.registry import Registry
+from accord.trainer.servicer import TrainerServicer
+from accord.trainer.supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
+
+
+class TrainerComponent:
+    """The registry, the supervisor's loop and the servicer. Implements `accord.rpc.server.Component`."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        Path(config.runs).mkdir(parents=True, exist_ok=True)
+        self._config = config
+        self._registry = Registry(config.database)
+        launcher = LocalLauncher(config.command or DEFAULT_COMMAND, threads=config.threads, nice=config.nice)
+        self._supervisor = Supervisor(self._registry, launcher, config)
+        self._servicer = TrainerServicer(self._registry, self._supervisor, ArtefactStore(config.artefacts), config)
+        self._loop: asyncio.Task[None] | None = None
+        self._fault: str | None = None
+
+    @property
+    def bindings(self) -> Sequence[ServiceBinding]:
+        """TrainerService."""
+        return (
+            ServiceBinding(
+                "accord.api.trainer.v1.TrainerService", lambda server: rpc.add_TrainerServiceServicer_to_server(self._servicer, server)
+            ),
+        )
+
+    async def start(self) -> None:
+        """Takes up the runs where they are now, then goes on looking at them."""
+        await asyncio.to_thread(self._supervisor.tick)
+        self._loop = asyncio.create_task(self._watch())
+
+    async def drain(self) -> None:
+        """Runs go on without the server."""
+
+    async def close(self) -> None:
+        """Stops looking at the runs, which go on."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+        self._registry.close()
+
+    def fault(self) -> str | None:
+        """Why runs are not looked after, or None."""
+        return self._fault
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._supervisor.tick)
+                self._fault = None
+            except Exception as error:  # noqa: BLE001 - a full disk or a lost database must not end the loop; health says it
+                self._fault = f"runs cannot be looked after: {type(error).__name__}: {error}"
+                _log.error("tick_failed", reason=self._fault)
+            await asyncio.sleep(self._config.poll_seconds)
+
+
+def build(config: TrainerConfig) -> Component:
+    """Returns the component of a configuration."""
+    return TrainerComponent(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(TrainerConfig, build))

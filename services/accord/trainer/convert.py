@@ -1,0 +1,129 @@
+"""Between the registry's records, run directories and trainer.proto."""
+
+from __future__ import annotations
+
+import base64
+import time
+from pathlib import Path
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from accord.api.trainer.v1 import trainer_pb2 as pb
+from accord.errors import InvalidArgumentError
+from accord.rundir import RunDirectory, RunEvent
+from accord.runspec import spec_to_proto
+from accord.trainer.planner import Plan
+from accord.trainer.registry import RunRecord
+
+
+def run_to_proto(record: RunRecord) -> pb.Run:
+    """The run with what its directory says of it now."""
+    run = pb.Run(
+        name=record.name,
+        spec=spec_to_proto(record.spec),
+        state=getattr(pb, f"RUN_STATE_{record.state}"),
+        message=record.message,
+        total_steps=record.spec.steps,
+        create_time=timestamp(record.create_time),
+        attempts=record.attempts,
+        directory=record.directory,
+    )
+    for name in ("start_time", "end_time"):
+        value = getattr(record, name)
+        if value is not None:
+            getattr(run, name).CopyFrom(timestamp(value))
+    if record.exit_code is not None:
+        run.exit_code = record.exit_code
+    _add_events(run, record)
+    return run
+
+
+def _add_events(run: pb.Run, record: RunRecord) -> None:
+    directory = RunDirectory(record.directory)
+    last: RunEvent | None = None
+    for event in directory.events():
+        last = event
+        run.step = max(run.step, event.step) if event.kind == "metrics" else run.step
+        if event.kind == "metrics":
+            run.metrics.update(event.values)
+        elif event.kind == "state" and not record.ended:
+            run.phase, run.waiting_on = event.phase, event.waiting_on
+    if last is not None:
+        run.heartbeat_time.CopyFrom(timestamp(last.time))
+    result = directory.result() if record.state == "SUCCEEDED" else None
+    if result is not None:
+        run.adapter_version, run.step = result.adapter_version, result.step
+        run.metrics.update(result.metrics)
+
+
+def event_to_proto(event: RunEvent, record: RunRecord) -> pb.WatchRunResponse | None:
+    """A line of events.jsonl as a message of the stream; None for what carries nothing for a watcher."""
+    wire = pb.WatchRunResponse(resume_token=make_token(event.offset), time=timestamp(event.time))
+    if event.kind == "metrics":
+        wire.metrics.CopyFrom(pb.StepMetrics(step=event.step, values=dict(event.values)))
+    elif event.kind == "message":
+        wire.message = event.text
+    elif event.kind == "state":
+        run = run_to_proto(record)
+        run.phase, run.waiting_on = event.phase, event.waiting_on
+        wire.run.CopyFrom(run)
+    else:
+        return None
+    return wire
+
+
+def plan_to_proto(plan: Plan, manifest: str) -> pb.RunPlan:
+    """The wire form of a plan."""
+    return pb.RunPlan(
+        memory=[pb.MemoryItem(role=item.role, bytes=item.bytes, arithmetic=item.arithmetic) for item in plan.memory],
+        peak_memory_bytes=plan.peak_bytes,
+        available_memory_bytes=plan.available_bytes,
+        fits=plan.fits,
+        rows=plan.rows,
+        notes=plan.notes,
+        manifest=manifest,
+    )
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Unix seconds as a Timestamp."""
+    whole = int(seconds)
+    return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a Duration."""
+    whole = int(seconds)
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def make_token(number: int) -> str:
+    """An opaque token that stands for a number."""
+    return base64.urlsafe_b64encode(f"v1:{number}".encode()).decode()
+
+
+def read_token(token: str, field: str) -> int:
+    """The number of a token.
+
+    Raises:
+        InvalidArgumentError: it is not a token that this service gave.
+    """
+    try:
+        version, _, number = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
+        if version != "v1" or not number.isdigit():
+            raise ValueError(token)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{field} is not one that this service gave", field=field) from error
+    return int(number)
+
+
+def idle_seconds(record: RunRecord) -> float:
+    """Seconds since the run wrote anything."""
+    path = RunDirectory(record.directory).events_path
+    return max(0.0, time.time() - (path.stat().st_mtime if path.exists() else record.create_time))
+
+
+def run_path(runs: str, name: str) -> Path:
+    """The directory of a run."""
+    return Path(runs) / name.removeprefix("runs/")

@@ -1,0 +1,187 @@
+"""TrainerService over the registry and the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from accord.api.trainer.v1 import trainer_pb2 as pb
+from accord.api.trainer.v1 import trainer_pb2_grpc as rpc
+from accord.artefacts.store import ArtefactStore
+from accord.data.readers import check_source
+from accord.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
+from accord.rpc.calls import CallContext
+from accord.rundir import RunDirectory, RunEvent
+from accord.runspec import DataSpec, RunSpec, spec_from_proto
+from accord.trainer import checkpoints
+from accord.trainer.config import TrainerConfig
+from accord.trainer.convert import event_to_proto, idle_seconds, make_token, plan_to_proto, read_token, run_path, run_to_proto, timestamp
+from accord.trainer.planner import Plan, make_plan
+from accord.trainer.registry import Registry, RunRecord
+from accord.trainer.supervisor import Supervisor
+
+_HEARTBEAT_SECONDS = 5.0
+_DEFAULT_PAGE = 50
+T = TypeVar("T")
+_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+class TrainerServicer(rpc.TrainerServiceServicer):
+    """Every method of TrainerService; blocking work runs in threads."""
+
+    def __init__(self, registry: Registry, supervisor: Supervisor, store: ArtefactStore, config: TrainerConfig) -> None:
+        self._registry = registry
+        self._supervisor = supervisor
+        self._store = store
+        self._config = config
+        self._lock = asyncio.Lock()
+
+    async def PlanRun(self, request: pb.PlanRunRequest, context: CallContext) -> pb.PlanRunResponse:
+        spec = spec_from_proto(request.spec)
+        await _thread(lambda: self._check(spec))
+        plan = await _thread(lambda: make_plan(spec, self._model_folder(spec)))
+        manifest = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        return pb.PlanRunResponse(plan=plan_to_proto(plan, manifest))
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: CallContext) -> pb.CreateRunResponse:
+        spec = spec_from_proto(request.spec)
+        async with self._lock:
+            record = await _thread(lambda: self._create(request.request_id, spec, validate_only=request.validate_only))
+        if record is None:
+            return pb.CreateRunResponse(run=pb.Run(spec=request.spec, total_steps=spec.steps))
+        return pb.CreateRunResponse(run=await _thread(lambda: run_to_proto(record)))
+
+    async def GetRun(self, request: pb.GetRunRequest, context: CallContext) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await _thread(lambda: run_to_proto(self._registry.get(request.name))))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:
+        size = request.page_size if request.HasField("page_size") else _DEFAULT_PAGE
+        before = read_token(request.page_token, "page_token") if request.page_token else None
+        states = [pb.RunState.Name(state).removeprefix("RUN_STATE_") for state in request.states]
+        found = await _thread(lambda: self._registry.find(states, before=before, limit=size + 1))
+        runs = await _thread(lambda: [run_to_proto(record) for record in found[:size]])
+        return pb.ListRunsResponse(runs=runs, next_page_token=make_token(found[size - 1].sequence) if len(found) > size else "")
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: CallContext) -> AsyncIterator[pb.WatchRunResponse]:
+        offset = read_token(request.resume_token, "resume_token") if request.resume_token else 0
+        record = await _thread(lambda: self._registry.get(request.name))
+        sent, last_sent = "", 0.0
+        while True:
+            record = await _thread(lambda: self._registry.get(request.name))
+            for event in await _thread(partial(_events, record, offset)):
+                offset = event.offset
+                wire = event_to_proto(event, record)
+                if wire is not None:
+                    last_sent = time.monotonic()
+                    yield wire
+            if record.state != sent:
+                sent, last_sent = record.state, time.monotonic()
+                run = await _thread(partial(run_to_proto, record))
+                yield pb.WatchRunResponse(resume_token=make_token(offset), time=timestamp(time.time()), run=run)
+            if record.ended:
+                return
+            if time.monotonic() - last_sent > _HEARTBEAT_SECONDS:
+                last_sent = time.monotonic()
+                beat = pb.Heartbeat(idle_seconds=idle_seconds(record))
+                yield pb.WatchRunResponse(resume_token=make_token(offset), time=timestamp(time.time()), heartbeat=beat)
+            await asyncio.sleep(self._config.poll_seconds)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: CallContext) -> pb.CancelRunResponse:
+        async with self._lock:
+            record = await _thread(lambda: self._supervisor.cancel(self._registry.get(request.name)))
+        return pb.CancelRunResponse(run=await _thread(lambda: run_to_proto(record)))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: CallContext) -> pb.ResumeRunResponse:
+        async with self._lock:
+            record = await _thread(lambda: self._registry.get(request.name))
+            if record.state not in ("FAILED", "CANCELLED"):
+                raise FailedPreconditionError(
+                    f"{record.name} is {record.state}; only a FAILED or CANCELLED run can be resumed", field="name"
+                )
+            record = await _thread(lambda: self._registry.update(record, state="QUEUED", message="", cancel_time=None))
+        return pb.ResumeRunResponse(run=await _thread(lambda: run_to_proto(record)))
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: CallContext) -> pb.ListCheckpointsResponse:
+        found = await _thread(lambda: checkpoints.list_checkpoints(self._registry.get(request.run)))
+        return pb.ListCheckpointsResponse(
+            checkpoints=[
+                pb.Checkpoint(name=info.name, step=info.step, digest=info.digest, size_bytes=info.size_bytes, whole=not info.problem)
+                for info in found
+            ]
+        )
+
+    async def PromoteCheckpoint(self, request: pb.PromoteCheckpointRequest, context: CallContext) -> pb.PromoteCheckpointResponse:
+        record = await _thread(lambda: self._registry.get(checkpoints.run_of(request.checkpoint)))
+        info = await _thread(lambda: checkpoints.find_checkpoint(record, request.checkpoint))
+        version = await _thread(lambda: checkpoints.promote(self._store, record, info, request.adapter))
+        return pb.PromoteCheckpointResponse(adapter_version=version)
+
+    def _create(self, request_id: str, spec: RunSpec, *, validate_only: bool) -> RunRecord | None:
+        name = run_name(spec, request_id)
+        known = next((record for record in self._registry.find() if record.request_id == request_id), None)
+        if known is not None and not validate_only:
+            return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
+        self._check(spec)
+        plan = make_plan(spec, self._model_folder(spec), count_rows=False)
+        if not plan.fits:
+            raise FailedPreconditionError(plan.refusal(), field="spec", metadata=_plan_facts(plan))
+        if validate_only:
+            return None
+        waiting = len(self._registry.find(("QUEUED",)))
+        if waiting >= self._config.max_queued:
+            raise ResourceExhaustedError(f"{waiting} runs wait; at most {self._config.max_queued} may", retry_after_seconds=60.0)
+        directory = run_path(self._config.runs, name)
+        return self._registry.create(name, request_id, spec, str(directory))[0]
+
+    def _check(self, spec: RunSpec) -> None:
+        """Everything that can be known to be missing before a process starts."""
+        for field, name in (("parent_adapter", spec.parent_adapter), ("ppo.reward_model", spec.ppo.reward_model if spec.ppo else "")):
+            if name:
+                try:
+                    self._store.manifest(self._store.resolve(name))
+                except NotFoundError as error:
+                    raise NotFoundError(error.message, field=f"spec.{field}") from error
+        for data in _data_specs(spec):
+            check_source(data.uri)
+        if spec.evaluate is not None and not Path(spec.evaluate.uri).is_file():
+            raise NotFoundError(f"there is no file {spec.evaluate.uri}", field="spec.evaluate.uri")
+
+    def _model_folder(self, spec: RunSpec) -> Path | None:
+        for name in (spec.base_model, self._config.model_folder, self._config.base_model):
+            if name and (Path(name) / "config.json").is_file():
+                return Path(name)
+        return None
+
+
+def run_name(spec: RunSpec, request_id: str) -> str:
+    """The name of a run: readable, and the same for the same request id."""
+    slug = _SLUG.sub("-", f"{spec.adapter or 'run'}-{spec.algorithm}".lower()).strip("-")[:60]
+    return f"runs/{slug}-{hashlib.sha256(request_id.encode()).hexdigest()[:10]}"
+
+
+def _data_specs(spec: RunSpec) -> list[DataSpec]:
+    part = spec.sft or spec.reward_model or spec.dpo or spec.ppo
+    found = [part.data, part.eval_data] if part is not None else []
+    if spec.ppo is not None:
+        found.append(spec.ppo.ptx_data)
+    return [data for data in found if data is not None]
+
+
+def _events(record: RunRecord, offset: int) -> list[RunEvent]:
+    return list(RunDirectory(record.directory).events(offset))
+
+
+def _plan_facts(plan: Plan) -> dict[str, str]:
+    return {"peak_memory_bytes": str(plan.peak_bytes), "available_memory_bytes": str(plan.available_bytes)}
+
+
+async def _thread(work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work)

@@ -1,0 +1,168 @@
+"""Keeps the registry true: starts queued runs, looks at running ones, and says how they ended.
+
+One look (`tick`) reads processes and run directories only; killing the server between two looks loses nothing. What does not belong here:
+protobuf, and what a run does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import structlog
+
+from accord.errors import AccordError
+from accord.launch.launcher import Launcher, Observation
+from accord.rundir import EXIT_DONE, EXIT_STOPPED, RunDirectory, RunFile
+from accord.trainer.config import TrainerConfig
+from accord.trainer.registry import ACTIVE, Registry, RunRecord
+
+_log = structlog.get_logger(__name__)
+
+
+class Supervisor:
+    """Moves runs through their states.
+
+    Args:
+        registry: of the runs.
+        launcher: starts and stops their processes.
+        config: of the trainer.
+    """
+
+    def __init__(self, registry: Registry, launcher: Launcher, config: TrainerConfig) -> None:
+        self._registry = registry
+        self._launcher = launcher
+        self._config = config
+
+    def tick(self) -> None:
+        """One look at everything that is not ended. A run whose files cannot be read is FAILED; the others go on."""
+        active = self._registry.find(ACTIVE)
+        for record in active:
+            try:
+                self._look(record)
+            except (AccordError, OSError) as error:
+                _log.error("run_unreadable", run=record.name, reason=str(error))
+                self._end(record, "FAILED", f"its directory cannot be read: {error}", None)
+        running = len(self._registry.find(ACTIVE))
+        for record in reversed(self._registry.find(("QUEUED",))):
+            if running >= self._config.max_running:
+                return
+            self._start(record)
+            running += 1
+
+    def cancel(self, record: RunRecord) -> RunRecord:
+        """Asks a run to stop; a queued one is cancelled at once."""
+        if record.ended or record.state == "CANCELLING":
+            return record
+        if record.state == "QUEUED":
+            return self._end(record, "CANCELLED", "cancelled before it started", None)
+        record = self._registry.update(record, state="CANCELLING", cancel_time=time.time())
+        self._launcher.stop(Path(record.directory), force=False)
+        return record
+
+    def prepare(self, record: RunRecord) -> None:
+        """Writes the run file of a run that is new."""
+        config, spec = self._config, record.spec
+        RunDirectory(record.directory).write_run_file(
+            RunFile(
+                name=record.name,
+                artefacts=config.artefacts,
+                base_model=spec.base_model or config.base_model,
+                threads=spec.threads or config.threads,
+                endpoints=config.endpoints,
+                wait_seconds=config.wait_seconds,
+                spec=spec,
+            )
+        )
+
+    def _start(self, record: RunRecord) -> None:
+        directory = RunDirectory(record.directory)
+        record = self._registry.update(
+            record, state="STARTING", attempts=record.attempts + 1, start_time=time.time(), end_time=None, exit_code=None, message=""
+        )
+        try:
+            self.prepare(record)
+            directory.clear_result()
+            self._launcher.start(directory.path, record.attempts)
+        except (AccordError, OSError) as error:
+            self._end(record, "FAILED", f"it could not be started: {error}", None)
+
+    def _look(self, record: RunRecord) -> None:
+        directory = RunDirectory(record.directory)
+        seen = self._launcher.observe(directory.path)
+        if seen.state == "running":
+            self._running(record, directory)
+        elif seen.state == "unknown" and record.state == "STARTING" and time.time() - (record.start_time or 0) < 10:
+            return  # the server was killed between its note and the start; wait a little, then start again
+        elif seen.state == "unknown":
+            self._registry.update(record, state="QUEUED")
+        else:
+            self._ended(record, directory, seen)
+
+    def _running(self, record: RunRecord, directory: RunDirectory) -> None:
+        if record.state == "CANCELLING":
+            if time.time() - (record.cancel_time or 0) > self._config.stop_grace_seconds:
+                self._launcher.stop(directory.path, force=True)
+            return
+        phase = latest_phase(directory, since=record.start_time or 0.0)
+        state = "STARTING" if not phase else "CHECKPOINTING" if phase == "checkpoint" else "RUNNING"
+        if state != record.state:
+            self._registry.update(record, state=state)
+
+    def _ended(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
+        result = directory.result()
+        if result is None:
+            self._vanished(record, directory, seen)
+        elif result.exit_code == EXIT_DONE:
+            self._end(record, "SUCCEEDED", result.message, result.exit_code)
+        elif result.exit_code == EXIT_STOPPED and record.state == "CANCELLING":
+            self._end(record, "CANCELLED", result.message, result.exit_code)
+        else:
+            self._end(record, "FAILED", result.message, result.exit_code)
+
+    def _vanished(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
+        if record.state == "CANCELLING":
+            self._end(record, "CANCELLED", "ended at once, after the time to checkpoint had passed", seen.exit_code)
+            return
+        self._end(record, "FAILED", f"its process {describe_exit(seen.exit_code)}{last_log_line(directory.log)}", seen.exit_code)
+
+    def _end(self, record: RunRecord, state: str, message: str, exit_code: int | None) -> RunRecord:
+        _log.info("run_ended", run=record.name, state=state, exit_code=exit_code)
+        return self._registry.update(record, state=state, message=message, end_time=time.time(), exit_code=exit_code)
+
+
+def latest_phase(directory: RunDirectory, *, since: float) -> str:
+    """The phase that a run reported last in this attempt; empty before its first report."""
+    phase = ""
+    for event in directory.events(max(0, _size(directory.events_path) - 65536)):
+        if event.kind == "state" and event.time >= since:
+            phase = event.phase
+    return phase
+
+
+def describe_exit(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None:
+        return "has gone, and nothing says how"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        hint = "; the kernel's out-of-memory killer is a common cause" if -code == signal.SIGKILL else ""
+        return f"was killed by {name}{hint}"
+    return f"ended with code {code} and no result"
+
+
+def last_log_line(path: Path) -> str:
+    """The last line that a run printed, to be appended to a message."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return ""
+    return f"; its last words: {lines[-1][:300]}" if lines else ""
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
