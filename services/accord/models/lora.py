@@ -284,6 +284,8 @@ class AdaptedModel:
         self.module.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
+        for parameter in self._tensors(name).values():
+            parameter.data = parameter.data.float()  # PEFT gives them the base's type, and bfloat16 loses small updates
         self.module.eval()
 
     def _check_targets(self, targets: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from accord.artefacts import AdapterName, ArtefactStore, FileEntry, Manifest
-from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 
 MakeFolder = Callable[..., Path]
 
@@ -303,6 +303,37 @@ class TestRemote:
         with pytest.raises(NotFoundError):
             store.fetch("adapters/x/versions/2")
         assert store.publish("x", make_folder("next"), kind="policy") == "adapters/x/versions/3"
+
+    def test_a_claim_that_another_publisher_wrote_over_is_lost(
+        self, remote: tuple[ArtefactStore, str, str], make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        store, _, root = remote
+        real = MemoryFileSystem.pipe_file
+
+        def racing(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite", **more: object) -> None:
+            real(self, path, value, mode="overwrite")
+            if path.endswith("versions/2/claim.json"):
+                real(self, path, b'{"publisher": "another"}', mode="overwrite")
+
+        monkeypatch.setattr(MemoryFileSystem, "pipe_file", racing)
+        assert store.publish("x", make_folder("next"), kind="policy") == "adapters/x/versions/3"
+        monkeypatch.undo()
+        assert MemoryFileSystem().cat_file(f"/{root}/adapters/x/versions/2/claim.json") == b'{"publisher": "another"}'
+
+    def test_a_store_that_fails_is_unavailable(self, remote: tuple[ArtefactStore, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        store, name, _ = remote
+
+        def fail(*args: object, **kwargs: object) -> None:
+            raise OSError("connection reset")
+
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+        with pytest.raises(UnavailableError, match="connection reset") as caught:
+            store.manifest(name)
+        assert caught.value.retryable
 
     def test_an_unknown_scheme_is_refused(self) -> None:
         with pytest.raises(FailedPreconditionError, match="nosuch"):

@@ -50,6 +50,7 @@ class TestWhichAdapterCounts:
         for name in ("a", "b"):
             adapted.add(name, LORA, seed=1)
             scramble(adapted, name)
+            assert torch.equal(plain_hidden(tiny), before)  # adding turns nothing on
         assert torch.equal(hidden(adapted, None), before)
         assert not torch.allclose(hidden(adapted, "a"), before, atol=1e-2)
         assert torch.equal(hidden(adapted, None), before)
@@ -148,6 +149,15 @@ class TestGradients:
         assert all(parameter.grad is not None and bool(parameter.grad.abs().sum() > 0) for parameter in adapted.parameters("policy"))
         others = [parameter for parameter in adapted.module.parameters() if id(parameter) not in set(map(id, adapted.parameters("policy")))]
         assert all(parameter.grad is None for parameter in others)
+
+    def test_adapters_are_float32_over_a_bfloat16_base(self, tiny_folder: Path) -> None:
+        adapted = AdaptedModel(load_base_model(str(tiny_folder), dtype=torch.bfloat16))
+        adapted.add("a", LORA, seed=1)
+        assert {parameter.dtype for parameter in adapted.parameters("a")} == {torch.float32}
+        output = hidden(adapted, "a")
+        assert output.dtype == torch.bfloat16
+        output[:, 0].sum().backward()
+        assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in adapted.parameters("a"))
 
     def test_the_gradient_is_the_finite_difference(self, adapted: AdaptedModel) -> None:
         adapted.module.double()
