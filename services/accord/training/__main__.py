@@ -1,0 +1,104 @@
+"""`python -m accord.training --config RUN.yaml`: one run as a process. Exit codes are in `accord.rundir`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.rundir import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
+
+if TYPE_CHECKING:
+    from accord.training.context import RunContext
+    from accord.training.loop import Algorithm
+
+_CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPreconditionError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what the file says; returns the exit code. Whatever goes wrong is in result.json, in one sentence."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 2 or given[0] != "--config":
+        sys.stderr.write("usage: python -m accord.training --config RUN.yaml\n")
+        return EXIT_CONFIGURATION
+    path = Path(given[1]).absolute()
+    try:
+        run = read_run_file(path)
+    except AccordError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_CONFIGURATION
+    directory = RunDirectory(path.parent)
+    result = _run(run, directory)
+    directory.write_result(result)
+    if result.exit_code:
+        sys.stderr.write(f"error: {result.message}\n")
+    return result.exit_code
+
+
+def _run(run: RunFile, directory: RunDirectory) -> RunResult:
+    from accord.training.context import EventLog, Heartbeat, RunStopped, StopSignal
+
+    events, stop = EventLog(directory), StopSignal()
+    stop.install()
+    events.state("starting")
+    with Heartbeat(events):
+        try:
+            if run.spec.evaluate is not None:
+                return _evaluate(run, directory)
+            return _train(run, directory, events, stop)
+        except RunStopped:
+            return RunResult(EXIT_STOPPED, f"stopped on request after step {events.step}, with a checkpoint", events.step)
+        except _CONFIGURATION_ERRORS as error:
+            return RunResult(EXIT_CONFIGURATION, str(error), events.step)
+        except (AccordError, OSError, MemoryError) as error:
+            return RunResult(EXIT_FAILED, f"{type(error).__name__}: {error}", events.step)
+
+
+def _train(run: RunFile, directory: RunDirectory, events: object, stop: object) -> RunResult:
+    import torch
+
+    from accord.artefacts.store import ArtefactStore
+    from accord.models.base import load_base_model
+    from accord.training.context import RunContext
+    from accord.training.loop import train
+
+    torch.use_deterministic_algorithms(True)
+    base = load_base_model(run.base_model, threads=run.threads)
+    context = RunContext(run, directory, base, ArtefactStore(run.artefacts))
+    context.events, context.stop = events, stop  # type: ignore[assignment]
+    return train(context, build(context))
+
+
+def _evaluate(run: RunFile, directory: RunDirectory) -> RunResult:
+    from accord.evaluation.job import run_evaluation
+
+    metrics = run_evaluation(run, directory)
+    return RunResult(0, f"{len(metrics)} rows evaluated", run.spec.steps)
+
+
+def build(context: RunContext) -> Algorithm:
+    """The algorithm that the specification names."""
+    spec = context.spec
+    if spec.sft is not None:
+        from accord.training.sft import SupervisedFineTuning
+
+        return SupervisedFineTuning(context, spec.sft)
+    if spec.reward_model is not None:
+        from accord.training.reward_model import RewardModelTraining
+
+        return RewardModelTraining(context, spec.reward_model)
+    if spec.dpo is not None:
+        from accord.training.dpo import DirectPreferenceOptimization
+
+        return DirectPreferenceOptimization(context, spec.dpo)
+    from accord.training.ppo import ProximalPolicyOptimization
+
+    if spec.ppo is None:
+        raise InvalidArgumentError("the specification names no algorithm", field="spec")
+    return ProximalPolicyOptimization(context, spec.ppo)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

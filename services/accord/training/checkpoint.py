@@ -1,0 +1,137 @@
+"""Checkpoints: all of a run's state in a folder that is there whole or not at all.
+
+A folder is written beside its place, every file and the folder synced, renamed, and only then does it count; manifest.json, written last
+inside it, names the sha256 of every file. Nothing is pickled. What does not belong here: what the state means (`accord.training.loop`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accord.errors import DataLossError, FailedPreconditionError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that matches its manifest; `state` is JSON, files are beside it in `path`."""
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+    publish: Mapping[str, Any]
+
+
+def write_checkpoint(
+    folder: Path, step: int, fill: Callable[[Path], None], *, spec_digest: str, state: Mapping[str, Any], publish: Mapping[str, Any]
+) -> Path:
+    """Writes the checkpoint of a step and returns its folder; one of the same step is replaced.
+
+    Args:
+        folder: of the run's checkpoints.
+        step: after which it is taken.
+        fill: writes the files into the folder that it is given.
+        spec_digest: of the run, checked when it is read.
+        state: JSON that the loop and the algorithm need.
+        publish: what the manifest of a published adapter will say.
+
+    Raises:
+        OSError: the disk is full or broken; earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{step:08d}"
+    temporary = folder / f".{step:08d}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        files = {str(path.relative_to(temporary)): _entry(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
+        manifest = {"step": step, "spec_digest": spec_digest, "files": files, "state": dict(state), "publish": dict(publish)}
+        _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        for path in sorted(temporary.rglob("*")):
+            _sync(path)
+        _sync(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def read_checkpoint(path: Path, *, spec_digest: str) -> Checkpoint:
+    """The checkpoint in a folder, every file compared with its digest.
+
+    Raises:
+        DataLossError: a file is missing, cut short or changed.
+        FailedPreconditionError: it is of a run with another specification.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files, step, state = manifest["files"], int(manifest["step"]), manifest["state"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"checkpoint {path.name}: its manifest cannot be read ({type(error).__name__})") from error
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file() or _entry(file) != entry:
+            raise DataLossError(f"checkpoint {path.name}: {name} does not match its digest")
+    if manifest["spec_digest"] != spec_digest:
+        raise FailedPreconditionError(f"checkpoint {path.name} is of a run with another specification")
+    return Checkpoint(path, step, state, manifest["publish"])
+
+
+def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are reported and passed over. None where there is none.
+
+    Raises:
+        FailedPreconditionError: as `read_checkpoint`.
+    """
+    for path in _steps(folder):
+        try:
+            return read_checkpoint(path, spec_digest=spec_digest)
+        except DataLossError as error:
+            report(f"{error}; the one before it is used")
+    return None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what killed writers left."""
+    for path in _steps(folder)[keep:]:
+        shutil.rmtree(path)
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _steps(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), reverse=True)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

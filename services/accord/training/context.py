@@ -1,0 +1,141 @@
+"""What every algorithm of a run works with: the model with its adapters, the store, the run's directory, its events and its stop signal.
+
+What does not belong here: algorithms, and the loop that drives them (`accord.training.loop`).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+from accord.artefacts.store import ArtefactStore
+from accord.models.base import BaseModel
+from accord.models.lora import AdaptedModel
+from accord.rundir import RunDirectory, RunEvent, RunFile
+from accord.runspec import RunSpec
+
+_HEARTBEAT_SECONDS = 4.0
+
+
+class RunStopped(Exception):
+    """The run was asked to stop; raised only where the state of the last finished step is whole."""
+
+
+class EventLog:
+    """Appends events of one run, from the loop and from the heartbeat's thread."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self.step = 0
+        self.phase = ""
+
+    def state(self, phase: str, waiting_on: str = "") -> None:
+        """The run is in this phase now, and waits for this, if for anything."""
+        self.phase = phase
+        self._append(RunEvent("state", time.time(), self.step, phase=phase, waiting_on=waiting_on))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics after a step."""
+        self.step = step
+        self._append(RunEvent("metrics", time.time(), step, values={name: float(value) for name, value in values.items()}))
+
+    def message(self, text: str) -> None:
+        """A line for people."""
+        self._append(RunEvent("message", time.time(), self.step, text=text))
+
+    def heartbeat(self) -> None:
+        """The process lives."""
+        self._append(RunEvent("heartbeat", time.time(), self.step))
+
+    def _append(self, event: RunEvent) -> None:
+        with self._lock:
+            self._directory.append_event(event)
+
+
+class Heartbeat:
+    """Appends a heartbeat every few seconds while the block runs."""
+
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(_HEARTBEAT_SECONDS):
+            self._events.heartbeat()
+
+
+class StopSignal:
+    """Whether SIGTERM has come."""
+
+    def __init__(self) -> None:
+        self._flag = threading.Event()
+
+    def install(self) -> None:
+        """Takes SIGTERM over; call it in the main thread."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._flag.set()
+
+    def set(self) -> None:
+        """Asks to stop, as SIGTERM does."""
+        self._flag.set()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the run is asked to stop."""
+        return self._flag.is_set()
+
+    def check(self) -> None:
+        """Raises RunStopped where the run is asked to stop; call it where nothing is half done."""
+        if self._flag.is_set():
+            raise RunStopped
+
+
+class RunContext:
+    """One run's surroundings."""
+
+    def __init__(self, run: RunFile, directory: RunDirectory, base: BaseModel, store: ArtefactStore) -> None:
+        self.run = run
+        self.directory = directory
+        self.base = base
+        self.store = store
+        self.adapted = AdaptedModel(base)
+        self.events = EventLog(directory)
+        self.stop = StopSignal()
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the run is asked to do."""
+        return self.run.spec
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows (pairs, rollouts) computed at once."""
+        return self.spec.micro_batch_size or self.spec.batch_size
+
+    def fetch_parent(self, name: str) -> str:
+        """The full version name of an adapter, after checking that it belongs to this base model.
+
+        Raises:
+            NotFoundError: there is none.
+            FailedPreconditionError: it was trained on another base model.
+        """
+        from accord.serving.reader import check_adapter_base
+
+        version = self.store.resolve(name)
+        check_adapter_base(version, self.store.manifest(version).base_model_digest, self.base.digests.base_model)
+        return version

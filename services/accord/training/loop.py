@@ -1,0 +1,160 @@
+"""The loop that every training run shares: set up, resume, step, evaluate, checkpoint, publish.
+
+Plain PyTorch and PEFT rather than a trainer class of a library: soft labels, bit-exact resumption and rollouts through services are what
+those do not do, and one loop of this size is easier to trust than four adapted ones (TRL stays as a test peer for the losses). What does
+not belong here: what one step does (`sft`, `reward_model`, `dpo`, `ppo` beside this file).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from accord.rundir import RunResult
+from accord.training.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, write_checkpoint
+from accord.training.context import RunContext, RunStopped
+from accord.training.optim import Optimizer
+
+ADAPTER_FOLDER = "adapter"
+_OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+class Algorithm(Protocol):
+    """What one kind of run does. Methods are called in this order; `step` and `evaluate` may repeat."""
+
+    def setup(self) -> None:
+        """Reads data, adds adapters; what a checkpoint overwrites starts from the seed."""
+        ...
+
+    def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """What learns, by names that stay the same over restarts."""
+        ...
+
+    def evaluate(self, *, final: bool) -> dict[str, float]:
+        """Metrics on held-out data; empty where there is none."""
+        ...
+
+    def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
+        """Does a step, counted from 0, and returns its metrics."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes weights: the adapter to publish into `folder / "adapter"`, the rest beside it."""
+        ...
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Takes up weights and state of a checkpoint."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON that a checkpoint needs besides weights."""
+        ...
+
+    def publication(self) -> dict[str, Any]:
+        """kind, parents, data_digest and facts of the adapter to publish."""
+        ...
+
+
+def train(context: RunContext, algorithm: Algorithm) -> RunResult:
+    """Runs to the end, from the newest whole checkpoint where there is one, and publishes the adapter.
+
+    Raises:
+        RunStopped: after a checkpoint, when the run was asked to stop.
+        AccordError: whatever makes it impossible to go on.
+    """
+    spec, events = context.spec, context.events
+    events.state("loading")
+    algorithm.setup()
+    optimizer = Optimizer(algorithm.parameters(), spec.optimizer, learning_rate=spec.learning_rate, total_steps=spec.steps)
+    done, metrics = _resume(context, algorithm, optimizer)
+    if done == 0:
+        events.state("evaluate")
+        before = algorithm.evaluate(final=False)
+        if before:
+            events.metrics(0, before)
+    while done < spec.steps:
+        try:
+            metrics = _step(context, algorithm, optimizer, done)
+        except RunStopped:
+            _checkpoint(context, algorithm, optimizer, done, {})
+            raise
+        done += 1
+        metrics |= _maybe_evaluate(context, algorithm, done)
+        events.metrics(done, metrics)
+        if done == spec.steps or (spec.checkpoint_every_steps and done % spec.checkpoint_every_steps == 0) or context.stop.is_set:
+            _checkpoint(context, algorithm, optimizer, done, metrics)
+        if done < spec.steps:
+            context.stop.check()
+    version = publish(context, done)
+    return RunResult(0, f"{spec.steps} steps done", done, version, metrics)
+
+
+def publish(context: RunContext, step: int) -> str:
+    """Publishes the adapter of a step's checkpoint as the next version; the same one again where it was published before a kill."""
+    from accord.training.checkpoint import read_checkpoint
+
+    context.events.state("publish")
+    checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.digest)
+    facts = checkpoint.publish
+    return context.store.publish(
+        context.spec.adapter,
+        checkpoint.path / ADAPTER_FOLDER,
+        kind=facts["kind"],
+        base_model_digest=facts["base_model_digest"],
+        tokenizer_digest=facts["tokenizer_digest"],
+        parents=facts["parents"],
+        run=context.run.name,
+        data_digest=facts["data_digest"],
+        step=step,
+        facts=facts["facts"],
+    )
+
+
+def _step(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, step: int) -> dict[str, float]:
+    if context.events.phase != "train":
+        context.events.state("train")
+    started = time.monotonic()
+    rate = optimizer.set_step(step)
+    metrics = algorithm.step(step, optimizer)
+    return metrics | {"learning_rate": rate, "seconds": time.monotonic() - started}
+
+
+def _maybe_evaluate(context: RunContext, algorithm: Algorithm, done: int) -> dict[str, float]:
+    spec = context.spec
+    due = done == spec.steps or (spec.eval_every_steps > 0 and done % spec.eval_every_steps == 0)
+    if not due:
+        return {}
+    context.events.state("evaluate")
+    return algorithm.evaluate(final=done == spec.steps)
+
+
+def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, step: int, metrics: Mapping[str, float]) -> None:
+    context.events.state("checkpoint")
+    digests = context.base.digests
+    publication = algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
+
+    def fill(folder: Path) -> None:
+        algorithm.save(folder)
+        save_file({name: tensor.contiguous() for name, tensor in optimizer.state().items()}, folder / _OPTIMIZER_FILE)
+
+    state = {"algorithm": algorithm.state(), "metrics": dict(metrics), "torch_threads": torch.get_num_threads()}
+    write_checkpoint(context.directory.checkpoints, step, fill, spec_digest=context.spec.digest, state=state, publish=publication)
+    prune_checkpoints(context.directory.checkpoints, context.spec.checkpoints_kept)
+
+
+def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> tuple[int, dict[str, float]]:
+    """Takes up the newest whole checkpoint; returns its step and metrics, 0 and nothing where there is none."""
+    found = latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.digest, report=context.events.message)
+    if found is None:
+        return 0, {}
+    algorithm.load(found)
+    optimizer.load_state(load_file(found.path / _OPTIMIZER_FILE))
+    context.events.step = found.step
+    context.events.message(f"resumed after step {found.step}")
+    return found.step, dict(found.state["metrics"])

@@ -1,0 +1,146 @@
+"""Reward models: a LoRA adapter and a scalar head that score the chosen response above the rejected one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from accord.algos.preference import bradley_terry_loss
+from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
+from accord.models.packing import pack
+from accord.runspec import RewardModelSpec
+from accord.training.adapter_state import load_adapter, save_adapter, start_adapter
+from accord.training.checkpoint import Checkpoint
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPair, batch_at
+from accord.training.loop import ADAPTER_FOLDER
+from accord.training.optim import Optimizer
+from accord.training.pairs import (
+    agreement,
+    group_weights,
+    hard_label,
+    length_baseline,
+    micro_batches_of_pairs,
+    read_encoded_pairs,
+    wilson_interval,
+)
+
+REWARD = "reward"
+_STATISTICS_PAIRS = 32
+
+
+class RewardModelTraining:
+    """Bradley-Terry loss with soft labels; all pairs of a prompt are one element of the batch. Implements `loop.Algorithm`."""
+
+    def __init__(self, context: RunContext, spec: RewardModelSpec) -> None:
+        self._context = context
+        self._spec = spec
+        self._head = ScalarHead(context.base.hidden_size, seed=context.spec.seed).to(context.base.device)
+        self._facts: dict[str, float | None] = {"mean": 0.0, "std": 1.0, "held_out_accuracy": None}
+        self._parents: tuple[str, ...] = ()
+        self._data_digest = ""
+        self._pairs: Sequence[EncodedPair] = ()
+        self._eval_pairs: Sequence[EncodedPair] = ()
+
+    def setup(self) -> None:
+        """Reads the pairs, starts adapter and head."""
+        pairs, self._data_digest = read_encoded_pairs(self._context, self._spec.data)
+        self._pairs = pairs.at_least_one("pairs", "reward_model.data").rows
+        if self._spec.eval_data is not None:
+            self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data)[0].rows
+        self._parents = start_adapter(self._context, REWARD, self._context.spec.parent_adapter)
+
+    def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """Adapter and head."""
+        return {REWARD: self._context.adapted.parameters(REWARD), "head": [self._head.weight, self._head.bias]}
+
+    def evaluate(self, *, final: bool) -> dict[str, float]:
+        """Accuracy on held-out pairs beside the length baseline; with `final` also the scores' mean and spread for the manifest."""
+        metrics: dict[str, float] = {}
+        if self._eval_pairs:
+            chosen, rejected = self._all_scores(self._eval_pairs)
+            hits, n = agreement((chosen - rejected).tolist(), [pair.preference for pair in self._eval_pairs])
+            low, high = wilson_interval(hits, n)
+            accuracy = hits / n if n else 0.5
+            metrics = {
+                "eval_accuracy": accuracy, "eval_accuracy_low": low, "eval_accuracy_high": high, "eval_pairs": n,
+                "eval_length_baseline": length_baseline(self._eval_pairs), "eval_margin": float((chosen - rejected).mean()),
+            }  # fmt: skip
+            self._facts["held_out_accuracy"] = accuracy if n else None
+        if final:
+            scores = torch.cat(self._all_scores(self._pairs[:_STATISTICS_PAIRS])).double()
+            self._facts["mean"], self._facts["std"] = float(scores.mean()), max(float(scores.std(unbiased=False)), 1e-6)
+            metrics |= {"score_mean": float(self._facts["mean"] or 0.0), "score_std": float(self._facts["std"] or 1.0)}
+        return metrics
+
+    def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
+        """One update on one batch of pairs."""
+        batch = batch_at(self._pairs, step, self._context.spec.batch_size, self._context.spec.seed)
+        weights = dict(zip((id(pair) for pair in batch), group_weights(batch), strict=True))
+        loss, hits, margin = 0.0, 0.0, 0.0
+        for part in micro_batches_of_pairs(batch, self._context.micro_batch_size):
+            self._context.stop.check()
+            chosen, rejected = self._scores(part)
+            labels = torch.tensor([pair.preference if self._spec.soft_labels else hard_label(pair.preference) for pair in part])
+            output = bradley_terry_loss(chosen, rejected, preference=labels)
+            centred = self._spec.centering_coefficient * (chosen + rejected) ** 2
+            part_loss = ((output.losses + centred) * torch.tensor([weights[id(pair)] for pair in part])).sum()
+            part_loss.backward()
+            loss += float(part_loss.detach())
+            margin += float(output.margins.sum()) / len(batch)
+            hits += agreement(output.margins.tolist(), [pair.preference for pair in part])[0]
+        decided = sum(pair.preference != 0.5 for pair in batch)
+        accuracy = hits / decided if decided else 0.5
+        return {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": optimizer.apply()}
+
+    def save(self, folder: Path) -> None:
+        """Adapter and head."""
+        save_adapter(self._context, REWARD, folder / ADAPTER_FOLDER)
+        self._head.save(folder / ADAPTER_FOLDER)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Adapter, head and facts."""
+        load_adapter(self._context, REWARD, checkpoint)
+        stored = load_file(checkpoint.path / ADAPTER_FOLDER / HEAD_FILE)
+        with torch.no_grad():
+            self._head.weight.copy_(stored["weight"])
+            self._head.bias.copy_(stored["bias"].reshape(()))
+        self._facts = dict(checkpoint.state["algorithm"]["facts"])
+
+    def state(self) -> dict[str, Any]:
+        """What the manifest will say of the scores."""
+        return {"facts": self._facts}
+
+    def publication(self) -> dict[str, Any]:
+        """A reward model with its facts."""
+        spec = self._context.spec
+        facts = HeadFacts(
+            mean=float(self._facts["mean"] or 0.0), std=float(self._facts["std"] or 1.0), training_data_digest=self._data_digest,
+            held_out_accuracy=self._facts["held_out_accuracy"], max_tokens=spec.max_prompt_tokens + spec.max_response_tokens,
+        )  # fmt: skip
+        more = {"algorithm": "reward_model", "spec_digest": spec.digest}
+        return {"kind": "reward", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts.to_facts() | more}
+
+    def _scores(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+        """Scores of chosen and rejected responses, (pairs,) each, at their last tokens; each prompt computed once for both."""
+        base = self._context.base
+        packed = pack([(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs], pad_id=base.pad_token_id, device=base.device)
+        hidden = self._context.adapted.hidden(packed.input_ids, packed.attention_mask, adapter=REWARD, position_ids=packed.position_ids)
+        last = torch.tensor(packed.lengths).cumsum(0) - 1
+        scores = self._head(hidden[packed.rows[last], packed.token_columns[last]])
+        return scores[0::2], scores[1::2]
+
+    def _all_scores(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+        """Scores of chosen and rejected responses in the order of `pairs`, without gradient."""
+        chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+        place = {id(pair): index for index, pair in enumerate(pairs)}
+        with torch.no_grad():
+            for part in micro_batches_of_pairs(pairs, self._context.micro_batch_size):
+                where = torch.tensor([place[id(pair)] for pair in part])
+                chosen[where], rejected[where] = self._scores(part)
+        return chosen, rejected
