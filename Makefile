@@ -1,7 +1,7 @@
 # Every target says what it does: make help. Generators come as x and x-check.
 PY := .venv/bin/python
 STAMP := .venv/.accord-installed
-LOCKS := requirements.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
+LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 export PYTHONHASHSEED := 0
 
 .PHONY: help setup demo study test test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench clean

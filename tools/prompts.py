@@ -1,7 +1,7 @@
 """Keeps released rubrics from changing: a label records a rubric's id and digest, so the text behind an id must stay.
 
-    python tools/prompts.py write     # release new rubrics: adds their digests; refuses to change an old one
-    python tools/prompts.py check
+python tools/prompts.py write     # release new rubrics: adds their digests; refuses to change an old one
+python tools/prompts.py check
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class RunDirectory:
 
     def append_event(self, event: RunEvent) -> None:
         """Appends one line; a line is written by one call, so that a kill leaves at most one broken last line."""
-        row = {"kind": event.kind, "time": event.time or time.time(), "step": event.step}
+        row: dict[str, Any] = {"kind": event.kind, "time": event.time or time.time(), "step": event.step}
         for name in ("phase", "waiting_on", "text"):
             if getattr(event, name):
                 row[name] = getattr(event, name)

@@ -28,7 +28,7 @@ def test_run_file_round_trip_and_errors(tmp_path: Path) -> None:
     RunDirectory(tmp_path).write_run_file(run)
     assert read_run_file(tmp_path / "run.yaml") == run
     (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text().replace("steps: 2", "stepz: 2"))
-    with pytest.raises(InvalidArgumentError, match="stepz|steps"):
+    with pytest.raises(InvalidArgumentError, match=r"stepz"):
         read_run_file(tmp_path / "run.yaml")
     with pytest.raises(NotFoundError, match=r"nothing\.yaml"):
         read_run_file(tmp_path / "nothing.yaml")

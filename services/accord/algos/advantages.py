@@ -28,9 +28,7 @@ class Advantages(NamedTuple):
     returns: Tensor
 
 
-def shaped_rewards(
-    scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, *, kl_coef: float
-) -> ShapedRewards:
+def shaped_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, *, kl_coef: float) -> ShapedRewards:
     """Reward of each token: minus the KL penalty, plus the score at the last response token.
 
     Ouyang et al. 2022 (arXiv:2203.02155), eq. 2, per token as in Ziegler et al. 2019. The KL is k1 and never clamped. The rewards of a row

@@ -66,9 +66,7 @@ def cdpo_loss(
     Mitchell 2023, "A note on DPO with noisy preferences": DPO with p = 1 - label_smoothing. Arguments and errors as `dpo_loss`.
     """
     _smoothing(label_smoothing)
-    return dpo_loss(
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=beta, preference=1.0 - label_smoothing
-    )
+    return dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=beta, preference=1.0 - label_smoothing)
 
 
 def robust_dpo_loss(
@@ -178,7 +176,8 @@ def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
     if losses.numel() == 0:
         raise ValueError("there is no pair to average over")
     _, places, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    return (losses / counts[places]).sum() / counts.numel()
+    mean: Tensor = (losses / counts[places]).sum() / counts.numel()
+    return mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import accord
 from accord.api.common.v1 import common_pb2
@@ -22,6 +23,7 @@ from accord.reward.config import RewardConfig
 from accord.reward.engine import RewardEngine, RewardModelFacts, ScoreRequest
 from accord.rpc.calls import CallContext
 from accord.rpc.status import item_status
+from accord.rpc.streams import answer_stream
 from accord.serving.holder import Holder
 from accord.serving.reader import SequenceReader, check_digests, digests_to_wire
 
@@ -72,9 +74,7 @@ class RewardServicer(rpc.RewardServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: CallContext) -> pb.ScoreResponse:
         served, ensemble = await self._prepare(request.reward_model, request.expected_digests)
         started = time.monotonic()
-        reads = [
-            _read(served, ensemble, item.prompt, item.response, f"items[{index}]", "response") for index, item in enumerate(request.items)
-        ]
+        reads = [_read(served, ensemble, item.prompt, item.response, f"items[{index}]", "response") for index, item in enumerate(request.items)]
         scores = await _scores(served.engine, ensemble, [read for read in reads if isinstance(read, ScoreRequest)], context.deadline)
         reply = pb.ScoreResponse(reward_model_versions=ensemble.versions, digests=digests_to_wire(served.digests))
         rest = iter(scores)
@@ -136,33 +136,10 @@ class _Stream:
         self._ensemble: Ensemble | None = None
         self._ids: set[str] = set()
 
-    async def run(self) -> AsyncIterator[pb.ScoreStreamResponse]:
-        limit = self._servicer._holder.get().config.max_stream_items
-        pending: set[asyncio.Task[pb.ScoreStreamResponse]] = set()
-        reader: asyncio.Task[pb.ScoreStreamRequest] | None = self._next()
-        try:
-            while reader is not None or pending:
-                waits = pending | ({reader} if reader is not None and len(pending) < limit else set())  # type: ignore[arg-type]
-                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {reader}:  # type: ignore[arg-type]
-                    pending.discard(task)
-                    yield task.result()
-                if reader in done and reader is not None:
-                    try:
-                        pending.add(asyncio.create_task(await self._start(reader.result())))
-                        reader = self._next()
-                    except StopAsyncIteration:
-                        reader = None
-        finally:
-            for task in [*pending, *([reader] if reader is not None else [])]:
-                task.cancel()
+    def run(self) -> AsyncIterator[pb.ScoreStreamResponse]:
+        return answer_stream(self._requests, self._start, limit=self._servicer._holder.get().config.max_stream_items)
 
-    def _next(self) -> asyncio.Task[pb.ScoreStreamRequest]:
-        return asyncio.create_task(_wrapped(self._requests))
-
-    async def _start(self, request: pb.ScoreStreamRequest | None):  # type: ignore[no-untyped-def]
-        if request is None:
-            raise StopAsyncIteration
+    async def _start(self, request: pb.ScoreStreamRequest) -> Coroutine[Any, Any, pb.ScoreStreamResponse]:
         if request.HasField("reward_model") or self._ensemble is None:
             if not request.HasField("reward_model"):
                 raise InvalidArgumentError("the first message of a stream must say which reward model scores", field="reward_model")
@@ -182,14 +159,6 @@ class _Stream:
         return pb.ScoreStreamResponse(result=_result(item.item_id, read, ensemble, scores), reward_model_versions=ensemble.versions)
 
 
-async def _wrapped(requests: AsyncIterator[pb.ScoreStreamRequest]) -> pb.ScoreStreamRequest | None:
-    """The next request, None at the end: a task cannot carry StopAsyncIteration."""
-    try:
-        return await anext(requests)
-    except StopAsyncIteration:
-        return None
-
-
 def _read(
     served: Served, ensemble: Ensemble, prompt: common_pb2.Prompt, response: common_pb2.Response, field: str, name: str
 ) -> ScoreRequest | AccordError:
@@ -207,9 +176,7 @@ def _read(
     return request
 
 
-async def _scores(
-    engine: RewardEngine, ensemble: Ensemble, requests: Sequence[ScoreRequest], deadline: float | None
-) -> list[tuple[float, ...]]:
+async def _scores(engine: RewardEngine, ensemble: Ensemble, requests: Sequence[ScoreRequest], deadline: float | None) -> list[tuple[float, ...]]:
     """The members' scores of each request."""
     if not requests:
         return []
@@ -231,16 +198,12 @@ def _result(item_id: str, read: ScoreRequest | AccordError, ensemble: Ensemble, 
     return pb.ScoreItemResult(item_id=item_id, score=ensemble.combine(scores), member_scores=scores, tokens=read.tokens)
 
 
-def _comparison(
-    item_id: str, ensemble: Ensemble, both: Sequence[tuple[ScoreRequest | AccordError, Sequence[float]]]
-) -> pb.ComparePairResult:
+def _comparison(item_id: str, ensemble: Ensemble, both: Sequence[tuple[ScoreRequest | AccordError, Sequence[float]]]) -> pb.ComparePairResult:
     for read, _ in both:
         if isinstance(read, AccordError):
             return pb.ComparePairResult(item_id=item_id, status=item_status(read))
     score_a, score_b = (ensemble.combine(scores) for _, scores in both)
-    raw_a, raw_b = (
-        ensemble.combine([score * member.head.std for score, member in zip(scores, ensemble.members, strict=True)]) for _, scores in both
-    )
+    raw_a, raw_b = (ensemble.combine([score * member.head.std for score, member in zip(scores, ensemble.members, strict=True)]) for _, scores in both)
     return pb.ComparePairResult(item_id=item_id, probability_a=_sigmoid(raw_a - raw_b), score_a=score_a, score_b=score_b)
 
 

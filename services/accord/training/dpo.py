@@ -57,9 +57,9 @@ class DirectPreferenceOptimization:
         self._parents = start_adapter(self._context, POLICY, self._context.spec.parent_adapter)
         reference = start_reference(self._context, self._parents)
         spec = self._context.spec
-        used = {pair.id: pair for step in range(spec.steps) for pair in batch_at(self._pairs, step, spec.batch_size, spec.seed)}
+        batches = [batch_at(self._pairs, step, spec.batch_size, spec.seed) for step in range(spec.steps)]
         self._context.events.state("reference")
-        self._reference = self._reference_logprobs([*used.values(), *self._eval_pairs], reference)
+        self._reference = self._reference_logprobs([*batches, self._eval_pairs], reference)
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """The policy's adapter."""
@@ -138,26 +138,34 @@ class DirectPreferenceOptimization:
         chosen, rejected = zip(*(self._reference[pair.id] for pair in pairs), strict=True)
         return torch.tensor(chosen), torch.tensor(rejected)
 
-    def _reference_logprobs(self, pairs: Sequence[EncodedPair], adapter: str | None) -> dict[str, tuple[float, float]]:
+    def _reference_logprobs(self, batches: Sequence[Sequence[EncodedPair]], adapter: str | None) -> dict[str, tuple[float, float]]:
+        """Logprobs of each pair under the reference, from the same micro-batches in which the policy will see it first.
+
+        So the policy's first step has margins of exactly 0. Kept in the run's directory by content: a resumed run pays nothing.
+        """
+        ids = list(dict.fromkeys(pair.id for batch in batches for pair in batch))
         digest = self._context.store.manifest(self._parents[0]).digest if self._parents else "base"
-        path = (
-            self._context.directory.path / f"reference-{content_key(pairs, digest, self._context.base.digests.base_model)[:16]}.safetensors"
-        )
+        key = content_key([pair for batch in batches for pair in batch], digest, self._context.base.digests.base_model)
+        path = self._context.directory.path / f"reference-{key[:16]}.safetensors"
         if path.exists():
             table = load_file(path)["logprobs"]
         else:
-            table = self._compute_reference(pairs, adapter)
+            found = self._compute_reference(batches, adapter)
+            table = torch.tensor([found[pair_id] for pair_id in ids])
             temporary = path.with_suffix(".tmp")
             save_file({"logprobs": table}, temporary)
             temporary.replace(path)
-        return {pair.id: (float(row[0]), float(row[1])) for pair, row in zip(pairs, table, strict=True)}
+        return {pair_id: (float(row[0]), float(row[1])) for pair_id, row in zip(ids, table, strict=True)}
 
-    def _compute_reference(self, pairs: Sequence[EncodedPair], adapter: str | None) -> Tensor:
-        table = torch.zeros(len(pairs), 2)
-        place = {id(pair): index for index, pair in enumerate(pairs)}
-        with torch.no_grad():
-            for part in micro_batches_of_pairs(pairs, self._context.micro_batch_size):
+    def _compute_reference(self, batches: Sequence[Sequence[EncodedPair]], adapter: str | None) -> dict[str, tuple[float, float]]:
+        found: dict[str, tuple[float, float]] = {}
+        for batch in batches:
+            for part in micro_batches_of_pairs(batch, self._context.micro_batch_size):
+                if all(pair.id in found for pair in part):
+                    continue
                 self._context.stop.check()
-                where = torch.tensor([place[id(pair)] for pair in part])
-                table[where] = torch.stack(self._sums(part, adapter), dim=1)
-        return table
+                with torch.no_grad():
+                    chosen, rejected = self._sums(part, adapter)
+                for pair, first, second in zip(part, chosen.tolist(), rejected.tolist(), strict=True):
+                    found.setdefault(pair.id, (first, second))
+        return found

@@ -25,9 +25,7 @@ class Optimizer:
         total_steps: of the run, for schedules that end at 0.
     """
 
-    def __init__(
-        self, groups: Mapping[str, Sequence[nn.Parameter]], spec: OptimizerSpec, *, learning_rate: float, total_steps: int
-    ) -> None:
+    def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]], spec: OptimizerSpec, *, learning_rate: float, total_steps: int) -> None:
         self._spec = spec
         self._peak = learning_rate
         self._total = total_steps

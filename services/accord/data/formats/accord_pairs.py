@@ -18,7 +18,7 @@ def _parse(row: Mapping[str, Any]) -> Row:
     if len(chosen) != 1 or len(rejected) != 1:
         raise BadRow("chosen and rejected are not one turn each")
     try:
-        task = Task(row.get("task"))
+        task = Task(str(row.get("task")))
     except ValueError:
         raise BadRow("task is not known") from None
     reference, metadata = row.get("reference"), row.get("metadata") or {}
