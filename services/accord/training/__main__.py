@@ -11,7 +11,7 @@ from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentE
 from accord.rundir import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
 
 if TYPE_CHECKING:
-    from accord.training.context import RunContext
+    from accord.training.context import RunContext, StopSignal
     from accord.training.loop import Algorithm
 
 _CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPreconditionError)
@@ -46,7 +46,7 @@ def _run(run: RunFile, directory: RunDirectory) -> RunResult:
     with Heartbeat(events):
         try:
             if run.spec.evaluate is not None:
-                return _evaluate(run, directory)
+                return _evaluate(run, directory, stop)
             return _train(run, directory, events, stop)
         except RunStopped:
             return RunResult(EXIT_STOPPED, f"stopped on request after step {events.step}, with a checkpoint", events.step)
@@ -71,11 +71,15 @@ def _train(run: RunFile, directory: RunDirectory, events: object, stop: object) 
     return train(context, build(context))
 
 
-def _evaluate(run: RunFile, directory: RunDirectory) -> RunResult:
+def _evaluate(run: RunFile, directory: RunDirectory, stop: StopSignal) -> RunResult:
     from accord.evaluation.job import run_evaluation
+    from accord.training.context import RunStopped
 
-    metrics = run_evaluation(run, directory)
-    return RunResult(0, f"{len(metrics)} rows evaluated", run.spec.steps)
+    try:
+        report = run_evaluation(run, directory, check=stop.check)
+    except RunStopped:
+        return RunResult(EXIT_STOPPED, "stopped on request; an evaluation keeps nothing and starts anew when it is resumed", run.spec.steps)
+    return RunResult(0, f"{report.rows} rows of {len(report.arms)} arms evaluated", run.spec.steps, metrics=report.headline)
 
 
 def build(context: RunContext) -> Algorithm:

@@ -26,6 +26,7 @@ from accord.training.pairs import (
     length_baseline,
     micro_batches_of_pairs,
     read_encoded_pairs,
+    tokens_of,
     wilson_interval,
 )
 
@@ -101,7 +102,7 @@ class DirectPreferenceOptimization:
             total["accuracy"] += float(output.accuracies.sum()) / len(batch)
             total["chosen_reward"] += float(output.chosen_rewards.sum()) / len(batch)
             total["rejected_reward"] += float(output.rejected_rewards.sum()) / len(batch)
-        return total | {"grad_norm": optimizer.apply()}
+        return total | {"grad_norm": optimizer.apply(), "tokens": tokens_of(batch)}
 
     def save(self, folder: Path) -> None:
         """The policy's adapter."""

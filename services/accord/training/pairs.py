@@ -28,6 +28,11 @@ def micro_batches_of_pairs(pairs: Sequence[EncodedPair], size: int) -> list[list
     return [list(ordered[start : start + size]) for start in range(0, len(ordered), size)]
 
 
+def tokens_of(pairs: Sequence[EncodedPair]) -> int:
+    """Tokens of prompts and both responses, each prompt once."""
+    return sum(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+
+
 def group_weights(pairs: Sequence[EncodedPair]) -> list[float]:
     """Weight of each pair in a batch's mean: all pairs of one prompt together weigh as much as any other prompt; the weights sum to 1."""
     sizes = Counter(pair.group for pair in pairs)

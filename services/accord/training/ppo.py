@@ -118,6 +118,7 @@ class ProximalPolicyOptimization:
         finished = time.monotonic()
         metrics |= {
             "seconds_rollout": sampled - started, "seconds_train": finished - sampled, "tokens_per_second": tokens / (finished - started),
+            "tokens": sum(len(each.prompt_ids) for each in rollouts) + tokens,
         }  # fmt: skip
         if self._first_length is None:
             self._first_length = metrics["response_tokens"]

@@ -27,6 +27,7 @@ from accord.training.pairs import (
     length_baseline,
     micro_batches_of_pairs,
     read_encoded_pairs,
+    tokens_of,
     wilson_interval,
 )
 
@@ -96,7 +97,7 @@ class RewardModelTraining:
             hits += agreement(output.margins.tolist(), [pair.preference for pair in part])[0]
         decided = sum(pair.preference != 0.5 for pair in batch)
         accuracy = hits / decided if decided else 0.5
-        return {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": optimizer.apply()}
+        return {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": optimizer.apply(), "tokens": tokens_of(batch)}
 
     def save(self, folder: Path) -> None:
         """Adapter and head."""

@@ -65,7 +65,8 @@ class SupervisedFineTuning:
             part_loss = -self._logprobs(part).sum() / tokens
             part_loss.backward()
             loss += float(part_loss.detach())
-        return {"loss": loss, "grad_norm": optimizer.apply(), "response_tokens": tokens}
+        read = tokens + sum(len(row.prompt) for row in batch)
+        return {"loss": loss, "grad_norm": optimizer.apply(), "response_tokens": tokens, "tokens": read}
 
     def save(self, folder: Path) -> None:
         """The adapter."""

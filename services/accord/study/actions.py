@@ -1,0 +1,178 @@
+"""Doing the steps of a study through the running services; each action returns the JSON that the step's result keeps.
+
+What does not belong here: which steps there are (`accord.study.graph`) and their order (`accord.study.runner`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accord.client.feedback import FeedbackClient, Judge, LabelCard, LabelJob, LabelJobSpec
+from accord.client.policy import PolicyClient
+from accord.client.reward import RewardClient
+from accord.client.trainer import Run, TrainerClient
+from accord.errors import AccordError, InternalError
+from accord.runspec import RunSpec, parse_spec
+from accord.study.graph import Step
+from accord.study.steps import StepResult
+from accord.text.tasks import Task
+from accord.workspace import Services
+
+_RUN_SECONDS = 48 * 3600.0
+_CHANGED_BY_RESUMING = ("failed", "cancelled")
+
+
+@dataclass
+class StepContext:
+    """What an action works with.
+
+    Args:
+        services: clients of the running services.
+        inputs: results of the steps before, by name.
+        folder: for the step's files.
+        key: the step's, which makes its calls idempotent.
+        progress: takes a fraction in [0, 1] and what is being done.
+    """
+
+    services: Clients
+    inputs: Mapping[str, StepResult]
+    folder: Path
+    key: str
+    progress: Callable[[float, str], None]
+
+
+@dataclass
+class Clients:
+    """Clients of the four services; a context manager."""
+
+    addresses: Services
+    policy: PolicyClient = field(init=False)
+    reward: RewardClient = field(init=False)
+    feedback: FeedbackClient = field(init=False)
+    trainer: TrainerClient = field(init=False)
+
+    def __enter__(self) -> Clients:
+        self.policy = PolicyClient(self.addresses.policy)
+        self.reward = RewardClient(self.addresses.reward)
+        self.feedback = FeedbackClient(self.addresses.feedback)
+        self.trainer = TrainerClient(self.addresses.trainer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in (self.policy, self.reward, self.feedback, self.trainer):
+            client.close()
+
+
+def train(step: Step, context: StepContext) -> dict[str, Any]:
+    """Runs a training run to its end; one that an earlier call left unfinished goes on from its checkpoint."""
+    spec = resolved_spec(step, context.inputs)
+    run, curve, messages = follow_run(spec, context)
+    return {
+        "run": run.name, "adapter_version": run.adapter_version, "directory": run.directory, "metrics": dict(run.metrics), "curve": curve,
+        "messages": messages, "algorithm": step.params["algorithm"], "steps": spec.steps,
+        "seconds": sum(row["values"].get("seconds", 0.0) for row in curve), "tokens": sum(row["values"].get("tokens", 0.0) for row in curve),
+    }  # fmt: skip
+
+
+def evaluate(step: Step, context: StepContext, rows: Path) -> dict[str, Any]:
+    """Runs the evaluation of a file of rows to its end and returns what it wrote."""
+    spec = parse_spec(
+        {"seed": step.params["seed"], "threads": 1, "evaluate": {"uri": str(rows), "bootstrap_samples": step.params["bootstrap_samples"]}}
+    )
+    run, _, messages = follow_run(spec, context)
+    report = json.loads((Path(run.directory) / "evaluation.json").read_text(encoding="utf-8"))
+    return {"run": run.name, "directory": run.directory, "messages": messages, "evaluation": report}
+
+
+def resolved_spec(step: Step, inputs: Mapping[str, StepResult]) -> RunSpec:
+    """The run specification with what earlier steps gave: parent adapter, reward model, labelled data."""
+    spec: dict[str, Any] = {**step.params["spec"]}
+    algorithm, sources = step.params["algorithm"], step.params["sources"]
+    part = dict(spec[algorithm])
+    if "parent" in sources:
+        spec["parent_adapter"] = inputs[sources["parent"]].values["adapter_version"]
+    if "reward_model" in sources:
+        part["reward_model"] = inputs[sources["reward_model"]].values["adapter_version"]
+    if "labels" in sources:
+        part["data"] = {"uri": inputs[sources["labels"]].values["dataset_uri"], "format": "accord", "split": "train"}
+    spec[algorithm] = part
+    return parse_spec(spec)
+
+
+def follow_run(spec: RunSpec, context: StepContext) -> tuple[Run, list[dict[str, Any]], list[str]]:
+    """Creates a run, or finds the one of an earlier call, and follows it; returns it with its curve and messages.
+
+    Raises:
+        InternalError: it failed, also after it was resumed once; the message names the run, its reason and its folder.
+    """
+    trainer = context.services.trainer
+    run = trainer.create_run(spec, f"study-{context.key}")
+    if run.state in _CHANGED_BY_RESUMING:
+        run = trainer.resume_run(run.name)
+    curve: dict[int, dict[str, float]] = {}
+    messages: list[str] = []
+    for event in trainer.watch_run(run.name, timeout_seconds=_RUN_SECONDS):
+        if event.metrics is not None:
+            curve.setdefault(event.step, {}).update(event.metrics)
+            context.progress(event.step / max(1, spec.steps), _newest(event.metrics))
+        elif event.message:
+            messages.append(event.message)
+        elif event.run is not None:
+            run = event.run
+            waiting = f", waiting for {run.waiting_on}" if run.waiting_on else ""
+            context.progress(run.step / max(1, run.total_steps or spec.steps), f"{run.phase or run.state}{waiting}")
+    run = trainer.get_run(run.name)
+    if run.state != "succeeded":
+        raise InternalError(f"{run.name} {run.state}: {run.message or 'it left no reason'}; see {run.directory}/log.txt, then run the study again")
+    return run, [{"step": number, "values": values} for number, values in sorted(curve.items())], list(dict.fromkeys(messages))
+
+
+def label(step: Step, context: StepContext) -> dict[str, Any]:
+    """Runs a label job to its end; the ledger keeps what an earlier call paid for."""
+    params, feedback = step.params, context.services.feedback
+    wanted = Judge(
+        params["judge"]["kind"], rubric=params["judge"].get("rubric", ""), adapter=params["judge"].get("adapter", ""),
+        rationale=params["judge"].get("rationale") or None, tie_margin=params["judge"].get("tie_margin") or None,
+    )  # fmt: skip
+    spec = LabelJobSpec(
+        f"study-{context.key}", params["uri"], Task(params["task"]), str(context.folder), params["format"], params["split"], params["limit"],
+        wanted, params["seed"],
+    )  # fmt: skip
+    job: LabelJob = feedback.create_label_job(spec)
+    for seen in feedback.watch_label_job(job.name, timeout_seconds=_RUN_SECONDS):
+        job = seen
+        note = f"; {job.message}" if job.message else ""
+        context.progress(job.done_pairs / max(1, job.total_pairs), f"{job.done_pairs} of {job.total_pairs} pairs{note}")
+    if job.state != "succeeded":
+        raise InternalError(f"{job.name} {job.state}: {job.message or 'it left no reason'}")
+    cards = [_card(card) for card in feedback.label_cards(job=job.name)]
+    return {
+        "job": job.name, "dataset_uri": job.dataset_uri, "dataset_digest": job.dataset_digest, "pairs": job.total_pairs,
+        "abstained": job.abstained_pairs, "tokens": job.tokens, "cards": cards,
+    }  # fmt: skip
+
+
+def _card(card: LabelCard) -> dict[str, Any]:
+    row = asdict(card)
+    row["task"] = card.task.value if card.task else None
+    row["abstentions"], row["notes"] = dict(card.abstentions), list(card.notes)
+    return row
+
+
+def raise_item(error: AccordError | None, what: str) -> None:
+    """Stops where an item of a batch has an error; the study's own items have none.
+
+    Raises:
+        InternalError: it has; the message says which and why.
+    """
+    if error is not None:
+        raise InternalError(f"{what}: {error}") from error
+
+
+def _newest(metrics: Mapping[str, float]) -> str:
+    shown = [name for name in ("loss", "score_mean", "kl", "eval_accuracy", "eval_margin", "margin") if name in metrics]
+    return ", ".join(f"{name} {metrics[name]:.3g}" for name in shown[:3])

@@ -1,0 +1,117 @@
+"""What the numbers of a study say, in sentences: each made from the results, and honest about what so few prompts cannot show.
+
+What does not belong here: formatting of tables (`accord.study.report`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+def findings(results: Json) -> list[str]:
+    """Sentences about the comparison, in the order of importance."""
+    found: list[str] = []
+    for task in results["tasks"]:
+        found += _wins(task)
+    found += [sentence for task in results["tasks"] if (sentence := _feedback(results, task))]
+    found += [sentence for task in results["tasks"] if (sentence := _algorithms(task))]
+    found += _judges(results)
+    return found
+
+
+def _wins(task: Json) -> list[str]:
+    arms = [arm for arm in task["arms"] if arm["algorithm"] and arm["metrics"].get("win_vs_sft", {}).get("value") is not None]
+    if not arms:
+        return []
+    clear = [arm for arm in arms if arm["metrics"]["win_vs_sft"]["low"] > 0.5]
+    worse = [arm for arm in arms if arm["metrics"]["win_vs_sft"]["high"] < 0.5]
+    best = max(arms, key=lambda arm: arm["metrics"]["win_vs_sft"]["value"])
+    wins = best["metrics"]["win_vs_sft"]
+    name = task["task"].capitalize()
+    sentence = (
+        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of {wins['n']} held-out prompts "
+        f"(95 % interval {wins['low']:.0%} to {wins['high']:.0%}), the most of the {len(arms)} arms. "
+    )
+    if clear:
+        sentence += f"The interval stays above one half for {', '.join(arm['arm'] for arm in clear)}."
+    elif worse:
+        sentence += "No arm's interval stays above one half."
+    else:
+        sentence += "Every arm's interval contains one half: at this size no arm can be told from SFT by wins."
+    if worse:
+        sentence += f" It stays below one half for {', '.join(arm['arm'] for arm in worse)}."
+    return [sentence]
+
+
+def _feedback(results: Json, task: Json) -> str:
+    """AI against human feedback, arm by arm, in ROUGE-L on the same prompts."""
+    parts = []
+    for algorithm in ("ppo", "dpo"):
+        row = _contrast(results, task["task"], "rouge_l", f"{algorithm}-ai", f"{algorithm}-human")
+        if row is not None:
+            parts.append(f"{algorithm.upper()} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
+    if not parts:
+        return ""
+    recipe = results["recipe"]
+    return (
+        f"{task['task'].capitalize()}, AI minus human feedback in ROUGE-L on the same prompts: {'; '.join(parts)}, with "
+        f"{recipe['ai_pairs']} AI against {recipe['human_pairs']} human labels. An interval that contains 0 means that the difference is not resolved."
+    )
+
+
+def _contrast(results: Json, task: str, metric: str, a: str, b: str) -> dict[str, float] | None:
+    """The difference a - b, whichever way round the evaluation has it."""
+    for row in results["contrasts"]:
+        if (row["task"], row["metric"]) == (task, metric) and {row["a"], row["b"]} == {a, b}:
+            if row["a"] == a:
+                return {"difference": row["difference"], "low": row["low"], "high": row["high"]}
+            return {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
+    return None
+
+
+def _algorithms(task: Json) -> str:
+    """What PPO and DPO cost, and how far they went from SFT."""
+    groups: dict[str, list[Json]] = {"ppo": [], "dpo": []}
+    for arm in task["arms"]:
+        if arm["algorithm"]:
+            groups[arm["algorithm"]].append(arm)
+    if not groups["ppo"] or not groups["dpo"]:
+        return ""
+    seconds = {name: sum(_whole_cost(arm) for arm in arms) / len(arms) for name, arms in groups.items()}
+    tokens = {name: _mean(arms, "response_tokens") for name, arms in groups.items()}
+    kl = {name: _mean(arms, "kl") for name, arms in groups.items()}
+    return (
+        f"{task['task'].capitalize()}: a PPO arm took {seconds['ppo']:.0f} s of training (its reward model included), "
+        f"a DPO arm {seconds['dpo']:.0f} s; responses of {tokens['ppo']:.0f} against {tokens['dpo']:.0f} tokens, KL to SFT {kl['ppo']:.2f} against {kl['dpo']:.2f} nats."
+    )
+
+
+def _whole_cost(arm: Json) -> float:
+    return float(arm["training"]["seconds"]) + float(arm["training"].get("reward_model_seconds", 0.0))
+
+
+def _mean(arms: list[Json], metric: str) -> float:
+    values = [arm["metrics"][metric]["value"] for arm in arms if arm["metrics"].get(metric, {}).get("value") is not None]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _judges(results: Json) -> list[str]:
+    found = []
+    for judge in results["judges"]:
+        card = judge["card"]
+        if judge["purpose"] != "held-out check" or not card["human_agreement"]:
+            continue
+        agreement, baseline = card["human_agreement"], card["length_baseline"]
+        sentence = (
+            f"The {card['kind']} judge agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
+            f"({agreement['low']:.0%} to {agreement['high']:.0%})"
+        )
+        if baseline:
+            sentence += f"; taking the longer response would be right on {baseline['value']:.0%}"
+        if card["first_preferred"]:
+            sentence += f"; it prefers the response shown first in {card['first_preferred']['value']:.0%} of its judgements"
+        found.append(sentence + ".")
+    return found

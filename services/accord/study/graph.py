@@ -1,0 +1,216 @@
+"""The steps of a study, each named by what goes into it: a second call finds what is done and continues where the first stopped.
+
+A step's key is the sha256 of its kind, its parameters, the digests of model and data, and the keys of the steps before it. What does not belong
+here: doing the steps (`accord.study.actions`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from accord.study.recipe import Feedback, StudyRecipe, TaskPart, TrainPart
+
+StepKind = Literal["train", "label", "generate", "measure", "judge", "evaluate"]
+BASE, SFT = "base", "sft"
+# Part of every key: a change in how steps are done must not reuse an older result.
+_FORMAT = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step; `inputs` are names of earlier steps, `tokens` roughly what it reads and writes (a training pass counts three times)."""
+
+    name: str
+    kind: StepKind
+    title: str
+    params: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Steps in an order in which each comes after its inputs, with the key of each."""
+
+    steps: tuple[Step, ...]
+    keys: Mapping[str, str]
+
+
+@dataclass
+class _Builder:
+    recipe: StudyRecipe
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, step: Step) -> str:
+        self.steps.append(step)
+        return step.name
+
+
+def build_graph(recipe: StudyRecipe, digests: Mapping[str, str]) -> Graph:
+    """The steps of a recipe.
+
+    Args:
+        recipe: what is compared.
+        digests: of everything outside of the recipe that results depend on (base model, tokenizer, template, data of each task).
+    """
+    builder = _Builder(recipe)
+    measured: list[str] = []
+    for part in recipe.tasks:
+        measured += _task_steps(builder, part)
+    evaluation = recipe.evaluation
+    builder.add(
+        Step(
+            "evaluate", "evaluate", "metrics with intervals", {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed},
+            tuple(measured), tokens=600 * len(recipe.tasks),
+        )
+    )  # fmt: skip
+    steps = tuple(builder.steps)
+    return Graph(steps, _keys(steps, digests))
+
+
+def arm_name(feedback: Feedback, algorithm: str) -> str:
+    """For example `dpo-ai`."""
+    return f"{algorithm}-{feedback}"
+
+
+def arms_of(recipe: StudyRecipe) -> tuple[str, ...]:
+    """All rows of a task's table: base, sft, and the trained arms."""
+    return (BASE, SFT, *(arm_name(feedback, algorithm) for feedback, algorithm in recipe.arms))
+
+
+def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
+    recipe, task = builder.recipe, part.task.value
+    width = recipe.max_prompt_tokens + recipe.max_response_tokens
+    sft = builder.add(_train(recipe, part, "sft", SFT, {"data": _data(part)}, recipe.sft, width=width))
+    labels = _label_steps(builder, part)
+    adapters: dict[str, str] = {SFT: sft}
+    reward_models: dict[Feedback, str] = {}
+    for feedback in recipe.feedback:
+        data = {"data": _data(part, limit=recipe.human_pairs), "eval_data": _held_out(recipe, part)}
+        before = {"parent": sft} | ({"labels": labels} if feedback == "ai" else {})
+        if "ppo" in recipe.algorithms:
+            reward_models[feedback] = builder.add(
+                _train(recipe, part, "reward_model", f"rm-{feedback}", data, recipe.reward_model, before=before, width=2 * width)
+            )
+        if "dpo" in recipe.algorithms:
+            dpo = data | {"beta": recipe.dpo.beta}
+            name = arm_name(feedback, "dpo")
+            adapters[name] = builder.add(_train(recipe, part, "dpo", name, dpo, recipe.dpo, before=before, width=2.7 * width))
+        if "ppo" in recipe.algorithms:
+            name = arm_name(feedback, "ppo")
+            before = {"parent": sft, "reward_model": reward_models[feedback]}
+            rollout = 3 * (recipe.max_prompt_tokens + recipe.max_sampled_tokens)
+            adapters[name] = builder.add(_train(recipe, part, "ppo", name, _ppo(recipe, part), recipe.ppo, before=before, width=rollout))
+    generated = {arm: _generate(builder, part, arm, adapters.get(arm)) for arm in arms_of(recipe)}
+    measured = [_measure(builder, part, arm, generated[arm], sft, reward_models) for arm in generated]
+    judged = builder.add(
+        Step(
+            f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
+            {"task": task, "judge": recipe.judge.model_dump(mode="json"), "arms": list(generated)}, tuple(generated.values()),
+            tokens=recipe.evaluation.prompts * (recipe.max_prompt_tokens + 16 * recipe.max_sampled_tokens),
+        )
+    )  # fmt: skip
+    checks = [name for name in (step.name for step in builder.steps) if name.startswith(f"{task}/judge-check-")]
+    return [
+        *adapters.values(),
+        *reward_models.values(),
+        *([labels] if "ai" in recipe.feedback else []),
+        *checks,
+        *generated.values(),
+        *measured,
+        judged,
+    ]
+
+
+def _label_steps(builder: _Builder, part: TaskPart) -> str:
+    """Labels for training, and the judges measured on held-out pairs that people labelled; returns the name of the former."""
+    recipe, task = builder.recipe, part.task.value
+    judge, evaluation = recipe.judge.model_dump(mode="json"), recipe.evaluation
+    pair = recipe.max_prompt_tokens + 4 * recipe.max_response_tokens
+    name = f"{task}/labels-ai"
+    if "ai" in recipe.feedback:
+        params = {"task": task, "uri": part.uri, "format": part.format, "split": "train", "limit": recipe.ai_pairs, "judge": judge}
+        builder.add(Step(name, "label", f"{task}: {recipe.judge.kind} judge labels", params | {"seed": recipe.seed}, tokens=recipe.ai_pairs * pair))
+    for kind in evaluation.judge_check_kinds if evaluation.judge_check_pairs else ():
+        params = {
+            "task": task, "uri": part.held_out_uri, "format": part.format, "split": "test", "limit": evaluation.judge_check_pairs,
+            "judge": {"kind": kind}, "seed": recipe.seed,
+        }  # fmt: skip
+        tokens = evaluation.judge_check_pairs * (pair if kind == "likelihood" else 2 * (pair + 300))
+        builder.add(Step(f"{task}/judge-check-{kind}", "label", f"{task}: {kind} judge against people", params, tokens=tokens))
+    return name
+
+
+def _train(
+    recipe: StudyRecipe, part: TaskPart, algorithm: str, arm: str, values: Mapping[str, Any], size: TrainPart, *, width: float,
+    before: Mapping[str, str] | None = None,
+) -> Step:  # fmt: skip
+    """A run. `before` names the steps that give the parent adapter, the reward model and the labels."""
+    longest = recipe.max_sampled_tokens if algorithm == "ppo" else recipe.max_response_tokens
+    spec = {
+        "adapter": f"{recipe.name}-{part.task.value}-{arm}", "seed": recipe.seed, "steps": size.steps, "batch_size": size.batch_size,
+        "micro_batch_size": min(size.micro_batch_size, size.batch_size), "max_prompt_tokens": recipe.max_prompt_tokens,
+        "max_response_tokens": longest, "lora": recipe.lora.model_dump(mode="json", exclude_none=True),
+        "optimizer": {"learning_rate": size.learning_rate, "schedule": size.schedule, "warmup_steps": size.warmup_steps},
+        "checkpoint_every_steps": size.checkpoint_every_steps, "eval_every_steps": size.eval_every_steps, algorithm: dict(values),
+    }  # fmt: skip
+    sources = dict(before or {})
+    return Step(
+        f"{part.task.value}/{arm}", "train", f"{part.task.value}: train {arm}", {"algorithm": algorithm, "spec": spec, "sources": sources},
+        tuple(dict.fromkeys(sources.values())), tokens=round(3 * size.steps * size.batch_size * width),
+    )  # fmt: skip
+
+
+def _ppo(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
+    size = recipe.ppo
+    values = {
+        "data": _data(part), "kl_coef": size.kl_coef, "kl_controller": size.kl_controller, "kl_target": size.kl_target, "epochs": size.epochs,
+        "missing_eos_penalty": size.missing_eos_penalty, "temperature": recipe.evaluation.temperature,
+    }  # fmt: skip
+    if size.minibatch_size is not None:
+        values["minibatch_size"] = size.minibatch_size
+    if size.ptx_coefficient > 0:
+        values |= {"ptx_coefficient": size.ptx_coefficient, "ptx_data": _data(part)}
+    return values
+
+
+def _generate(builder: _Builder, part: TaskPart, arm: str, adapter: str | None) -> str:
+    recipe, evaluation = builder.recipe, builder.recipe.evaluation
+    params = {
+        "task": part.task.value, "arm": arm, "uri": part.held_out_uri, "format": part.format, "limit": evaluation.prompts,
+        "temperature": evaluation.temperature, "max_tokens": recipe.max_sampled_tokens, "seed": recipe.seed, "adapter_from": adapter,
+    }  # fmt: skip
+    tokens = evaluation.prompts * (recipe.max_prompt_tokens + 3 * recipe.max_sampled_tokens)
+    title = f"{part.task.value}: {arm} answers held-out prompts"
+    return builder.add(Step(f"{part.task.value}/generate-{arm}", "generate", title, params, (adapter,) if adapter else (), tokens))
+
+
+def _measure(builder: _Builder, part: TaskPart, arm: str, generated: str, sft: str, reward_models: Mapping[Feedback, str]) -> str:
+    recipe = builder.recipe
+    params = {
+        "task": part.task.value, "arm": arm, "responses_from": generated, "reference_from": sft, "reward_models_from": dict(reward_models),
+        "temperature": recipe.evaluation.temperature,
+    }  # fmt: skip
+    tokens = recipe.evaluation.prompts * (1 + len(reward_models)) * (recipe.max_prompt_tokens + recipe.max_sampled_tokens)
+    title = f"{part.task.value}: {arm} reward and KL"
+    return builder.add(Step(f"{part.task.value}/measure-{arm}", "measure", title, params, (generated, sft, *reward_models.values()), tokens))
+
+
+def _data(part: TaskPart, *, limit: int = 0) -> dict[str, Any]:
+    return {"uri": part.uri, "format": part.format, "split": "train", "limit": limit}
+
+
+def _held_out(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
+    return {"uri": part.held_out_uri, "format": part.format, "split": "test", "limit": recipe.evaluation.pairs}
+
+
+def _keys(steps: Sequence[Step], digests: Mapping[str, str]) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for step in steps:
+        content = [_FORMAT, step.kind, step.params, [keys[name] for name in step.inputs], dict(digests)]
+        keys[step.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    return keys

@@ -1,0 +1,186 @@
+"""What a study measures itself, through the services: responses of an arm, their reward and KL, and how a judge compares them.
+
+Responses are sampled at the study's temperature with one seed a prompt, the same for all arms. What does not belong here: metrics against
+references, which an evaluation run computes (`accord.evaluation`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accord.client.feedback import Judge, LabelPairItem
+from accord.client.messages import TokenIds
+from accord.client.policy import GenerateItem, LogprobsItem, Sampling
+from accord.client.reward import ScoreItem
+from accord.data.readers import read_demonstrations
+from accord.data.records import Demonstration
+from accord.errors import InvalidArgumentError
+from accord.study.actions import StepContext, raise_item
+from accord.study.graph import BASE, SFT, Step
+from accord.study.steps import StepResult
+from accord.text.chat import Message
+from accord.text.tasks import Task
+
+_CALL_SECONDS = 1800.0
+_BATCH = 8
+
+
+def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> tuple[Demonstration, ...]:
+    """The held-out prompts with their references.
+
+    Raises:
+        InvalidArgumentError: there are fewer than two.
+    """
+    rows = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task).rows
+    if len(rows) < 2:
+        raise InvalidArgumentError(f"{uri} has {len(rows)} held-out rows with a reference (split test); 2 are needed", field="tasks.test_uri")
+    return rows
+
+
+def generate(step: Step, context: StepContext) -> dict[str, Any]:
+    """Samples one response for each held-out prompt; writes responses.jsonl."""
+    params = step.params
+    rows = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    adapter = context.inputs[params["adapter_from"]].values["adapter_version"] if params["adapter_from"] else ""
+    found: list[dict[str, Any]] = []
+    for part in _parts(rows):
+        items = [
+            GenerateItem(
+                row.messages,
+                Sampling(max_tokens=params["max_tokens"], temperature=params["temperature"], seed=_seed(params["seed"], row.prompt_id)),
+                item_id=row.prompt_id,
+            )
+            for row in part
+        ]
+        reply = context.services.policy.generate(items, adapter=adapter, timeout_seconds=_CALL_SECONDS)
+        for row, result in zip(part, reply.results, strict=True):
+            raise_item(result.error, f"prompt {row.prompt_id}")
+            sample = result.samples[0]
+            found.append(
+                {
+                    "prompt_id": row.prompt_id, "messages": [[turn.role, turn.content] for turn in row.messages], "reference": row.response,
+                    "response": sample.text.strip(), "token_ids": list(sample.token_ids), "prompt_token_ids": list(result.prompt_token_ids),
+                    "logprobs": list(sample.logprobs), "finish_reason": sample.finish_reason,
+                }
+            )  # fmt: skip
+        context.progress(len(found) / len(rows), f"{len(found)} of {len(rows)} prompts")
+    path = context.folder / "responses.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
+    ended = sum(row["finish_reason"] == "eos" for row in found) / len(found)
+    return {"responses": str(path), "count": len(found), "adapter_version": adapter, "eos_rate": ended}
+
+
+def measure(step: Step, context: StepContext) -> dict[str, Any]:
+    """Reward of each response under each reward model, and its log-ratio to SFT, whose mean is the KL to SFT at the sampling temperature."""
+    params = step.params
+    rows = responses(context.inputs[params["responses_from"]])
+    values: list[dict[str, float | None]] = [{"response_tokens": float(len(row["token_ids"]))} for row in rows]
+    reference = context.inputs[params["reference_from"]].values["adapter_version"]
+    parts, done, total = _parts(rows), 0, len(rows) * (1 + len(params["reward_models_from"]))
+    for place, part in enumerate(parts):
+        known = values[place * _BATCH :]
+        items = [LogprobsItem(TokenIds(tuple(row["prompt_token_ids"])), (TokenIds(tuple(row["token_ids"])),)) for row in part]
+        reply = context.services.policy.compute_logprobs(items, adapter=reference, temperature=params["temperature"], timeout_seconds=_CALL_SECONDS)
+        for row, result, value in zip(part, reply.results, known, strict=False):
+            raise_item(result.error, f"prompt {row['prompt_id']}")
+            value["kl"] = math.fsum(row["logprobs"]) - result.responses[0].sequence_logprob
+        for feedback, source in params["reward_models_from"].items():
+            model = context.inputs[source].values["adapter_version"]
+            scored = context.services.reward.score(
+                [ScoreItem(TokenIds(tuple(row["prompt_token_ids"])), TokenIds(tuple(row["token_ids"]))) for row in part], model,
+                timeout_seconds=_CALL_SECONDS,
+            )  # fmt: skip
+            for row, score, value in zip(part, scored.results, known, strict=False):
+                raise_item(score.error, f"prompt {row['prompt_id']}")
+                value[f"score_{feedback}"] = score.score
+        done += len(part) * (1 + len(params["reward_models_from"]))
+        context.progress(done / total, f"{done} of {total} passes")
+    return {"values": {row["prompt_id"]: value for row, value in zip(rows, values, strict=True)}}
+
+
+def judge(step: Step, context: StepContext) -> dict[str, Any]:
+    """The judge's preference for each arm over SFT and over the reference, on each prompt; an abstention is null."""
+    params = step.params
+    arms = {name: responses(context.inputs[source]) for name, source in _arm_sources(step).items()}
+    wanted = Judge(
+        params["judge"]["kind"], rubric=params["judge"]["rubric"], adapter=params["judge"]["adapter"], tie_margin=params["judge"]["tie_margin"]
+    )
+    prompts = len(next(iter(arms.values())))
+    found: dict[str, dict[str, dict[str, float | None]]] = {arm: {} for arm in arms}
+    abstained = 0
+    for place in range(prompts):
+        pairs = list(_comparisons(arms, place, Task(params["task"])))
+        results = context.services.feedback.label_pairs([pair for _, _, pair in pairs], wanted, timeout_seconds=_CALL_SECONDS)
+        for (arm, against, pair), result in zip(pairs, results, strict=True):
+            raise_item(result.error, f"pair {pair.pair_id}")
+            preference = result.label.preference if result.label is not None else None
+            abstained += preference is None
+            row = found[arm].setdefault(arms[arm][place]["prompt_id"], {})
+            row[f"win_vs_{against}"] = None if preference is None else _win(preference, params["judge"]["tie_margin"])
+            row[f"log_length_ratio_{against}"] = _length_ratio(pair.response_a, pair.response_b)
+        context.progress((place + 1) / prompts, f"{place + 1} of {prompts} prompts")
+    return {"values": found, "abstained": abstained}
+
+
+def evaluation_rows(path: Path, tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult]) -> None:
+    """Writes the rows that an evaluation run reads: each arm's response to each prompt with all that was measured.
+
+    Args:
+        path: of the file.
+        tasks: for each task the arms in the table's order, with the names of their generate steps.
+        inputs: results of all steps.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for task, arms in tasks.items():
+            judged = inputs[f"{task}/judge"].values["values"]
+            for arm, source in arms.items():
+                measured = inputs[f"{task}/measure-{arm}"].values["values"]
+                for row in responses(inputs[source]):
+                    name = row["prompt_id"]
+                    values = measured[name] | judged[arm].get(name, {})
+                    line = {"arm": arm, "task": task, "prompt_id": name, "response": row["response"], "reference": row["reference"], "values": values}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def responses(result: StepResult) -> list[dict[str, Any]]:
+    """The rows that a generate step wrote."""
+    return [json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines()]
+
+
+def _arm_sources(step: Step) -> dict[str, str]:
+    return dict(zip(step.params["arms"], step.inputs, strict=True))
+
+
+def _comparisons(arms: Mapping[str, Sequence[Mapping[str, Any]]], place: int, task: Task) -> Iterator[tuple[str, str, LabelPairItem]]:
+    """Each arm against SFT and the reference, the arm as A; SFT is not compared with itself."""
+    for arm, rows in arms.items():
+        row = rows[place]
+        messages = tuple(Message(role, content) for role, content in row["messages"])
+        for against, other in ((SFT, arms[SFT][place]["response"]), ("reference", row["reference"])):
+            if arm != against:
+                pair_id = f"{row['prompt_id']}:{arm}:{against}"
+                yield arm, against, LabelPairItem(task, messages, row["response"], other, pair_id)
+
+
+def _win(preference: float, tie_margin: float) -> float:
+    return 0.5 if abs(preference - 0.5) <= tie_margin else float(preference > 0.5)
+
+
+def _length_ratio(a: str, b: str) -> float:
+    return math.log((len(a.split()) + 1) / (len(b.split()) + 1))
+
+
+def _seed(seed: int, prompt_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"study {seed} {prompt_id}".encode()).digest()[:4], "big")
+
+
+def _parts(rows: Sequence[Any]) -> list[Sequence[Any]]:
+    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+
+
+__all__ = ["BASE", "evaluation_rows", "generate", "held_out", "judge", "measure", "responses"]

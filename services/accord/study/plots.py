@@ -1,0 +1,201 @@
+"""The pictures of a report as SVG text, drawn from results.json.
+
+What does not belong here: the page (`accord.study.report`). Colour is feedback, marker and line style are the algorithm, in all pictures.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"human": "#b8552b", "ai": "#2a6f97", None: "#6b6b6b"}
+_MARKERS = {"ppo": "o", "dpo": "s", None: "D"}
+_LINES = {"ppo": "-", "dpo": "--", None: ":"}
+_STYLE = {
+    "font.family": "sans-serif", "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "semibold",
+    "axes.titlelocation": "left", "svg.fonttype": "none", "svg.hashsalt": "accord", "figure.facecolor": "none", "axes.facecolor": "none",
+}  # fmt: skip
+Json = Mapping[str, Any]
+
+
+def win_rates(results: Json) -> str:
+    """Win rate of each arm by the judge, against SFT and against the references: raw (filled) and length-adjusted (hollow)."""
+    tasks = results["tasks"]
+    against = (("win_vs_sft", "against SFT"), ("win_vs_reference", "against the reference responses"))
+    figure, axes = _figure(len(tasks), 2, height=2.5)
+    for row, task in zip(axes, tasks, strict=True):
+        for axis, (metric, title) in zip(row, against, strict=True):
+            arms = [arm for arm in task["arms"] if _known(arm, metric)]
+            for place, arm in enumerate(reversed(arms)):
+                _interval(axis, arm["metrics"][metric], place + 0.13, arm, filled=True)
+                _interval(axis, arm["metrics"].get(f"{metric}_length_adjusted"), place - 0.13, arm, filled=False)
+            axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
+            axis.set_yticks(range(len(arms)), [arm["arm"] for arm in reversed(arms)])
+            axis.set(xlim=(-0.03, 1.03), title=f"{task['task'].capitalize()}, {title}")
+    return _svg(figure)
+
+
+def quality(results: Json) -> str:
+    """ROUGE-L, METEOR and BERTScore of each arm with intervals."""
+    metrics = (("rouge_l", "ROUGE-L"), ("meteor", "METEOR"), ("bertscore", "BERTScore"))
+    figure, axes = _figure(len(results["tasks"]), len(metrics), height=2.3)
+    for row, task in zip(axes, results["tasks"], strict=True):
+        for axis, (metric, title) in zip(row, metrics, strict=True):
+            for place, arm in enumerate(reversed(task["arms"])):
+                _interval(axis, arm["metrics"].get(metric), place, arm, filled=True)
+            names = [arm["arm"] for arm in reversed(task["arms"])]
+            axis.set_yticks(range(len(names)), names)
+            axis.set(title=f"{task['task'].capitalize()}: {title}")
+    return _svg(figure)
+
+
+def reward_against_kl(results: Json) -> str:
+    """Reward under the human reward model (filled) and the AI one (hollow) against KL to SFT, each with its interval."""
+    figure, axes = _figure(1, len(results["tasks"]), height=3.0)
+    for axis, task in zip(axes[0], results["tasks"], strict=True):
+        for arm in task["arms"]:
+            kl = arm["metrics"].get("kl")
+            for metric, filled in (("score_human", True), ("score_ai", False)):
+                score = arm["metrics"].get(metric)
+                if _has(kl) and _has(score):
+                    _cross(axis, kl, score, arm, filled=filled)
+        axis.set(title=task["task"].capitalize(), xlabel="KL to SFT, nats a response", ylabel="reward model's score")
+        axis.axvline(0, color="#dddddd", linewidth=0.8, zorder=0)
+    _arm_legend(figure, results["tasks"][0]["arms"])
+    return _svg(figure)
+
+
+def curves(results: Json) -> str:
+    """What each run logged: SFT loss, reward model loss, DPO margin, PPO score and KL, by step."""
+    wanted: Sequence[tuple[str, str, str]] = (
+        ("sft", "loss", "SFT: loss, nats a token"), ("reward_model", "loss", "Reward models: loss"), ("dpo", "margin", "DPO: implicit reward margin"),
+        ("ppo", "score_mean", "PPO: mean score of rollouts"), ("ppo", "kl", "PPO: KL to SFT, nats a response"),
+    )  # fmt: skip
+    wanted = [each for each in wanted if any(curve["algorithm"] == each[0] for curve in results["curves"])]
+    figure, axes = _figure(len(results["tasks"]), len(wanted), height=2.1)
+    for row, task in zip(axes, results["tasks"], strict=True):
+        for axis, (algorithm, metric, title) in zip(row, wanted, strict=True):
+            for curve in results["curves"]:
+                if (curve["task"], curve["algorithm"]) == (task["task"], algorithm):
+                    _line(axis, curve, metric)
+            axis.set_title(f"{task['task'].capitalize()}\n{title}", fontsize=9)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure)
+
+
+def judges(results: Json) -> str:
+    """Each judge on held-out pairs: agreement with people beside the length baseline, and how often it prefers what it is shown first."""
+    checks = [judge for judge in results["judges"] if judge["purpose"] == "held-out check" and judge["card"]["human_agreement"]]
+    if not checks:
+        return ""
+    figure, axes = _figure(1, 2, height=max(1.6, 0.5 * len(checks) + 0.9))
+    left, right = axes[0]
+    names = []
+    for place, judge in enumerate(reversed(checks)):
+        card = judge["card"]
+        names.append(f"{card['kind']}, {judge['task']} (n={card['human_agreement']['n']})")
+        _bar(left, card["human_agreement"], place, "#2a6f97")
+        baseline = card["length_baseline"]
+        if baseline:
+            left.plot([baseline["value"]] * 2, [place - 0.32, place + 0.32], color="#222222", linewidth=1.6)
+        if card["first_preferred"]:
+            _bar(right, card["first_preferred"], place, "#b8552b")
+        else:
+            right.text(0.5, place, "shown one at a time", ha="center", va="center", fontsize=8, color="#777777")
+    left.set(title="Agreement with people (line: take the longer)", xlim=(0, 1))
+    right.set(title="Prefers the response shown first", xlim=(0, 1))
+    for axis, labels in ((left, names), (right, [""] * len(names))):
+        axis.set_yticks(range(len(names)), labels)
+        axis.set_ylim(-0.6, len(names) - 0.4)
+        axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
+    return _svg(figure)
+
+
+def _figure(rows: int, columns: int, *, height: float) -> tuple[Figure, Any]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams.update(_STYLE)
+    figure, axes = plt.subplots(rows, columns, figsize=(11, height * rows), squeeze=False, layout="constrained")
+    return figure, axes
+
+
+def _interval(axis: Axes, found: Json | None, place: float, arm: Json, *, filled: bool) -> None:
+    if not _has(found):
+        return
+    assert found is not None
+    colour = COLOURS[arm["feedback"]]
+    axis.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=1.4, alpha=0.75)
+    axis.plot(found["value"], place, _MARKERS[arm["algorithm"]], color=colour, markersize=5.5, markerfacecolor=colour if filled else "white")
+
+
+def _cross(axis: Axes, x: Json, y: Json, arm: Json, *, filled: bool) -> None:
+    colour = COLOURS[arm["feedback"]]
+    axis.plot([x["low"], x["high"]], [y["value"]] * 2, color=colour, linewidth=0.9, alpha=0.45)
+    axis.plot([x["value"]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.9, alpha=0.45)
+    face = colour if filled else "white"
+    axis.plot(x["value"], y["value"], _MARKERS[arm["algorithm"]], color=colour, markersize=7, markerfacecolor=face)
+    if filled:
+        axis.annotate(arm["arm"], (x["value"], y["value"]), textcoords="offset points", xytext=(7, 5), fontsize=8, color=colour)
+
+
+def _line(axis: Axes, curve: Json, metric: str) -> None:
+    points = [(row["step"], row["values"][metric]) for row in curve["curve"] if _number(row["values"].get(metric))]
+    if not points:
+        return
+    feedback = next((name for name in ("human", "ai") if curve["arm"].endswith(name)), None)
+    steps, values = zip(*points, strict=True)
+    axis.plot(steps, values, _LINES[curve["algorithm"] if curve["algorithm"] in _LINES else None], color=COLOURS[feedback], linewidth=1.6, marker=".")
+    axis.annotate(
+        curve["arm"], (steps[-1], values[-1]), textcoords="offset points", xytext=(-4, 6), fontsize=7.5, color=COLOURS[feedback], ha="right"
+    )
+
+
+def _bar(axis: Axes, share: Json, place: float, colour: str) -> None:
+    axis.barh(place, share["value"], height=0.42, color=colour, alpha=0.35)
+    axis.plot([share["low"], share["high"]], [place, place], color=colour, linewidth=1.6)
+    axis.plot(share["value"], place, "o", color=colour, markersize=5)
+
+
+def _arm_legend(figure: Figure, arms: Iterable[Json]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=COLOURS[arm["feedback"]], marker=_MARKERS[arm["algorithm"]], linestyle="", label=arm["arm"]) for arm in arms]
+    handles.append(Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="", label="hollow: AI reward model"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib.pyplot as plt
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _known(arm: Json, metric: str) -> bool:
+    return _has(arm["metrics"].get(metric))
+
+
+def _has(found: Json | None) -> bool:
+    return found is not None and _number(found.get("value"))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+PICTURES: Mapping[str, Callable[[Json], str]] = {
+    "win_rates": win_rates, "quality": quality, "reward_against_kl": reward_against_kl, "curves": curves, "judges": judges,
+}  # fmt: skip

@@ -1,0 +1,155 @@
+"""What a study compares, as one frozen model; a recipe file is this model in YAML.
+
+What does not belong here: the steps that follow from it (`accord.study.graph`).
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from accord.errors import InvalidArgumentError, NotFoundError
+from accord.runspec import LoraSpec, NonNegative, Positive, Spec
+from accord.text.tasks import Task
+
+Feedback = Literal["human", "ai"]
+PolicyAlgorithm = Literal["ppo", "dpo"]
+JudgeKindName = Literal["likelihood", "verdict", "rating"]
+
+
+class TaskPart(Spec):
+    """One task: where its prompts, references and pairs come from."""
+
+    task: Task
+    uri: str = Field(min_length=1, max_length=2048, description="data with prompts, references and human-labelled pairs, split train")
+    test_uri: str = Field("", max_length=2048, description="the same for the held-out part, split test; empty: the data of `uri`")
+    format: str = ""
+
+    @property
+    def held_out_uri(self) -> str:
+        """Where the held-out part is."""
+        return self.test_uri or self.uri
+
+
+class TrainPart(Spec):
+    """Size and pace of one kind of run."""
+
+    steps: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(8, ge=1, le=4096)
+    micro_batch_size: int = Field(4, ge=1, le=4096)
+    learning_rate: Positive = Field(le=1)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    checkpoint_every_steps: int = Field(0, ge=0)
+    eval_every_steps: int = Field(0, ge=0)
+
+
+class DpoPart(TrainPart):
+    """DPO runs."""
+
+    beta: Positive = 0.1
+
+
+class PpoPart(TrainPart):
+    """PPO runs."""
+
+    kl_coef: NonNegative = 0.05
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    kl_target: Positive = 6.0
+    epochs: int = Field(2, ge=1, le=64)
+    minibatch_size: int | None = Field(None, ge=1)
+    missing_eos_penalty: NonNegative = 1.0
+    ptx_coefficient: NonNegative = 0.0
+
+
+class JudgePart(Spec):
+    """The judge that stands in for people."""
+
+    kind: JudgeKindName = "likelihood"
+    rubric: str = ""
+    rationale: bool = False
+    adapter: str = ""
+    tie_margin: float = Field(0.0, ge=0, lt=0.5)
+
+
+class EvaluationPart(Spec):
+    """What the arms are measured on."""
+
+    prompts: int = Field(ge=2, description="held-out prompts of each task")
+    pairs: int = Field(12, ge=2, description="held-out pairs on which reward models and DPO are measured")
+    temperature: Positive = Field(0.7, le=10)
+    bootstrap_samples: int = Field(1000, ge=100, le=100_000)
+    judge_check_pairs: int = Field(8, ge=0, description="held-out pairs with a human label on which each judge kind is measured")
+    judge_check_kinds: tuple[JudgeKindName, ...] = ("likelihood", "verdict")
+
+
+class StudyRecipe(Spec):
+    """Tasks x feedback x algorithm, with the sizes of everything."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=60)
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    base_model: str = Field("embedded", min_length=1)
+    tasks: tuple[TaskPart, ...] = Field(min_length=1)
+    feedback: tuple[Feedback, ...] = ("human", "ai")
+    algorithms: tuple[PolicyAlgorithm, ...] = ("ppo", "dpo")
+    human_pairs: int = Field(ge=2, description="human-labelled training pairs of each task")
+    ai_pairs: int = Field(ge=2, description="pairs of each task that the judge labels")
+    max_prompt_tokens: int = Field(ge=16)
+    max_response_tokens: int = Field(ge=8, description="longest response to train on, in tokens")
+    max_sampled_tokens: int = Field(ge=4, description="longest rollout and longest evaluated response, in tokens")
+    lora: LoraSpec = LoraSpec()
+    judge: JudgePart = JudgePart()
+    sft: TrainPart
+    reward_model: TrainPart
+    dpo: DpoPart
+    ppo: PpoPart
+    evaluation: EvaluationPart
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> StudyRecipe:
+        for name, values in (("tasks", [part.task for part in self.tasks]), ("feedback", self.feedback), ("algorithms", self.algorithms)):
+            if len(set(values)) != len(values) or not values:
+                raise ValueError(f"{name}: each value once, at least one")
+        return self
+
+    @property
+    def arms(self) -> tuple[tuple[Feedback, PolicyAlgorithm], ...]:
+        """The trained arms of each task."""
+        return tuple((feedback, algorithm) for feedback in self.feedback for algorithm in self.algorithms)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with Accord, by name."""
+    folder = Path(str(resources.files("accord.recipes").joinpath("study")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str, *, seed: int | None = None) -> StudyRecipe:
+    """The recipe of that name (quick, full) or in that file, with another seed where one is given.
+
+    Raises:
+        NotFoundError: there is no such recipe or file; the message lists the names there are.
+        InvalidArgumentError: it is not YAML, or a field is unknown, missing or out of range.
+    """
+    path = shipped_recipes().get(name_or_path) or Path(name_or_path)
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        names = ", ".join(shipped_recipes())
+        raise NotFoundError(f"there is no recipe {name_or_path!r}; there are {names}, or give a YAML file", field="recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{path} is not YAML: {str(error).splitlines()[0]}", field="recipe") from error
+    if seed is not None and isinstance(values, dict):
+        values["seed"] = seed
+    try:
+        return StudyRecipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        given = "" if isinstance(first.get("input"), dict) else f" (given: {first.get('input')!r})"
+        raise InvalidArgumentError(f"{path.name}: {field}: {first['msg']}{given}", field=field) from error

@@ -1,0 +1,91 @@
+"""The page of a study: one HTML file with everything in it, out of results.json.
+
+What does not belong here: numbers that results.json does not have, and drawing (`accord.study.plots`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from accord.errors import DataLossError, NotFoundError
+from accord.rundir import write_atomically
+from accord.study.findings import findings
+from accord.study.plots import PICTURES
+from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
+
+_MORE = {
+    "win_vs_sft": "wins vs SFT", "win_vs_sft_length_adjusted": "… length-adj.", "win_vs_reference": "wins vs reference",
+    "win_vs_reference_length_adjusted": "… length-adj.", "score_human": "human RM", "score_ai": "AI RM", "kl": "KL to SFT",
+    "response_tokens": "tokens", "response_words": "words",
+}  # fmt: skip
+
+
+def write_report(home: Path) -> Path:
+    """Writes report.html from results.json of a workspace and returns its path.
+
+    Raises:
+        NotFoundError: there are no results.
+        DataLossError: they cannot be read.
+    """
+    source = home / "results.json"
+    try:
+        results = json.loads(source.read_text(encoding="utf-8"))
+        page = render(results)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no {source}; run accord study --home {home} first", field="home") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"{source} is not the results of a study: {type(error).__name__}: {error}") from error
+    path = home / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The page of some results."""
+    import jinja2
+
+    template = resources.files("accord.study").joinpath("templates", "report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent}
+    page: str = environment.from_string(template).render(
+        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_MORE, published=published, published_title=TITLE,
+        metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
+        date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        total_seconds=sum(step["seconds"] for step in results["steps"]),
+    )  # fmt: skip
+    return page
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `48 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _figure(found: Mapping[str, Any] | None) -> str:
+    """A value in three or four digits; a dash where nothing was measured."""
+    value = found.get("value") if found else None
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _interval(found: Mapping[str, Any] | None) -> str:
+    if not found or found.get("value") is None or found.get("low") is None:
+        return ""
+    digits = 2 if abs(found["value"]) < 10 else 0
+    return f"{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+
+
+def _percent(share: Mapping[str, Any] | None) -> str:
+    return "–" if not share else f"{share['value']:.0%} ({share['low']:.0%} to {share['high']:.0%}, n={share['n']})"

@@ -1,0 +1,97 @@
+"""The results of a study as one JSON document, assembled from the results of its steps.
+
+What does not belong here: pictures and pages (`accord.study.report`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import accord
+from accord.study.graph import BASE, SFT, Graph, arm_name, arms_of
+from accord.study.measuring import responses
+from accord.study.recipe import StudyRecipe
+from accord.study.steps import StepResult
+
+_EXAMPLES = 3
+_ALARM = "alarm:"
+
+
+def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult], digests: Mapping[str, str]) -> dict[str, Any]:
+    """The document; every number in it comes out of a step's result."""
+    evaluation = found["evaluate"].values["evaluation"]
+    tasks = [part.task.value for part in recipe.tasks]
+    return {
+        "format": 1, "accord": accord.__version__, "created": time.time(), "recipe": recipe.model_dump(mode="json"), "digests": dict(digests),
+        "tasks": [{"task": task, "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
+        "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(tasks, found),
+        "examples": [example for task in tasks for example in _examples(recipe, task, found)],
+        "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],
+        "notes": evaluation["notes"], "libraries": evaluation["libraries"],
+        "steps": [
+            {"name": step.name, "title": step.title, "key": graph.keys[step.name], "seconds": found[step.name].seconds} for step in graph.steps
+        ],
+    }  # fmt: skip
+
+
+def _arms(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    metrics = {(row["task"], row["arm"]): row["metrics"] for row in evaluation["arms"]}
+    facts = {arm_name(feedback, algorithm): (feedback, algorithm) for feedback, algorithm in recipe.arms}
+    rows = []
+    for arm in arms_of(recipe):
+        feedback, algorithm = facts.get(arm, (None, None))
+        generated = found[f"{task}/generate-{arm}"].values
+        rows.append(
+            {
+                "arm": arm, "feedback": feedback, "algorithm": algorithm, "adapter_version": generated["adapter_version"],
+                "metrics": metrics[(task, arm)], "eos_rate": generated["eos_rate"], "training": _cost(task, arm, feedback, algorithm, found),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _cost(task: str, arm: str, feedback: str | None, algorithm: str | None, found: Mapping[str, StepResult]) -> dict[str, Any] | None:
+    """What training the arm cost, from the SFT model on (for SFT itself, from the base): seconds, tokens; its reward model's apart."""
+    if arm == BASE:
+        return None
+    run = found[f"{task}/{arm}"].values
+    cost = {"run": run["run"], "steps": run["steps"], "seconds": run["seconds"], "tokens": run["tokens"]}
+    if algorithm == "ppo":
+        cost["reward_model_seconds"] = found[f"{task}/rm-{feedback}"].values["seconds"]
+    return cost
+
+
+def _curves(found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    rows = []
+    for name, result in found.items():
+        if "curve" in result.values:
+            task, arm = name.split("/")
+            rows.append(
+                {"task": task, "arm": arm, "algorithm": result.values["algorithm"], "run": result.values["run"], "curve": result.values["curve"]}
+            )
+    return rows
+
+
+def _judges(tasks: Sequence[str], found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    """Cards of the labels that were trained on, and of each judge kind on held-out pairs that people labelled."""
+    rows = []
+    for name, result in found.items():
+        task, _, step = name.partition("/")
+        if task in tasks and "cards" in result.values:
+            purpose = "training labels" if step == "labels-ai" else "held-out check"
+            rows += [{"task": task, "purpose": purpose, "card": card} for card in result.values["cards"]]
+    return rows
+
+
+def _examples(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    """The first held-out prompts with every arm's response: chosen by place, not by outcome."""
+    rows = {arm: responses(found[f"{task}/generate-{arm}"]) for arm in arms_of(recipe)}
+    judged = found[f"{task}/judge"].values["values"]
+    examples = []
+    for place, first in enumerate(rows[SFT][:_EXAMPLES]):
+        name = first["prompt_id"]
+        answers = [{"arm": arm, "response": rows[arm][place]["response"], "win_vs_sft": judged[arm].get(name, {}).get("win_vs_sft")} for arm in rows]
+        examples.append({"task": task, "prompt_id": name, "messages": first["messages"], "reference": first["reference"], "responses": answers})
+    return examples

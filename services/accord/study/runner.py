@@ -1,0 +1,235 @@
+"""Running a study: the services up, the steps in order, each kept as it ends, the report at the end.
+
+What does not belong here: how a step is done (`actions`, `measuring`), and printing (the command line gives a `Reporter`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from accord.client.policy import PolicyClient
+from accord.data.readers import read_pairs, read_prompts
+from accord.errors import InvalidArgumentError
+from accord.rundir import write_atomically
+from accord.study import actions, measuring
+from accord.study.actions import Clients, StepContext
+from accord.study.graph import Graph, Step, arms_of, build_graph
+from accord.study.recipe import StudyRecipe
+from accord.study.results import assemble
+from accord.study.steps import StepResult, StepStore
+from accord.workspace import Workspace
+
+RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
+_DIGESTS_FILE = "digests.json"
+# Tokens a second of the embedded model on two cores, counted as in `Step.tokens`; replaced by what was seen as soon as a step is done.
+_TOKENS_PER_SECOND = 330.0
+_STEP_SECONDS = 5.0
+
+
+class Reporter(Protocol):
+    """Who is told how a study goes on."""
+
+    def message(self, text: str) -> None:
+        """A line for people."""
+
+    def step(self, title: str, number: int, total: int, *, known: bool) -> None:
+        """A step begins; with `known` its result was there already."""
+
+    def progress(self, fraction: float, text: str) -> None:
+        """How far the step is."""
+
+    def remaining(self, seconds: float) -> None:
+        """About how long the rest takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step with whether it is done and about how long it takes."""
+
+    name: str
+    title: str
+    kind: str
+    done: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """What would run and for how long."""
+
+    recipe: StudyRecipe
+    steps: tuple[PlannedStep, ...]
+
+    @property
+    def seconds(self) -> float:
+        """About how long the steps take that are not done."""
+        return sum(step.seconds for step in self.steps if not step.done)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """Where the results are, and the results."""
+
+    results: Mapping[str, Any]
+    results_path: Path
+    report_path: Path
+    seconds: float
+    reused: int
+
+
+def plan_study(recipe: StudyRecipe, home: Path) -> StudyPlan:
+    """What a study would do in a workspace; nothing is started, and what an earlier call did is found.
+
+    Raises:
+        AccordError: data that cannot be read, or that is in both the training and the held-out part.
+    """
+    store = StepStore(home)
+    try:
+        model = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        model = {}
+    graph = build_graph(recipe, model | data_digests(recipe))
+    found = {step.name: store.read(step.name, graph.keys[step.name]) for step in graph.steps}
+    rate = _rate([(step, result) for step in graph.steps if (result := found[step.name])])
+    return StudyPlan(
+        recipe,
+        tuple(PlannedStep(step.name, step.title, step.kind, found[step.name] is not None, _seconds(step, rate)) for step in graph.steps),
+    )
+
+
+def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_services: bool = False) -> StudyResult:
+    """Runs a study to its end and writes results.json and report.html; a second call continues where the first stopped.
+
+    Args:
+        recipe: what is compared.
+        home: the workspace.
+        reporter: is told how it goes on.
+        keep_services: leaves the services running that this call started; those that ran before stay in any case.
+
+    Raises:
+        AccordError: a service or a step failed; what was done is kept.
+    """
+    started = time.monotonic()
+    store = StepStore(home)
+    data = data_digests(recipe)
+    workspace = Workspace(home)
+    ran_before = {status.name for status in workspace.status() if status.health == "serving"}
+    try:
+        services = workspace.up(base_model=recipe.base_model, report=reporter.message)
+        with Clients(services) as clients:
+            model = model_digests(clients.policy)
+            write_atomically(store.folder / _DIGESTS_FILE, json.dumps(model))
+            graph = build_graph(recipe, model | data)
+            found, reused = _Runner(recipe, graph, store, clients, reporter).run()
+    finally:
+        if not keep_services and not ran_before:
+            reporter.message("stopping the services")
+            workspace.down()
+    results = assemble(recipe, graph, found, model | data)
+    results_path = home / RESULTS_FILE
+    write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
+    write_atomically(results_path, json.dumps(results, indent=1, ensure_ascii=False))
+    from accord.study.report import write_report
+
+    report_path = write_report(home)
+    return StudyResult(results, results_path, report_path, time.monotonic() - started, reused)
+
+
+def model_digests(policy: PolicyClient) -> dict[str, str]:
+    """Digests of what the policy service serves."""
+    digests = policy.model_info().digests
+    return {"base_model": digests.base_model, "tokenizer": digests.tokenizer, "chat_template": digests.chat_template}
+
+
+def data_digests(recipe: StudyRecipe) -> dict[str, str]:
+    """Digests of each task's training and held-out pairs.
+
+    Raises:
+        InvalidArgumentError: a prompt is in both parts, or a part has fewer than two pairs.
+    """
+    found = {}
+    for index, part in enumerate(recipe.tasks):
+        train = read_pairs(part.uri, format=part.format, split="train", seed=recipe.seed, task=part.task)
+        test = read_pairs(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
+        for name, pairs in (("uri", train), ("test_uri", test)):
+            if len(pairs.rows) < 2:
+                raise InvalidArgumentError(f"tasks[{index}].{name} has {len(pairs.rows)} usable pairs; 2 are needed", field=f"tasks[{index}].{name}")
+        prompts = read_prompts(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
+        shared = {pair.messages for pair in train.rows} & {prompt.messages for prompt in prompts.rows}
+        if shared:
+            raise InvalidArgumentError(
+                f"{len(shared)} prompts of tasks[{index}] are both in the training and in the held-out part; give a test_uri or rows with a split",
+                field=f"tasks[{index}].test_uri",
+            )
+        both = f"{train.report.digest} {test.report.digest} {prompts.report.digest}"
+        found[f"data_{part.task.value}"] = hashlib.sha256(both.encode()).hexdigest()
+    return found
+
+
+class _Runner:
+    """Does the steps of a graph that are not done."""
+
+    def __init__(self, recipe: StudyRecipe, graph: Graph, store: StepStore, clients: Clients, reporter: Reporter) -> None:
+        self._recipe = recipe
+        self._graph = graph
+        self._store = store
+        self._clients = clients
+        self._reporter = reporter
+        self._results: dict[str, StepResult] = {}
+        self._done_here: list[tuple[Step, StepResult]] = []
+
+    def run(self) -> tuple[dict[str, StepResult], int]:
+        """All results by name, and how many were there already."""
+        total = len(self._graph.steps)
+        for number, step in enumerate(self._graph.steps, start=1):
+            key = self._graph.keys[step.name]
+            known = self._store.read(step.name, key)
+            self._reporter.step(step.title, number, total, known=known is not None)
+            if known is None:
+                self._tell_remaining(number - 1)
+                started = time.monotonic()
+                values = self._do(step, key)
+                known = self._store.write(step.name, key, values, time.monotonic() - started)
+                self._done_here.append((step, known))
+            self._results[step.name] = known
+        return self._results, total - len(self._done_here)
+
+    def _do(self, step: Step, key: str) -> dict[str, Any]:
+        context = StepContext(self._clients, self._results, self._store.files(key), key, self._reporter.progress)
+        if step.kind == "train":
+            return actions.train(step, context)
+        if step.kind == "label":
+            return actions.label(step, context)
+        if step.kind == "generate":
+            return measuring.generate(step, context)
+        if step.kind == "measure":
+            return measuring.measure(step, context)
+        if step.kind == "judge":
+            return measuring.judge(step, context)
+        rows = context.folder.absolute() / "rows.jsonl"
+        arms = arms_of(self._recipe)
+        tasks = {part.task.value: {arm: f"{part.task.value}/generate-{arm}" for arm in arms} for part in self._recipe.tasks}
+        measuring.evaluation_rows(rows, tasks, self._results)
+        return actions.evaluate(step, context, rows)
+
+    def _tell_remaining(self, first: int) -> None:
+        rate = _rate(self._done_here)
+        left = [step for step in self._graph.steps[first:] if self._store.read(step.name, self._graph.keys[step.name]) is None]
+        self._reporter.remaining(sum(_seconds(step, rate) for step in left))
+
+
+def _rate(done: list[tuple[Step, StepResult]]) -> float:
+    """Tokens a second, out of the steps that are done."""
+    seconds = sum(max(0.1, result.seconds - _STEP_SECONDS) for _, result in done)
+    tokens = sum(step.tokens for step, _ in done)
+    return tokens / seconds if seconds > 30 else _TOKENS_PER_SECOND
+
+
+def _seconds(step: Step, rate: float) -> float:
+    return _STEP_SECONDS + step.tokens / rate

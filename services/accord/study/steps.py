@@ -1,0 +1,66 @@
+"""Results of steps on disk, by key: written at once, found again by a second call.
+
+What does not belong here: doing the steps (`accord.study.actions`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accord.errors import DataLossError
+from accord.rundir import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave: JSON values, how long it took, when it ended."""
+
+    name: str
+    key: str
+    values: Mapping[str, Any]
+    seconds: float
+    end_time: float
+
+
+class StepStore:
+    """The folder `study/` of a workspace."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "study"
+        (self.folder / "steps").mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str, key: str) -> StepResult | None:
+        """The result of a step, None where it is not done.
+
+        Raises:
+            DataLossError: the file is there and cannot be read.
+        """
+        path = self._path(key)
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            return StepResult(name, key, row["values"], float(row["seconds"]), float(row["end_time"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLossError(f"{path} is damaged ({type(error).__name__}); remove it and the step is done again") from error
+
+    def write(self, name: str, key: str, values: Mapping[str, Any], seconds: float) -> StepResult:
+        """Keeps a result."""
+        result = StepResult(name, key, values, seconds, time.time())
+        row = {"name": name, "values": dict(values), "seconds": seconds, "end_time": result.end_time}
+        write_atomically(self._path(key), json.dumps(row, indent=1))
+        return result
+
+    def files(self, key: str) -> Path:
+        """A folder for the files of a step."""
+        folder = self.folder / "files" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "steps" / f"{key}.json"
