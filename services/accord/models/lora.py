@@ -276,6 +276,7 @@ class AdaptedModel:
                 self._tuner = LoraModel(self.module, config, name)
             else:
                 self._tuner.peft_config[name] = config
+                self._tuner.active_adapter = name  # PEFT looks the active one up while it injects; it may be removed by now
                 self._tuner.inject_adapter(self.module, name)
         self._configs[name] = config
         self._layers = [module for module in self.module.modules() if isinstance(module, LoraLayer)]

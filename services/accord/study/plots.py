@@ -19,7 +19,7 @@ _MARKERS = {"ppo": "o", "dpo": "s", None: "D"}
 _LINES = {"ppo": "-", "dpo": "--", None: ":"}
 _STYLE = {
     "font.family": "sans-serif", "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "semibold",
+    "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "svg.fonttype": "none", "svg.hashsalt": "accord", "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 Json = Mapping[str, Any]

@@ -72,6 +72,15 @@ class TestWhichAdapterCounts:
         adapted.remove("b")
         assert torch.equal(hidden(adapted, "a"), alone)
 
+    def test_another_can_be_added_when_the_first_is_gone(self, adapted: AdaptedModel) -> None:
+        """An LRU of adapters evicts the first one that came; PEFT remembers it as the active one."""
+        adapted.add("a", LORA, seed=1)
+        adapted.remove("a")
+        adapted.add("b", LORA, seed=2)
+        scramble(adapted, "b")
+        assert adapted.names == ("b",)
+        assert not torch.allclose(hidden(adapted, "b"), hidden(adapted, None), atol=1e-2)
+
     def test_the_update_is_alpha_over_rank_times_b_a(self, adapted: AdaptedModel) -> None:
         adapted.add("a", LoraSpec(rank=2, alpha=6.0, target_modules=("q_proj",)), seed=1)
         scramble(adapted, "a")
