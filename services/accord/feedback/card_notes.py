@@ -1,0 +1,95 @@
+"""What a reader of a label card should know, in sentences. Pure.
+
+What does not belong here: the figures themselves (`accord.feedback.cards`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from accord.client.feedback import LabelCard
+from accord.feedback.records import LabelFacts
+
+_FEW_PAIRS = 30
+_MANY_ABSTENTIONS = 0.1
+_ONE_SIDED = 0.9
+_MOSTLY_POSITION = 0.5
+_LITTLE_MASS = 0.05
+
+
+def notes_on(card: LabelCard, labels: Sequence[LabelFacts]) -> tuple[str, ...]:
+    """The sentences that belong beside a card's figures, most important first."""
+    return tuple([*_agreement(card), *_position(card, labels), *_kind(card, labels), *_abstentions(card)])
+
+
+def _agreement(card: LabelCard) -> list[str]:
+    agreement, baseline = card.human_agreement, card.length_baseline
+    if agreement is None or baseline is None:
+        return ["No decided pair has a human label, so it is not known how often this judge is right."]
+    found = []
+    if agreement.n < _FEW_PAIRS:
+        found.append(f"Only {agreement.n} decided {_pairs(agreement.n)} a human label: the intervals are wide.")
+    if agreement.high < 0.5:
+        found.append(f"The judge contradicts people more often than it agrees with them ({_percent(agreement.value)}).")
+    elif agreement.low <= 0.5:
+        found.append(f"Agreement with people ({_percent(agreement.value)}) cannot be told from a coin: the interval reaches one half.")
+    if agreement.value <= baseline.value:
+        found.append(
+            f"Agreement with people ({_percent(agreement.value)}) is not above that of always taking the longer response "
+            f"({_percent(baseline.value)})."
+        )
+    elif agreement.low <= baseline.value:
+        found.append(f"The interval of the agreement reaches the length baseline ({_percent(baseline.value)}).")
+    return found
+
+
+def _position(card: LabelCard, labels: Sequence[LabelFacts]) -> list[str]:
+    found = []
+    first, same = card.first_preferred, card.same_position_after_swap
+    if first is not None and max(first.value, 1 - first.value) >= _ONE_SIDED:
+        place, share = ("first", first.value) if first.value > 0.5 else ("second", 1 - first.value)
+        found.append(
+            f"The judge prefers the response shown {place} in {_percent(share)} of its judgements: a single verdict says where a response "
+            "stood, and only the difference between both orders says anything of the responses."
+        )
+    elif same is not None and same.value > _MOSTLY_POSITION:
+        found.append(f"After a swap the judge prefers the same position in {_percent(same.value)} of the pairs.")
+    if card.kind == "verdict" and any(len(label.judgements) == 1 for label in labels):
+        found.append("Some pairs were shown in one order only, so the preference for a position is in their labels.")
+    return found
+
+
+def _kind(card: LabelCard, labels: Sequence[LabelFacts]) -> list[str]:
+    if card.kind == "likelihood":
+        return ["Likelihood measures how much a response is about its prompt; it says nothing on harmlessness, truth or tone."]
+    if card.kind != "verdict":
+        return []
+    mass = [
+        math.exp(judgement.evidence_first) + math.exp(judgement.evidence_second)
+        for label in labels
+        for judgement in label.judgements
+        if judgement.evidence_first is not None and judgement.evidence_second is not None
+    ]
+    if mass and median(mass) < _LITTLE_MASS:
+        return [
+            f"Half of the judgements give the two verdicts together less than {_percent(max(median(mass), 0.001))} probability: the judge "
+            "hardly follows the rubric's form."
+        ]
+    return []
+
+
+def _abstentions(card: LabelCard) -> list[str]:
+    abstained = sum(card.abstentions.values())
+    if abstained <= _MANY_ABSTENTIONS * card.pairs:
+        return []
+    return [f"The judge abstained on {abstained} of {card.pairs} pairs; the other figures are of what is left."]
+
+
+def _pairs(n: int) -> str:
+    return "pair has" if n == 1 else "pairs have"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if 0 < share < 0.01 else f"{100 * share:.0f} %"

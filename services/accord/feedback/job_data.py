@@ -1,0 +1,100 @@
+"""A label job's data: pairs in, as a judge is asked about them, and labelled pairs out.
+
+What does not belong here: asking (`accord.feedback.job_run`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from accord.client.feedback import LabelPairItem
+from accord.data.readers import read_pairs
+from accord.data.records import PreferencePair
+from accord.data.writers import write_pairs
+from accord.feedback.cards import make_cards
+from accord.feedback.job_files import JobRecord
+from accord.feedback.ledger import Ledger
+from accord.feedback.records import LabelFacts
+from accord.rundir import write_atomically
+
+LABELS_FILE, CARD_FILE = "labels.jsonl", "card.json"
+
+
+def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[str, int], str]:
+    """The pairs of a job in the data set's order, rows left out by reason, and the digest of what was read.
+
+    Rows of another task are left out and counted. A limit takes the rows that `read_pairs` would take with this seed, among those of the task.
+    """
+    spec = record.spec
+    found = read_pairs(record.data_uri, format=spec.dataset_format, split=spec.split or "train", seed=spec.seed, task=spec.task)
+    rejected = dict(found.report.rejected)
+    pairs = [pair for pair in found.rows if pair.task == spec.task]
+    if len(pairs) < len(found.rows):
+        rejected[f"of another task than {spec.task.value}"] = len(found.rows) - len(pairs)
+    if spec.limit and spec.limit < len(pairs):
+        taken = sorted(pairs, key=lambda pair: _hash(spec.seed, pair.pair_id))[: spec.limit]
+        kept = {pair.pair_id for pair in taken}
+        pairs = [pair for pair in pairs if pair.pair_id in kept]
+    return tuple(pairs), rejected, found.report.digest
+
+
+def chosen_is_a(seed: int, pair_id: str) -> bool:
+    """Whether a data set's chosen response is shown as A: half of them, by seed."""
+    return _hash(seed, f"a {pair_id}")[0] % 2 == 0
+
+
+def shown_pair(pair: PreferencePair, seed: int) -> LabelPairItem:
+    """The pair as a judge is asked about it."""
+    human = pair.human_preference
+    if chosen_is_a(seed, pair.pair_id):
+        return LabelPairItem(pair.task, pair.messages, pair.chosen, pair.rejected, pair.pair_id, human)
+    return LabelPairItem(pair.task, pair.messages, pair.rejected, pair.chosen, pair.pair_id, None if human is None else 1.0 - human)
+
+
+def labelled_pair(pair: PreferencePair, label: LabelFacts, seed: int, metadata: dict[str, str]) -> PreferencePair | None:
+    """The pair as the judge sees it: `chosen` is what it prefers, `preference` its P(chosen better), at least one half; None on abstention.
+
+    A tie has preference 0.5 and keeps A, which the seed chose, in front: the data set's own order must not shine through.
+    """
+    if label.preference is None:
+        return None
+    item = shown_pair(pair, seed)
+    a_wins = label.outcome != "b"
+    preference = {"a": label.preference, "b": 1.0 - label.preference}.get(label.outcome, 0.5)
+    chosen, rejected = (item.response_a, item.response_b) if a_wins else (item.response_b, item.response_a)
+    human = item.human_preference
+    if human is not None and not a_wins:
+        human = 1.0 - human
+    return replace(pair, chosen=chosen, rejected=rejected, preference=preference, human_preference=human, metadata={**pair.metadata, **metadata})
+
+
+def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair, ...]) -> dict[str, str]:
+    """Writes labels.jsonl and card.json and returns where they are, as changes of the record; the same labels give the same bytes."""
+    labels = ledger.labels(job=record.name)
+    by_id = {label.pair_id: label for label in labels}
+    keys = ledger.label_keys(record.name)
+    rows = []
+    for pair in pairs:
+        label = by_id[pair.pair_id]
+        origin = {
+            "label_job": record.name, "judge": label.judge, "judge_digest": label.judge_digest, "judge_kind": label.kind,
+            "judge_options": label.options, "ledger_keys": ",".join(keys.get(pair.pair_id, ())),
+        }  # fmt: skip
+        if label.rubric:
+            origin |= {"rubric": label.rubric, "rubric_digest": label.rubric_digest}
+        row = labelled_pair(pair, label, record.spec.seed, origin)
+        if row is not None:
+            rows.append(row)
+    output = Path(record.output)
+    digest = write_pairs(output / LABELS_FILE, rows)
+    cards = [asdict(card) for card in make_cards(labels)]
+    card = {"job": record.name, "dataset_digest": digest, "rows": len(rows), "rejected_rows": dict(record.rejected_rows), "cards": cards}
+    write_atomically(output / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
+    return {"dataset_uri": str(output / LABELS_FILE), "dataset_digest": digest, "card_uri": str(output / CARD_FILE)}
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed} {text}".encode()).digest()

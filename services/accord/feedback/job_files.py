@@ -1,0 +1,87 @@
+"""The files of label jobs: one JSON file a job in the jobs folder, replaced whole, so that a kill leaves the old text or the new.
+
+A file says what to do and how it ended; what is done already is in the ledger. What does not belong here: running a job (`accord.feedback.job_run`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accord.client.feedback import JobState, Judge, LabelJobSpec
+from accord.errors import DataLossError
+from accord.feedback.records import digest_of
+from accord.rundir import write_atomically
+from accord.text.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as its file has it.
+
+    `data_uri` and `output` are absolute where they are paths. `input_digest` and `judge_digest` are set once the job has begun: it goes on
+    with the same rows and the same judge, or fails. The last four are set at the end.
+    """
+
+    name: str
+    spec: LabelJobSpec
+    data_uri: str
+    output: str
+    create_time: float
+    state: JobState = "running"
+    message: str = ""
+    total_pairs: int = 0
+    input_digest: str = ""
+    judge_digest: str = ""
+    rejected_rows: Mapping[str, int] = field(default_factory=dict)
+    dataset_uri: str = ""
+    dataset_digest: str = ""
+    card_uri: str = ""
+    end_time: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    @property
+    def payload_digest(self) -> str:
+        """sha256 of what the caller asked for: what a second use of the request id is compared with."""
+        return digest_of(asdict(self.spec))
+
+
+class JobFiles:
+    """The jobs folder, made where there is none."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, record: JobRecord) -> None:
+        """Replaces a job's file."""
+        write_atomically(self._path(record.name), json.dumps(asdict(record), indent=1))
+
+    def read_all(self) -> list[JobRecord]:
+        """All jobs, oldest first.
+
+        Raises:
+            DataLossError: a file is not a job; names it.
+        """
+        return sorted((_read(path) for path in self._folder.glob("*.json")), key=lambda record: record.create_time)
+
+    def _path(self, name: str) -> Path:
+        """A request id is any text; the file's name is a digest of it."""
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> JobRecord:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        spec = values.pop("spec")
+        judge = Judge(**spec.pop("judge"))
+        return JobRecord(spec=LabelJobSpec(**{**spec, "task": Task(spec["task"])}, judge=judge), **values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataLossError(f"{path} is no label job: {error}; move it away to start without it", field="jobs") from error

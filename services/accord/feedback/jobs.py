@@ -1,0 +1,210 @@
+"""The label jobs of a server: creating, running, watching and cancelling them, and taking them up again after a restart.
+
+What does not belong here: one job's work (`accord.feedback.job_run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from accord.client.feedback import LabelJob, LabelJobSpec
+from accord.data.formats import FORMATS
+from accord.data.readers import check_source
+from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.feedback.config import FeedbackConfig
+from accord.feedback.job_files import JobFiles, JobRecord
+from accord.feedback.job_run import JobRun
+from accord.feedback.labeller import Labeller
+from accord.feedback.ledger import Ledger
+from accord.rpc.logs import describe_exception
+
+_log = structlog.get_logger(__name__)
+_PREFIX = "labelJobs/"
+
+
+class LabelJobs:
+    """All jobs of a server. Lives on one event loop.
+
+    Args:
+        labeller: labels the pairs.
+        ledger: knows what is done.
+        config: where the job files are, and limits.
+    """
+
+    def __init__(self, labeller: Labeller, ledger: Ledger, config: FeedbackConfig) -> None:
+        self._labeller = labeller
+        self._ledger = ledger
+        self._config = config
+        self._files = JobFiles(config.jobs)
+        self._jobs: dict[str, _Job] = {}
+        self._creating = asyncio.Lock()
+        self._turns = asyncio.Semaphore(config.max_running_jobs)
+
+    async def start(self) -> None:
+        """Takes up the jobs of the folder; those that had not ended go on.
+
+        Raises:
+            DataLossError: a job's file is damaged.
+        """
+        for record in await asyncio.to_thread(self._files.read_all):
+            job = self._add(record)
+            await job.run.count()
+            if not record.ended:
+                job.begin(self._turns)
+
+    async def stop_taking(self) -> None:
+        """Lets the pairs in work be finished and begins no others; the jobs go on after the next start."""
+        for job in self._jobs.values():
+            job.run.stopping = True
+        await asyncio.gather(*(job.task for job in self._jobs.values() if job.task is not None), return_exceptions=True)
+
+    async def close(self) -> None:
+        """Ends the work at once; the jobs go on after the next start."""
+        for job in self._jobs.values():
+            if job.task is not None:
+                job.task.cancel()
+        await asyncio.gather(*(job.task for job in self._jobs.values() if job.task is not None), return_exceptions=True)
+
+    async def create(self, spec: LabelJobSpec) -> LabelJob:
+        """Starts a job, or returns the one that this request id started.
+
+        Raises:
+            AlreadyExistsError: the request id was used with another payload.
+            NotFoundError: there is no such data set or rubric.
+            InvalidArgumentError: the format, the judge's options or the output folder are wrong.
+            FailedPreconditionError: the output folder belongs to another job, or cannot be made.
+        """
+        async with self._creating:
+            record = _record(spec)
+            known = self._jobs.get(record.name)
+            if known is not None:
+                if known.run.record.payload_digest != record.payload_digest:
+                    raise AlreadyExistsError(f"request_id {spec.request_id!r} was used with another payload", field="request_id")
+                return known.snapshot()
+            self._labeller.settings(spec.judge).rubric_for(spec.task)
+            await asyncio.to_thread(self._check, record)
+            await asyncio.to_thread(self._files.write, record)
+            job = self._add(record)
+            job.begin(self._turns)
+            return job.snapshot()
+
+    def get(self, name: str) -> LabelJob:
+        """A job as it stands.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return self._find(name).snapshot()
+
+    async def watch(self, name: str) -> AsyncIterator[LabelJob]:
+        """A job each time that it changed, until it ends. Raises as `get`."""
+        job = self._find(name)
+        last: LabelJob | None = None
+        while True:
+            changed = job.changed
+            now = job.snapshot()
+            if now != last:
+                yield now
+                last = now
+            if now.ended:
+                return
+            await changed.wait()
+
+    async def cancel(self, name: str) -> LabelJob:
+        """Ends a job's work; what was judged stays in the ledger. A job that has ended, or is writing its output, stays as it is. Raises as `get`."""
+        job = self._find(name)
+        await job.cancel()
+        return job.snapshot()
+
+    def _find(self, name: str) -> _Job:
+        if name not in self._jobs:
+            raise NotFoundError(f"there is no label job {name!r}", field="name")
+        return self._jobs[name]
+
+    def _add(self, record: JobRecord) -> _Job:
+        job = self._jobs[record.name] = _Job(record, self._labeller, self._ledger, self._files, self._config)
+        return job
+
+    def _check(self, record: JobRecord) -> None:
+        """What can be known to be wrong before any work."""
+        if record.spec.dataset_format and record.spec.dataset_format not in FORMATS:
+            raise InvalidArgumentError(f"format {record.spec.dataset_format!r} is not one of {', '.join(FORMATS)}", field="dataset_format")
+        try:
+            check_source(record.data_uri)
+        except AccordError as error:
+            raise type(error)(error.message, field="dataset_uri") from error
+        for job in self._jobs.values():
+            other = job.run.record
+            if other.output == record.output and other.state in ("running", "succeeded"):
+                raise FailedPreconditionError(f"{record.output} is the output folder of {other.name}; give another", field="output_uri")
+        try:
+            Path(record.output).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FailedPreconditionError(f"{record.output} cannot be made: {error.strerror}", field="output_uri") from error
+
+
+class _Job:
+    """A job in memory: its run, its task, and an event that is set at each change and then replaced."""
+
+    def __init__(self, record: JobRecord, labeller: Labeller, ledger: Ledger, files: JobFiles, config: FeedbackConfig) -> None:
+        self.run = JobRun(record, labeller, ledger, files, config, self._notify)
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self._cancelling = asyncio.Lock()
+
+    def snapshot(self) -> LabelJob:
+        """The job as callers see it."""
+        record, counts = self.run.record, self.run.counts
+        return LabelJob(
+            record.name, record.state, record.total_pairs, counts.done, counts.abstained, counts.cached_judgements, counts.tokens,
+            record.message, record.dataset_uri, record.dataset_digest, record.card_uri, record.create_time, dict(record.rejected_rows),
+        )  # fmt: skip
+
+    def begin(self, turns: asyncio.Semaphore) -> None:
+        """Starts the work, once it is this job's turn."""
+        self.task = asyncio.create_task(self._work(turns))
+
+    async def cancel(self) -> None:
+        async with self._cancelling:
+            if self.task is None or self.run.record.ended:
+                return
+            if not self.run.finishing:
+                self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+            if not self.run.record.ended:
+                await self.run.save(state="cancelled", message="cancelled by a caller", end_time=time.time())
+
+    async def _work(self, turns: asyncio.Semaphore) -> None:
+        try:
+            await self.run.run(turns)
+        except AccordError as error:
+            await self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a defect ends the job, and says so
+            _log.error("label_job_defect", job=self.run.record.name, **describe_exception(error))
+            await self._fail("internal error, see server log")
+        finally:
+            _log.info("label_job", job=self.run.record.name, state=self.run.record.state)
+
+    async def _fail(self, message: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk: the job is taken up again at the next start
+            await self.run.save(state="failed", message=message, end_time=time.time())
+
+    def _notify(self) -> None:
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+
+def _record(spec: LabelJobSpec) -> JobRecord:
+    """A new job; paths become absolute, so that a server started elsewhere finds them again."""
+    uri, output = spec.dataset_uri.removeprefix("file://"), spec.output_uri.removeprefix("file://")
+    if not uri.startswith(("sample:", "hub:")) and "://" not in uri:
+        uri = str(Path(uri).absolute())
+    if "://" in output:
+        raise InvalidArgumentError("only local folders are supported: give a path or file://path", field="output_uri")
+    return JobRecord(f"{_PREFIX}{spec.request_id}", spec, uri, str(Path(output).absolute()), time.time())

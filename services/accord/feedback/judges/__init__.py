@@ -1,0 +1,15 @@
+"""How judges judge, one module a kind: `verdict`, `rating`, `likelihood`. What does not belong here: batching, the ledger, averaging of orders."""
+
+from __future__ import annotations
+
+from accord.feedback.judge_model import JudgeModel
+from accord.feedback.judges.asking import Judge
+from accord.feedback.judges.likelihood import LikelihoodJudge
+from accord.feedback.judges.rating import RatingJudge
+from accord.feedback.judges.verdict import VerdictJudge
+from accord.feedback.records import Kind
+
+
+def make_judges(model: JudgeModel) -> dict[Kind, Judge]:
+    """A judge of each kind over one model."""
+    return {"verdict": VerdictJudge(model), "rating": RatingJudge(model), "likelihood": LikelihoodJudge(model)}

@@ -1,0 +1,153 @@
+"""A pair to questions, and their answers to a label: pure.
+
+What does not belong here: asking (`accord.feedback.desk`) and keeping (`accord.feedback.ledger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accord.client.feedback import Judgement, Label, LabelPairItem
+from accord.errors import InvalidArgumentError
+from accord.feedback.records import Answer, JudgeIdentity, LabelEntry, LabelUse, Origin, Question, content_key
+from accord.feedback.settings import Settings
+from accord.text.chat import Message
+from accord.text.judge import outcome, swap_average
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A question about a pair, and whether the first response shown is A."""
+
+    question: Question
+    a_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What came of a question about a pair; `cached` says that no judge was asked for it."""
+
+    shown: Shown
+    answer: Answer
+    cached: bool
+
+
+def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) -> list[Shown]:
+    """The questions that a label of the pair rests on: one for each order where order can matter.
+
+    Rating and likelihood see one response at a time: they get one question, the same for (A, B) and (B, A).
+
+    Raises:
+        InvalidArgumentError: the rubric is for another task.
+    """
+    rubric = settings.rubric_for(pair.task)
+    if settings.kind == "verdict":
+        orders = (True, False) if settings.both_orders else (True,)
+    else:
+        orders = (pair.response_a <= pair.response_b,)
+    found = []
+    for a_first in orders:
+        first, second = (pair.response_a, pair.response_b) if a_first else (pair.response_b, pair.response_a)
+        question = Question(settings.kind, pair.task, pair.messages, first, second, rubric, judge, settings.rationale, settings.max_rationale_tokens)
+        found.append(Shown(question, a_first))
+    return found
+
+
+def label_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity, answered: Sequence[Answered], *, reason: str = "") -> Label:
+    """The label that answers come to: P(A better) averaged over the orders.
+
+    One order without a usable answer makes the whole label an abstention; so does a `reason`. Swapping A and B turns a preference p into
+    exactly 1 - p.
+    """
+    reason = reason or next((item.answer.abstention_reason for item in answered if item.answer.probability_first is None), "")
+    preference = None if reason else _preference(answered)
+    rubric = settings.rubric_for(pair.task)
+    return Label(
+        pair_id=pair.pair_id,
+        preference=preference,
+        outcome="abstain" if preference is None else outcome(preference, settings.tie_margin),
+        abstention_reason=reason,
+        judgements=tuple(_judgement(item) for item in answered),
+        kind=settings.kind,
+        rubric=rubric.id if rubric else "",
+        rubric_digest=rubric.digest if rubric else "",
+        judge=judge.name,
+        judge_digest=judge.digest,
+    )
+
+
+def entry_of(pair: LabelPairItem, settings: Settings, label: Label, origin: Origin) -> LabelEntry:
+    """The label as the ledger keeps it."""
+    return LabelEntry(
+        pair_id=pair.pair_id,
+        task=pair.task,
+        content_key=content_key(pair.task, pair.messages, pair.response_a, pair.response_b),
+        a_is_low=pair.response_a <= pair.response_b,
+        length_a=len(pair.response_a),
+        length_b=len(pair.response_b),
+        kind=settings.kind,
+        rubric=label.rubric,
+        rubric_digest=label.rubric_digest,
+        judge=label.judge,
+        judge_digest=label.judge_digest,
+        options=settings.json,
+        preference=label.preference,
+        outcome=label.outcome,
+        abstention_reason=label.abstention_reason,
+        human_preference=pair.human_preference,
+        uses=tuple(LabelUse(item.ledger_key, item.a_first, item.cached) for item in label.judgements),
+        origin=origin,
+    )
+
+
+def check_prompt(messages: Sequence[Message], field: str, max_bytes: int) -> None:
+    """Raises InvalidArgumentError naming the field where a conversation does not end with the user, is too long or holds NUL."""
+    if not messages or messages[-1].role != "user":
+        raise InvalidArgumentError("the conversation must end with the user's turn", field=f"{field}.messages")
+    for index, message in enumerate(messages):
+        check_text(message.content, f"{field}.messages[{index}].content", max_bytes)
+    check_text("".join(message.content for message in messages), f"{field}.messages", max_bytes)
+
+
+def check_text(text: str, field: str, max_bytes: int) -> None:
+    """Raises InvalidArgumentError naming the field where a text is too long, or holds NUL or a lone surrogate."""
+    position = text.find("\x00")
+    if position >= 0:
+        raise InvalidArgumentError(f"the text holds a NUL character at position {position}", field=field)
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"the text holds a lone surrogate at position {error.start}", field=field) from error
+    if size > max_bytes:
+        raise InvalidArgumentError(f"the text has {size} bytes; at most {max_bytes} are allowed", field=field)
+
+
+def _preference(answered: Sequence[Answered]) -> float | None:
+    firsts = {item.shown.a_first: item.answer.probability_first for item in answered}
+    when_ab, when_ba = firsts.get(True), firsts.get(False)
+    if when_ab is not None and when_ba is not None:
+        return swap_average(when_ab, when_ba)
+    if when_ab is not None:
+        return when_ab
+    return None if when_ba is None else 1.0 - when_ba
+
+
+def _judgement(item: Answered) -> Judgement:
+    a_first, answer = item.shown.a_first, item.answer
+    probability = answer.probability_first
+    evidence = (answer.evidence_first, answer.evidence_second)
+    names = {"first": "a" if a_first else "b", "second": "b" if a_first else "a"}
+    return Judgement(
+        a_first=a_first,
+        probability_a=probability if a_first or probability is None else 1.0 - probability,
+        evidence_a=evidence[0] if a_first else evidence[1],
+        evidence_b=evidence[1] if a_first else evidence[0],
+        rationale=answer.rationale,
+        parsed=names.get(answer.parsed, answer.parsed),
+        abstention_reason=answer.abstention_reason,
+        prompt_tokens=answer.prompt_tokens,
+        response_tokens=answer.response_tokens,
+        ledger_key=item.shown.question.key,
+        cached=item.cached,
+    )

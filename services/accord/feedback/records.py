@@ -1,0 +1,212 @@
+"""A question to a judge, its answer, and what the ledger keeps of labels; keys are digests of content.
+
+A question speaks of the responses as they are shown, `first` and `second`, so that labelling (A, B) and (B, A) asks the same two questions.
+What does not belong here: asking (`accord.feedback.judges`) and storing (`accord.feedback.ledger`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from accord.client.feedback import Outcome
+from accord.client.messages import ModelDigests
+from accord.prompts import Rubric
+from accord.text.chat import Message
+from accord.text.tasks import Task
+
+Kind = Literal["verdict", "rating", "likelihood"]
+KINDS: tuple[Kind, ...] = ("verdict", "rating", "likelihood")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeIdentity:
+    """Who judges: the base model with its digests, and the adapter version over it (both empty for the bare base model)."""
+
+    base_model: str
+    digests: ModelDigests
+    adapter_version: str = ""
+    adapter_digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """Model name and adapter version, for people."""
+        return f"{self.base_model} with {self.adapter_version}" if self.adapter_version else self.base_model
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the digests of base model, tokenizer, chat template and adapter version."""
+        return digest_of(asdict(self.digests), self.adapter_digest)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a judge, in full; `second` is None where one response is rated alone, `rubric` for likelihood."""
+
+    kind: Kind
+    task: Task
+    messages: tuple[Message, ...]
+    first: str
+    second: str | None
+    rubric: Rubric | None
+    judge: JudgeIdentity
+    rationale: bool = False
+    max_rationale_tokens: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of all that the answer can depend on: equal questions have equal keys, on any machine."""
+        rubric = self.rubric.digest if self.rubric else ""
+        shown = (self.task.value, _turns(self.messages), self.first, self.second)
+        return digest_of("judgement/1", self.kind, *shown, rubric, self.judge.digest, self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the answer depends on."""
+        return {"rationale": True, "max_rationale_tokens": self.max_rationale_tokens} if self.rationale else {}
+
+    @property
+    def prompt_json(self) -> str:
+        """The conversation as JSON, for the ledger."""
+        return json.dumps(_turns(self.messages), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a judge said, of the responses as shown.
+
+    `probability_first` is None on abstention, `evidence_*` where no judge was needed (an empty response). `distributions` are those of the
+    ratings. `parsed` is "first", "second", "tie" or "unusable: reason" where text was asked for.
+    """
+
+    probability_first: float | None
+    evidence_first: float | None = None
+    evidence_second: float | None = None
+    distributions: tuple[tuple[float, ...], ...] = ()
+    rationale: str = ""
+    parsed: str = ""
+    abstention_reason: str = ""
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who paid for a judgement: the call's request id, and the job's name where a job asked."""
+
+    request_id: str = ""
+    job: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelUse:
+    """A judgement behind a label: whether the first response shown was A, and whether the ledger had it before."""
+
+    key: str
+    a_first: bool
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEntry:
+    """One label as the ledger keeps it; `content_key` and `a_is_low` tell pairs apart by content, in either order of their responses."""
+
+    pair_id: str
+    task: Task
+    content_key: str
+    a_is_low: bool
+    length_a: int
+    length_b: int
+    kind: Kind
+    rubric: str
+    rubric_digest: str
+    judge: str
+    judge_digest: str
+    options: str
+    preference: float | None
+    outcome: Outcome
+    abstention_reason: str
+    human_preference: float | None
+    uses: tuple[LabelUse, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementFacts:
+    """What a card needs of a judgement. `by_judge` is False where no judge was needed; `paid` says that its tokens count here."""
+
+    key: str
+    a_first: bool
+    probability_first: float | None
+    evidence_first: float | None
+    evidence_second: float | None
+    by_judge: bool
+    tokens: int
+    cached: bool
+    paid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFacts:
+    """What a card needs of a label. `human_preference` is P(A better) by people: the pair's own, else the mean of the recorded labels."""
+
+    pair_id: str
+    task: Task
+    content_key: str
+    length_a: int
+    length_b: int
+    kind: Kind
+    rubric: str
+    rubric_digest: str
+    judge: str
+    judge_digest: str
+    options: str
+    preference: float | None
+    outcome: Outcome
+    abstention_reason: str
+    human_preference: float | None
+    judgements: tuple[JudgementFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HumanLabel:
+    """A person's label of a pair."""
+
+    request_id: str
+    pair_id: str
+    task: Task
+    messages: tuple[Message, ...]
+    response_a: str
+    response_b: str
+    outcome: Outcome
+    annotator_id: str
+    reason: str = ""
+    duration_seconds: float | None = None
+
+    @property
+    def key(self) -> str:
+        """sha256 of the label: its key in the ledger, and what a second use of the request id is compared with."""
+        return digest_of("human/1", json.loads(json.dumps(asdict(self))))
+
+    @property
+    def preference(self) -> float:
+        """P(A better) as the person sees it."""
+        return {"a": 1.0, "b": 0.0}.get(self.outcome, 0.5)
+
+
+def content_key(task: Task, messages: Sequence[Message], response_a: str, response_b: str) -> str:
+    """sha256 of a pair's content, the same whichever response comes first."""
+    return digest_of("pair/1", task.value, _turns(messages), sorted((response_a, response_b)))
+
+
+def digest_of(*parts: object) -> str:
+    """sha256 of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()
+
+
+def _turns(messages: Sequence[Message]) -> list[list[str]]:
+    return [[message.role, message.content] for message in messages]

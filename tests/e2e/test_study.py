@@ -1,0 +1,146 @@
+"""The whole study on a random tiny model: real services, runs and label jobs as processes; killed in the middle, it continues where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from accord.models.testing import tiny_model_folder
+from accord.study.recipe import StudyRecipe
+from accord.study.runner import plan_study, run_study
+from accord.study.steps import StepStore
+
+WORDS = ["river", "stone", "cloud", "apple", "table", "window", "garden", "bridge", "candle", "forest", "mirror", "ladder"]
+RUN = (
+    "import sys\nfrom pathlib import Path\nfrom accord.study.recipe import load_recipe\nfrom accord.study.runner import run_study\n"
+    "class Quiet:\n    def message(self, text): pass\n    def step(self, title, number, total, *, known): print(number, flush=True)\n"
+    "    def progress(self, fraction, text): pass\n    def remaining(self, seconds): pass\n"
+    "run_study(load_recipe(sys.argv[1]), Path(sys.argv[2]), Quiet())\n"
+)
+
+pytestmark = pytest.mark.timeout(400)
+
+
+class Steps:
+    """Notes which steps were done and which were known."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.known: list[str] = []
+        self.fractions: list[float] = []
+
+    def message(self, text: str) -> None: ...
+
+    def step(self, title: str, number: int, total: int, *, known: bool) -> None:
+        (self.known if known else self.done).append(title)
+
+    def progress(self, fraction: float, text: str) -> None:
+        self.fractions.append(fraction)
+
+    def remaining(self, seconds: float) -> None:
+        assert seconds > 0
+
+
+def row(number: int) -> dict[str, Any]:
+    good, bad = WORDS[number % 12], WORDS[(number * 5 + 3) % 12]
+    return {
+        "pair_id": f"pair-{number}", "task": "conversation", "prompt": [{"role": "user", "content": f"say {good} {number}"}],
+        "chosen": [{"role": "assistant", "content": f"{good} {good}"}], "rejected": [{"role": "assistant", "content": f"{bad} no"}],
+        "preference": 1.0, "human_preference": 1.0, "reference": f"{good} it is, {number}", "split": "test" if number % 3 == 0 else "train",
+    }  # fmt: skip
+
+
+def make_recipe(folder: Path, **values: Any) -> StudyRecipe:
+    data = folder / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps(row(number)) for number in range(18)))
+    size = {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 3e-3}
+    return StudyRecipe.model_validate(
+        {
+            "name": "tiny", "seed": 1, "base_model": str(tiny_model_folder(folder / "model")),
+            "tasks": [{"task": "conversation", "uri": str(data)}], "human_pairs": 8, "ai_pairs": 4, "max_prompt_tokens": 100,
+            "max_response_tokens": 60, "max_sampled_tokens": 12, "lora": {"rank": 2}, "sft": size, "reward_model": size, "dpo": size,
+            "ppo": size, "evaluation": {"prompts": 3, "pairs": 4, "bootstrap_samples": 100, "judge_check_pairs": 2},
+            **values,
+        }
+    )  # fmt: skip
+
+
+def metrics(results: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(arm["arm"], arm["metrics"]) for task in results["tasks"] for arm in task["arms"]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+def test_killed_in_the_middle_it_continues_and_ends_with_a_table_and_a_report(home: Path) -> None:
+    recipe = make_recipe(home)
+    path = home / "recipe.yaml"
+    path.write_text(recipe.model_dump_json())
+    first = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(path), str(home)], stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert first.stdout is not None
+    for line in first.stdout:
+        if int(line) >= 5:
+            break
+    time.sleep(0.5)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait(30)
+    done = len(list((home / "study" / "steps").glob("*.json")))
+    assert done >= 4
+
+    planned = plan_study(recipe, home)
+    assert sum(step.done for step in planned.steps) == done
+    assert planned.seconds > 0
+
+    steps = Steps()
+    result = run_study(recipe, home, steps)
+    assert len(steps.known) == done == result.reused
+    assert len(steps.done) + done == len(planned.steps)
+    assert max(steps.fractions) == 1.0
+    assert [arm for arm, _ in metrics(result.results)] == ["base", "sft", "ppo-human", "dpo-human", "ppo-ai", "dpo-ai"]
+    for arm, found in metrics(result.results):
+        for name in ("rouge_l", "meteor", "bleu_1", "response_tokens", "kl", "score_human", "score_ai", "win_vs_reference"):
+            assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], (arm, name)
+        assert 0 < found["response_tokens"]["value"] <= 12
+    assert dict(metrics(result.results))["sft"]["kl"]["value"] == pytest.approx(0, abs=1e-3)
+    page = result.report_path.read_text()
+    assert page.count("<svg") == 5
+    assert "ppo-human" in page
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(home) in " ".join(process.info["cmdline"] or [])]
+
+
+def test_a_second_call_does_nothing_again_and_another_seed_changes_the_numbers(home: Path) -> None:
+    recipe = make_recipe(home)
+    before = json.loads((home / "results.json").read_text())
+    steps = Steps()
+    again = run_study(recipe, home, steps)
+    assert not steps.done
+    assert metrics(again.results) == metrics(before)
+    other = make_recipe(home, seed=2, algorithms=["dpo"], feedback=["human"])
+    changed = run_study(other, home, Steps())
+    assert dict(metrics(changed.results))["dpo-human"] != dict(metrics(before))["dpo-human"]
+
+
+def test_a_step_whose_result_is_damaged_is_named(home: Path) -> None:
+    from accord.errors import DataLossError
+
+    store = StepStore(home)
+    key = next((home / "study" / "steps").glob("*.json")).stem
+    whole = (home / "study" / "steps" / f"{key}.json").read_text()
+    (home / "study" / "steps" / f"{key}.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(DataLossError, match=key):
+        store.read("x", key)
+    (home / "study" / "steps" / f"{key}.json").write_text(whole)

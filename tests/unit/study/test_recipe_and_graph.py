@@ -1,0 +1,120 @@
+"""Recipes and the steps that follow from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from accord.errors import InvalidArgumentError, NotFoundError
+from accord.runspec import parse_spec
+from accord.study.actions import resolved_spec
+from accord.study.graph import Graph, arms_of, build_graph
+from accord.study.recipe import StudyRecipe, load_recipe, shipped_recipes
+from accord.study.steps import StepResult
+
+DIGESTS = {"base_model": "m", "data_summarization": "s"}
+
+
+@pytest.fixture
+def recipe() -> StudyRecipe:
+    return load_recipe("quick")
+
+
+def changed(recipe: StudyRecipe, **values: object) -> StudyRecipe:
+    return StudyRecipe.model_validate(recipe.model_dump() | values)
+
+
+def result(name: str, **values: object) -> StepResult:
+    return StepResult(name, "k", values, 1.0, 0.0)
+
+
+def test_the_shipped_recipes_are_valid_and_have_eight_arms() -> None:
+    assert set(shipped_recipes()) == {"quick", "full"}
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert len(recipe.tasks) * len(recipe.arms) == 8
+        assert recipe.human_pairs == 2 * recipe.ai_pairs
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"human_pairs": 0}, "human_pairs"), ({"stepz": 1}, "stepz"), ({"feedback": ["human", "human"]}, "feedback"),
+        ({"evaluation": {"prompts": 1}}, "evaluation.prompts"), ({"name": "Two Words"}, "name"), ({"seed": -1}, "seed"),
+    ],
+)  # fmt: skip
+def test_a_bad_recipe_names_the_field(tmp_path: Path, change: dict, field: str) -> None:
+    values = yaml.safe_load(shipped_recipes()["quick"].read_text()) | change
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(InvalidArgumentError, match=field.split(".", maxsplit=1)[0]):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(NotFoundError, match="full, quick"):
+        load_recipe("quik")
+
+
+def test_a_file_that_is_no_yaml_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(InvalidArgumentError, match="not YAML"):
+        load_recipe(str(path))
+
+
+def test_every_step_comes_after_its_inputs_and_every_arm_is_generated_measured_and_judged(recipe: StudyRecipe) -> None:
+    graph = build_graph(recipe, DIGESTS)
+    seen: set[str] = set()
+    for step in graph.steps:
+        assert set(step.inputs) <= seen, step.name
+        seen.add(step.name)
+    assert len(seen) == len(graph.steps) == len(set(graph.keys.values()))
+    for part in recipe.tasks:
+        for arm in arms_of(recipe):
+            assert {f"{part.task.value}/generate-{arm}", f"{part.task.value}/measure-{arm}"} <= seen
+    assert {step.name for step in graph.steps if step.kind == "train"} >= {"summarization/ppo-ai", "conversation/dpo-human", "summarization/rm-ai"}
+
+
+def keys_that_differ(one: Graph, other: Graph) -> set[str]:
+    return {name for name in one.keys if one.keys[name] != other.keys.get(name)}
+
+
+def test_a_change_makes_anew_what_depends_on_it_and_nothing_else(recipe: StudyRecipe) -> None:
+    before = build_graph(recipe, DIGESTS)
+    assert not keys_that_differ(before, build_graph(recipe, DIGESTS))
+    dpo = build_graph(changed(recipe, dpo=recipe.dpo.model_dump() | {"beta": 0.2}), DIGESTS)
+    differ = keys_that_differ(before, dpo)
+    assert {"summarization/dpo-human", "summarization/generate-dpo-ai", "conversation/measure-dpo-ai", "evaluate"} <= differ
+    assert not {"summarization/sft", "summarization/rm-human", "summarization/ppo-ai", "summarization/generate-ppo-ai"} & differ
+    assert keys_that_differ(before, build_graph(changed(recipe, seed=8), DIGESTS)) >= {"summarization/sft", "summarization/labels-ai", "evaluate"}
+    assert keys_that_differ(before, build_graph(recipe, DIGESTS | {"base_model": "other"})) == set(before.keys)
+
+
+def test_one_feedback_and_one_algorithm_need_no_more_than_their_steps(recipe: StudyRecipe) -> None:
+    names = {step.name for step in build_graph(changed(recipe, feedback=["human"], algorithms=["dpo"]), DIGESTS).steps}
+    assert "summarization/dpo-human" in names
+    assert not [name for name in names if "rm-" in name or "ppo" in name or name.endswith("labels-ai") or "-ai" in name]
+
+
+def test_specs_are_valid_once_earlier_results_are_put_in(recipe: StudyRecipe) -> None:
+    graph = build_graph(recipe, DIGESTS)
+    inputs = {
+        step.name: result(step.name, adapter_version=f"adapters/{step.name.replace('/', '-')}/versions/1", dataset_uri="/labels.jsonl")
+        for step in graph.steps
+    }
+    specs = {step.name: resolved_spec(step, inputs) for step in graph.steps if step.kind == "train"}
+    assert specs["summarization/sft"].parent_adapter == ""
+    assert specs["summarization/ppo-ai"].ppo is not None
+    assert specs["summarization/ppo-ai"].ppo.reward_model == "adapters/summarization-rm-ai/versions/1"
+    assert specs["summarization/ppo-human"].ppo.reward_model == "adapters/summarization-rm-human/versions/1"  # type: ignore[union-attr]
+    dpo_ai, dpo_human = specs["conversation/dpo-ai"].dpo, specs["conversation/dpo-human"].dpo
+    assert dpo_ai is not None
+    assert dpo_human is not None
+    assert (dpo_ai.data.uri, dpo_human.data.uri) == ("/labels.jsonl", "sample:conversation")
+    assert dpo_human.data.limit == recipe.human_pairs
+    for spec in specs.values():
+        assert parse_spec(spec.model_dump()) == spec
+        assert spec.algorithm == "sft" or spec.parent_adapter.endswith("-sft/versions/1")
