@@ -28,9 +28,7 @@ class PolicyComponent:
         policy, admin = PolicyServicer(self._holder), PolicyAdminServicer(self._holder)
         return (
             ServiceBinding("accord.api.policy.v1.PolicyService", lambda server: rpc.add_PolicyServiceServicer_to_server(policy, server)),
-            ServiceBinding(
-                "accord.api.policy.v1.PolicyAdminService", lambda server: rpc.add_PolicyAdminServiceServicer_to_server(admin, server)
-            ),
+            ServiceBinding("accord.api.policy.v1.PolicyAdminService", lambda server: rpc.add_PolicyAdminServiceServicer_to_server(admin, server)),
         )
 
     async def start(self) -> None:

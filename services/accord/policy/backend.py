@@ -77,8 +77,8 @@ class LogprobsRequest:
 
     @property
     def cost(self) -> int:
-        """Tokens to compute."""
-        return sum(len(self.prompt_ids) + len(response) for response in self.responses)
+        """Tokens to compute: the prompt once, and each response."""
+        return len(self.prompt_ids) + sum(map(len, self.responses))
 
 
 @dataclass(frozen=True, slots=True)

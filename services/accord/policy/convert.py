@@ -70,8 +70,7 @@ class RequestReader:
         """
         prompt = self._sequences.prompt(item.prompt, f"{field}.prompt", allow_empty=True)
         responses = [
-            self._sequences.response(response, f"{field}.responses[{index}]", append_eos=append_eos)
-            for index, response in enumerate(item.responses)
+            self._sequences.response(response, f"{field}.responses[{index}]", append_eos=append_eos) for index, response in enumerate(item.responses)
         ]
         for index, response in enumerate(responses):
             if len(prompt) + len(response) > self._info.context_tokens:

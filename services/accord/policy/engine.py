@@ -23,12 +23,14 @@ from accord.policy.config import PolicyConfig
 from accord.rpc.worker import Worker, run_worker
 from accord.rpc.workitem import WorkItem
 from accord.rpc.workqueue import WorkQueue, WorkRequest
+from accord.serving.fields import naming
 
 _TOKENS = Counter("accord_policy_tokens_total", "Tokens computed", ["kind"])
 _BATCH_ROWS = Histogram("accord_policy_batch_rows", "Sequences in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
 _STEP_SECONDS = Histogram("accord_policy_step_seconds", "Time of one decode step", buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5))
 _STEPS = Counter("accord_policy_decode_steps_total", "Decode steps")
 _ADAPTERS = Gauge("accord_policy_loaded_adapters", "Adapter versions in memory")
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,7 @@ class Engine:
         self._idle = threading.Event()
         self._idle.set()
         self._loaded: dict[str, tuple[str, int]] = {}
-        self._queue: WorkQueue[Payload, Result] = WorkQueue(
-            max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="policy"
-        )
+        self._queue: WorkQueue[Payload, Result] = WorkQueue(max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="policy")
         self._worker: Worker[Payload, Result] = run_worker(
             self._queue,
             self._compute,
@@ -102,12 +102,12 @@ class Engine:
         Raises:
             InvalidArgumentError: the name is malformed.
             NotFoundError: there is no such adapter or version.
+            DataLossError: its manifest is damaged.
         """
         if not adapter:
             return ""
-        version = self._store.resolve(str(AdapterName.parse(adapter)))
-        self._store.manifest(version)
-        return version
+        with naming("adapter"):
+            return self._store.resolve(str(AdapterName.parse(adapter)))
 
     def submit(self, requests: Sequence[GenerationRequest | LogprobsRequest], version: str, deadline: float | None) -> list[Item]:
         """Queues requests of one kind under one adapter version: all of them or none.
@@ -121,13 +121,13 @@ class Engine:
         kind = type(requests[0]).__name__
         items = self._queue.submit_all([WorkRequest(request, request.cost, (kind, version), deadline) for request in requests])
         if version:
-            self._in_use[version] += len(items)
+            self._in_use[version] += 1
         return items
 
-    def release(self, items: Sequence[Item], version: str) -> None:
-        """Counts items as answered; the counterpart of `submit`."""
+    def release(self, version: str) -> None:
+        """Counts a call as answered; the counterpart of `submit`."""
         if version:
-            self._in_use[version] -= len(items)
+            self._in_use[version] -= 1
 
     async def command(self, version: str, *, load: bool, deadline: float | None) -> None:
         """Loads or unloads an adapter version between two batches.
@@ -143,12 +143,19 @@ class Engine:
         return {name: (digest, size, self._in_use[name]) for name, (digest, size) in sorted(self._loaded.items())}
 
     async def pause(self, *, abort: bool, timeout_seconds: float) -> int:
-        """Stops generation; returns how many samples ended by it. With `abort` at the next step, else when the batch in compute is done."""
+        """Stops generation; returns how many samples ended by it.
+
+        With `abort`, what computes ends at the next step and what waits is not begun; else what computes is finished and what waits, waits.
+        """
         self._may_run.clear()
         if abort:
             self._aborted_samples = 0
             self._abort.set()
-        await asyncio.to_thread(self._idle.wait, timeout_seconds)
+        give_up = time.monotonic() + timeout_seconds
+        while not self._idle.is_set() or (abort and len(self._queue)):
+            if time.monotonic() > give_up:
+                break
+            await asyncio.sleep(_POLL_SECONDS / 10)
         return self._aborted_samples if abort else 0
 
     def resume(self) -> None:
@@ -161,24 +168,22 @@ class Engine:
         return self._worker.fault(self._config.stall_seconds)
 
     def stop(self, timeout_seconds: float) -> bool:
-        """Closes the queue and waits for the batch in compute."""
+        """Closes the queue and waits for the batch in compute, which ends at its next step."""
+        self._abort.set()
         self._may_run.set()
         return self._worker.stop(timeout_seconds)
 
     def _compute(self, batch: list[Item]) -> list[Result] | None:
-        while not self._may_run.wait(0.1):
-            self._worker.beat()
-            if self._queue.closed or self._abort.is_set():
-                break
-        batch = [item for item in batch if not item.abandoned]
-        if not batch:
-            return None
-        self._idle.clear()
+        self._idle.clear()  # before the look at `_may_run`, so that `pause` sees this batch or this batch sees the pause
         try:
-            return self._dispatch(batch)
+            while not (self._may_run.is_set() or self._abort.is_set() or self._queue.closed):
+                self._idle.set()
+                self._may_run.wait(_POLL_SECONDS)
+                self._worker.beat()
+                self._idle.clear()
+            batch = [item for item in batch if not item.abandoned]
+            return self._dispatch(batch) if batch else None
         finally:
-            self._loaded = self.backend.loaded_adapters()
-            _ADAPTERS.set(len(self._loaded))
             self._idle.set()
 
     def _dispatch(self, batch: list[Item]) -> list[Result] | None:
@@ -190,13 +195,38 @@ class Engine:
             return None
         version = str(cast(tuple[str, str], batch[0].key)[1])
         if version:
-            self.backend.load_adapter(version)
+            self._load(version)
         if isinstance(payload, LogprobsRequest):
             self._compute_logprobs(batch, version)
             return None
-        _BATCH_ROWS.observe(sum(cast(GenerationRequest, item.payload).n for item in batch))
-        self.backend.generate([_Job(item, self._count) for item in batch], version, _Clock(self).step)
+        for part in self._parts(batch):
+            _BATCH_ROWS.observe(sum(cast(GenerationRequest, item.payload).n for item in part))
+            self.backend.generate([_Job(item, self._count) for item in part], version, _Clock(self).step)
         return None
+
+    def _parts(self, batch: list[Item]) -> list[list[Item]]:
+        """The batch cut so that each part decodes at most `max_batch_rows` sequences together."""
+        parts: list[list[Item]] = []
+        rows = 0
+        for item in batch:
+            n = cast(GenerationRequest, item.payload).n
+            if not parts or rows + n > self._config.max_batch_rows:
+                parts.append([])
+                rows = 0
+            parts[-1].append(item)
+            rows += n
+        return parts
+
+    def _load(self, version: str) -> None:
+        try:
+            with naming("adapter"):
+                self.backend.load_adapter(version)
+        finally:  # one may have been evicted for it
+            self._publish_loaded()
+
+    def _publish_loaded(self) -> None:
+        self._loaded = self.backend.loaded_adapters()
+        _ADAPTERS.set(len(self._loaded))
 
     def _compute_logprobs(self, batch: list[Item], version: str) -> None:
         requests = [cast(LogprobsRequest, item.payload) for item in batch]
@@ -211,9 +241,10 @@ class Engine:
 
     def _run_command(self, command: AdapterCommand) -> None:
         if command.load:
-            self.backend.load_adapter(command.version)
-        elif command.version in self.backend.loaded_adapters():
+            self._load(command.version)
+        elif command.version in self._loaded:
             self.backend.unload_adapter(command.version)
+            self._publish_loaded()
         else:
             raise NotFoundError(f"{command.version} is not loaded", field="name")
 

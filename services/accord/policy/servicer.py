@@ -61,9 +61,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
             return
         items = served.engine.submit([work for _, work in accepted], version, context.deadline)
         merged: asyncio.Queue[pb.GenerateStreamResponse | AccordError | None] = asyncio.Queue(maxsize=1024)
-        tasks = [
-            asyncio.create_task(_follow(index, work, item, version, merged)) for (index, work), item in zip(accepted, items, strict=True)
-        ]
+        tasks = [asyncio.create_task(_follow(index, work, item, version, merged)) for (index, work), item in zip(accepted, items, strict=True)]
         try:
             open_items = len(tasks)
             while open_items:
@@ -78,7 +76,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            served.engine.release(items, version)
+            served.engine.release(version)
 
     async def ComputeLogprobs(self, request: pb.ComputeLogprobsRequest, context: CallContext) -> pb.ComputeLogprobsResponse:
         served, version = await self._prepare(request)
@@ -168,7 +166,7 @@ async def _compute(engine: Engine, slots: Slots, version: str, deadline: float |
     finally:
         for item in items:
             item.cancel()
-        engine.release(items, version)
+        engine.release(version)
     return [None if work is None else next(done) for work, _ in slots]
 
 
@@ -198,9 +196,7 @@ async def _follow(
         await merged.put(error)
 
 
-def _generate_result(
-    item_id: str, work: object, error: AccordError | None, samples: Sequence[GeneratedSample] | None
-) -> pb.GenerateItemResult:
+def _generate_result(item_id: str, work: object, error: AccordError | None, samples: Sequence[GeneratedSample] | None) -> pb.GenerateItemResult:
     if error is not None or not isinstance(work, GenerationRequest):
         return pb.GenerateItemResult(item_id=item_id, status=item_status(error) if error else None)
     return pb.GenerateItemResult(
@@ -210,9 +206,7 @@ def _generate_result(
     )
 
 
-def _logprobs_result(
-    item_id: str, work: object, error: AccordError | None, rows: Sequence[Sequence[float]] | None
-) -> pb.LogprobsItemResult:
+def _logprobs_result(item_id: str, work: object, error: AccordError | None, rows: Sequence[Sequence[float]] | None) -> pb.LogprobsItemResult:
     if error is not None or not isinstance(work, LogprobsRequest):
         return pb.LogprobsItemResult(item_id=item_id, status=item_status(error) if error else None)
     responses = [

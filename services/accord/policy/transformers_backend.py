@@ -7,7 +7,7 @@ Joining a batch between decode steps, shared prefixes across requests and prepac
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from torch import Tensor
 import accord.models.base as base_models
 from accord.artefacts.store import ArtefactStore
 from accord.client.messages import ModelDigests
-from accord.models.batching import TokenSequence, collate
-from accord.models.logprobs import response_logprobs
+from accord.models.batching import collate
 from accord.models.lora import AdaptedModel
+from accord.models.packing import PromptGroup, group_logprobs, packed_length
 from accord.policy.backend import BackendInfo, GenerationJob, LogprobsRequest
 from accord.policy.decoding import Decoder
 from accord.serving.reader import check_adapter_base
@@ -90,23 +90,22 @@ class TransformersBackend:
             decoder.run(jobs, step)
 
     def compute_logprobs(self, requests: Sequence[LogprobsRequest], adapter: str, step: Callable[[], bool]) -> list[list[list[float]]]:
-        """Logprobs by the same function as the trainer's; see `Backend.compute_logprobs`."""
-        results: list[list[list[float]]] = [[[] for _ in request.responses] for request in requests]
-        by_temperature: dict[float, list[tuple[int, int, TokenSequence]]] = {}
+        """Logprobs of responses; those of one request share its prompt, which is computed once. See `Backend.compute_logprobs`."""
+        results: list[list[list[float]]] = [[] for _ in requests]
+        by_temperature: dict[float, list[int]] = {}
         for index, request in enumerate(requests):
-            rows = by_temperature.setdefault(request.temperature, [])
-            rows += [(index, place, (request.prompt_ids, response)) for place, response in enumerate(request.responses)]
+            by_temperature.setdefault(request.temperature, []).append(index)
         with torch.inference_mode():
-            for temperature, rows in by_temperature.items():
-                rows.sort(key=lambda row: -(len(row[2][0]) + len(row[2][1])))  # alike lengths beside each other: little padding
-                for part in _parts(rows):
+            for temperature, members in by_temperature.items():
+                groups = {index: (requests[index].prompt_ids, requests[index].responses) for index in members}
+                for part in _parts(groups):
                     step()
-                    tensors = response_logprobs(
-                        self._adapted, [row[2] for row in part], adapter=adapter or None, temperature=temperature,
+                    tensors = group_logprobs(
+                        self._adapted, [groups[index] for index in part], adapter=adapter or None, temperature=temperature,
                         micro_batch_tokens=_LOGPROB_MICRO_BATCH_TOKENS,
                     )  # fmt: skip
-                    for (index, place, _), tensor in zip(part, tensors, strict=True):
-                        results[index][place] = tensor.tolist()
+                    for index, responses in zip(part, tensors, strict=True):
+                        results[index] = [tensor.tolist() for tensor in responses]
         return results
 
 
@@ -148,9 +147,7 @@ class CachedRows:
         return self._logits(hidden)
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        output = self._decoder(
-            input_ids=input_ids, attention_mask=self._mask, position_ids=position_ids, past_key_values=self._cache, use_cache=True
-        )
+        output = self._decoder(input_ids=input_ids, attention_mask=self._mask, position_ids=position_ids, past_key_values=self._cache, use_cache=True)
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
 
@@ -159,15 +156,15 @@ class CachedRows:
         return logits.float()
 
 
-def _parts(rows: list[tuple[int, int, TokenSequence]]) -> list[list[tuple[int, int, TokenSequence]]]:
-    """Rows cut so that each part is about one micro-batch, between which the watchdog hears of progress."""
-    parts: list[list[tuple[int, int, TokenSequence]]] = []
+def _parts(groups: Mapping[int, PromptGroup]) -> list[list[int]]:
+    """Requests in parts of about one micro-batch, longest first; between parts the watchdog hears of progress."""
+    lengths = {index: packed_length(group) for index, group in groups.items()}
+    parts: list[list[int]] = []
     tokens = 0
-    for row in rows:
-        length = len(row[2][0]) + len(row[2][1])
-        if not parts or tokens + length > _LOGPROB_MICRO_BATCH_TOKENS:
+    for index in sorted(groups, key=lambda index: (-lengths[index], index)):
+        if not parts or tokens + lengths[index] > _LOGPROB_MICRO_BATCH_TOKENS:
             parts.append([])
             tokens = 0
-        parts[-1].append(row)
-        tokens += length
+        parts[-1].append(index)
+        tokens += lengths[index]
     return parts

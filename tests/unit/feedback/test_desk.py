@@ -52,7 +52,17 @@ async def test_concurrent_callers_of_one_question_ask_once(make_bench: MakeBench
 async def test_questions_go_out_in_batches(make_bench: MakeBench) -> None:
     bench = make_bench(batch_pairs=4, concurrency=2)
     await asyncio.gather(*(bench.desk.answer(question, ORIGIN) for question in questions(10)))
-    assert sorted(bench.policy.calls, reverse=True) == [8, 8, 4]  # two items for each question: with and without the prompt
+    assert sorted(bench.policy.calls, reverse=True) == [2, 2, 2]  # their prompt with its responses, and the responses alone
+
+
+async def test_each_prompt_is_read_once_for_all_its_responses(make_bench: MakeBench) -> None:
+    bench = make_bench(batch_pairs=8, concurrency=1)
+    asked = questions(3)
+    asked += [replace(question, messages=(Message("user", "another prompt"),)) for question in asked]
+    answers = await asyncio.gather(*(bench.desk.answer(question, ORIGIN) for question in asked))
+    assert bench.policy.calls == [4]
+    alone = make_bench(batch_pairs=1, concurrency=1)
+    assert [answer for answer, _ in answers] == [(await alone.desk.answer(question, ORIGIN))[0] for question in asked]
 
 
 async def test_a_rating_counts_for_four_pairs_of_a_batch(make_bench: MakeBench) -> None:
@@ -79,7 +89,7 @@ async def test_kinds_do_not_share_a_call_and_take_turns(make_bench: MakeBench) -
     bench = make_bench(batch_pairs=2, concurrency=1)
     other = [replace(question, judge=replace(IDENTITY, adapter_version="adapters/j/versions/1", adapter_digest="m1")) for question in questions(2)]
     await asyncio.gather(*(bench.desk.answer(question, ORIGIN) for question in [*questions(6), *other]))
-    assert bench.policy.calls == [4, 4, 4, 4]
+    assert bench.policy.calls == [2, 2, 2, 2]
 
 
 async def test_an_answer_is_in_the_ledger_before_it_is_given(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
