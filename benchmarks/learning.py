@@ -65,7 +65,8 @@ def one_seed(trainer: TrainerClient, seed: int) -> dict[str, float]:
     found |= {
         "ppo_score_first": statistics.mean(row["score_mean"] for row in first), "ppo_score_last": statistics.mean(row["score_mean"] for row in last),
         "ppo_kl_last": statistics.mean(row["kl"] for row in last), "sampler_gap_max": max(row["sampler_gap_max"] for row in curve),
-        "sampler_approx_kl_max": max(row["sampler_approx_kl"] for row in curve), "first_ratio_error": max(abs(row["first_ratio_mean"] - 1) for row in curve),
+        "sampler_approx_kl_max": max(row["sampler_approx_kl"] for row in curve),
+        "first_ratio_error": max(abs(row["first_ratio_mean"] - 1) for row in curve),
     }  # fmt: skip
     return found
 
