@@ -1,0 +1,61 @@
+"""Labels and label cards as tables.
+
+What does not belong here: measuring (`accord.feedback.cards`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from accord.cli.output import number_text, print_line, print_table
+
+if TYPE_CHECKING:
+    from accord.client.feedback import Judgement, Label, LabelCard, Share
+
+
+def show_label(label: Label) -> None:
+    """Prints one label with its judgements."""
+    preference = "" if label.preference is None else f"P(A is better) = {label.preference:.3f}"
+    print_line(f"{label.outcome}  {preference}  by {label.kind}, {label.judge}".strip())
+    if label.abstention_reason:
+        print_line(f"abstained: {label.abstention_reason}")
+    rows = [_judgement_row(judgement) for judgement in label.judgements]
+    print_table(("order", "P(A)>", "evidence A>", "evidence B>", "tokens>", "known", "rationale"), rows)
+
+
+def _judgement_row(judgement: Judgement) -> tuple[str, ...]:
+    order = "A, B" if judgement.a_first else "B, A"
+    numbers = [_number(value) for value in (judgement.probability_a, judgement.evidence_a, judgement.evidence_b)]
+    tokens = str(judgement.prompt_tokens + judgement.response_tokens)
+    return (order, *numbers, tokens, "yes" if judgement.cached else "no", judgement.abstention_reason or judgement.rationale)
+
+
+def show_cards(cards: Sequence[LabelCard]) -> None:
+    """Prints how far to trust each judge: shares with their 95 % intervals, and what to know about them."""
+    for card in cards:
+        rows = [(name, *_share(share)) for name, share in _shares(card)]
+        rows += [(f"abstained: {reason}", str(count), "", "") for reason, count in card.abstentions.items()]
+        task = card.task.value if card.task else "all tasks"
+        title = f"{card.kind} {card.rubric} by {card.judge}, {task}, {card.pairs} pairs, {card.tokens} tokens, {card.cached_judgements} known"
+        print_table(("label card", "share>", "95 % interval", "n>"), rows, title=" ".join(title.split()))
+        for note in card.notes:
+            print_line(f"note: {note}")
+
+
+def _shares(card: LabelCard) -> list[tuple[str, Share | None]]:
+    return [
+        ("agrees with people", card.human_agreement), ("picking the longer one would agree", card.length_baseline),
+        ("prefers what is shown first", card.first_preferred), ("same position after a swap", card.same_position_after_swap),
+        ("prefers the longer one", card.longer_preferred),
+    ]  # fmt: skip
+
+
+def _share(share: Share | None) -> tuple[str, str, str]:
+    if share is None:
+        return "not measured", "", ""
+    return f"{share.value:.2f}", f"{share.low:.2f} to {share.high:.2f}", str(share.n)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else number_text(value)

@@ -1,0 +1,135 @@
+"""`accord label`."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from accord.cli.cards import show_cards, show_label
+from accord.cli.connect import command, reach
+from accord.cli.failures import FAILED, advice
+from accord.cli.labelling import absolute_source, create_job, job_states, request_id_of
+from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
+from accord.cli.output import print_json, print_line
+from accord.cli.progress import ProgressBar
+from accord.cli.prompts import conversation
+from accord.errors import InvalidArgumentError, NotFoundError
+from accord.text.tasks import Task
+
+if TYPE_CHECKING:
+    from accord.client.feedback import FeedbackClient, Judge, LabelJob
+
+_CALL_SECONDS = 120.0
+
+
+def label(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Pairs: sample:summarization, a file, or hub:NAME. Not with --prompt.", show_default=False)
+    ] = "",
+    task: Annotated[Task | None, typer.Option("--task", help="What the responses are meant to do.", show_default=False)] = None,
+    kind: Annotated[str, typer.Option("--kind", help="likelihood, verdict or rating; default: the service's.")] = "default",
+    output: Annotated[Path | None, typer.Option("--output", metavar="FOLDER", help="For labels.jsonl and card.json.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Most pairs; 0 is all.")] = 0,
+    split: Annotated[str, typer.Option("--split", help="Split of the data.")] = "train",
+    data_format: Annotated[str, typer.Option("--format", help="Format of the data; default: found out.", show_default=False)] = "",
+    rubric: Annotated[str, typer.Option("--rubric", metavar="ID", help="For verdict and rating; default: the task's.", show_default=False)] = "",
+    adapter: Annotated[str, typer.Option("--adapter", metavar="NAME", help="Adapter of the judge.", show_default=False)] = "",
+    rationale: Annotated[bool, typer.Option("--rationale", help="Have the judge give reasons before its verdict.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which pairs a limit takes, and which response is A.")] = 0,
+    prompt: Annotated[str, typer.Option("--prompt", help="Label one pair: its prompt (a post, for summarization).", show_default=False)] = "",
+    response_a: Annotated[str | None, typer.Option("--a", help="The pair's first response.", show_default=False)] = None,
+    response_b: Annotated[str | None, typer.Option("--b", help="The pair's second response.", show_default=False)] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait; the job goes on by itself.")] = False,
+    feedback: FeedbackAddress = None,
+    home: Home = DEFAULT_HOME,
+    timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=1, help="Longest wait; the job goes on.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Has a judge label a data set, or one pair.
+
+    Shows, for a data set, how far to trust the labels. The same command again goes on where it stopped, and a judgement that was paid for is never
+    bought twice. Interrupting it cancels the job; what was judged is kept.
+
+    \b
+    Example:
+        accord label sample:summarization --task summarization --kind likelihood --limit 20 --output labels/
+        accord label --task conversation --prompt "Name a river." --a "The Danube." --b "No."
+    """
+    from accord.client.feedback import FeedbackClient, Judge
+
+    if task is None:
+        raise InvalidArgumentError(f"say what the responses are meant to do: {' or '.join(Task)}", field="--task")
+    judge = Judge(kind=kind, rubric=rubric, adapter=adapter, rationale=rationale or None)  # type: ignore[arg-type]
+    with reach("feedback", home, feedback, _CALL_SECONDS) as target, FeedbackClient(target) as client:
+        if prompt or response_a is not None or response_b is not None:
+            _one_pair(client, task, judge, (dataset, prompt, response_a, response_b), timeout, as_json=as_json)
+            return
+        if not dataset or output is None:
+            raise InvalidArgumentError("give DATASET and --output, or --prompt, --a and --b", field="DATASET")
+        from accord.client.feedback import LabelJobSpec
+
+        spec = LabelJobSpec("", absolute_source(dataset), task, str(output.expanduser().absolute()), data_format, split, limit, judge, seed)
+        job = create_job(client, spec, request_id_of(spec))
+        if detach:
+            print_json(job) if as_json else print_line(job.name)
+            return
+        job = _follow(client, job, timeout)
+        _end(client, job, home, as_json=as_json)
+
+
+def _one_pair(
+    client: FeedbackClient, task: Task, judge: Judge, given: tuple[str, str, str | None, str | None], timeout: float | None, *, as_json: bool
+) -> None:
+    from accord.client.feedback import LabelPairItem
+
+    dataset, prompt, response_a, response_b = given
+    if dataset or not prompt or response_a is None or response_b is None:
+        raise InvalidArgumentError("one pair needs --prompt, --a and --b, and no DATASET", field="--prompt")
+    pair = LabelPairItem(task, conversation(prompt, task=task), response_a, response_b, uuid.uuid4().hex)
+    with ProgressBar("judging"):
+        found = client.label_pair(pair, judge, timeout_seconds=timeout)
+    if as_json:
+        print_json(found)
+    else:
+        show_label(found)
+
+
+def _follow(client: FeedbackClient, job: LabelJob, timeout: float | None) -> LabelJob:
+    """Shows a job's progress until it ends; interrupting cancels it."""
+    last = job
+    try:
+        with ProgressBar("labelling", job.total_pairs or None) as bar:
+            for now in job_states(client, job, timeout_seconds=timeout):
+                last = now
+                known = f", {now.cached_judgements} known already" if now.cached_judgements else ""
+                waiting = f", {now.message}" if now.message and not now.ended else ""
+                text = f"{now.abstained_pairs} abstained, {now.tokens} tokens{known}{waiting}"
+                bar.set(now.done_pairs, total=now.total_pairs or None, text=text)
+    except KeyboardInterrupt:
+        client.cancel_label_job(job.name)
+        sys.stderr.write(f"{job.name} is cancelled; what was judged is kept: the same command goes on from there\n")
+        raise
+    return last
+
+
+def _end(client: FeedbackClient, job: LabelJob, home: Path, *, as_json: bool) -> None:
+    with advice(NotFoundError, text="the job has no label"):
+        cards = client.label_cards(job=job.name) if job.done_pairs else ()
+    if as_json:
+        print_json({"job": job, "cards": cards})
+    else:
+        show_cards(cards)
+        for reason, count in job.rejected_rows.items():
+            print_line(f"{count} rows were not used: {reason}")
+        print_line(f"{job.done_pairs} of {job.total_pairs} pairs labelled, {job.abstained_pairs} abstentions: {job.state}")
+    if job.state != "succeeded":
+        sys.stderr.write(f"{job.message}\n")
+        raise typer.Exit(FAILED)
+    if not as_json:
+        print_line(f"{job.dataset_uri}\n{job.card_uri}")
+        recipe = f"train reward-model --set reward_model.data.uri={job.dataset_uri}"
+        sys.stderr.write(f"next: {command(recipe, home)}\n")

@@ -1,0 +1,46 @@
+"""`accord resume`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from accord.cli.connect import command, reach
+from accord.cli.failures import advice
+from accord.cli.following import follow, run_name
+from accord.cli.options import DEFAULT_HOME, Home, Json, TrainerAddress
+from accord.cli.output import print_json, print_line
+from accord.cli.train import finish
+from accord.cli.watch import UNKNOWN_RUN, RunName
+from accord.errors import NotFoundError
+
+
+def resume(
+    run: RunName,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait; the run goes on by itself.")] = False,
+    trainer: TrainerAddress = None,
+    home: Home = DEFAULT_HOME,
+    timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=1, help="Longest wait; the run goes on.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Takes up a failed or cancelled run from its last whole checkpoint.
+
+    \b
+    Example:
+        accord resume runs/sft-sft-1a2b3c4d5e
+    """
+    from accord.client.trainer import TrainerClient
+
+    name = run_name(run)
+    with reach("trainer", home, trainer, 30.0) as target, TrainerClient(target) as client, advice(NotFoundError, text=UNKNOWN_RUN):
+        found = client.resume_run(name)
+        if not detach:
+            finish(follow(client, name, timeout_seconds=timeout), home, as_json=as_json)
+            return
+    if as_json:
+        print_json(found)
+    else:
+        print_line(f"{found.name} is {found.state}")
+        sys.stderr.write(f"next: {command(f'watch {found.name}', home)}\n")

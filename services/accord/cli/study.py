@@ -1,0 +1,131 @@
+"""`accord study`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from accord.cli.options import Json
+from accord.cli.output import print_json, print_line, print_table, seconds_text
+from accord.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from accord.study.runner import StudyPlan
+
+_WINS = (("win_vs_sft", "wins vs SFT"), ("win_vs_reference", "wins vs reference"), ("kl", "KL to SFT"), ("response_tokens", "tokens"))
+
+
+def study(
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="quick, full or a YAML file.")] = "quick",
+    home: Annotated[Path, typer.Option("--home", metavar="FOLDER", help="The workspace; results and report go there.")] = Path("study"),
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.", show_default=False)] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would run and for how long.")] = False,
+    keep_services: Annotated[bool, typer.Option("--keep-services", help="Leave the services running that this command started.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compares human with AI feedback and PPO with DPO on summarization and conversation: labels, reward models, policies, a table and a report.
+
+    It can be interrupted at any time: called again, it goes on where it stopped.
+
+    \b
+    Example:
+        accord study --recipe quick --home demo
+        accord study --recipe full --home study --plan
+    """
+    from accord.study.recipe import load_recipe
+    from accord.study.runner import plan_study, run_study
+
+    wanted = load_recipe(recipe, seed=seed)
+    planned = plan_study(wanted, home)
+    if plan:
+        print_json(planned) if as_json else _show_plan(planned)
+        return
+    left = [step for step in planned.steps if not step.done]
+    sys.stderr.write(f"study {wanted.name}: {len(left)} of {len(planned.steps)} steps to do, about {seconds_text(planned.seconds)}; in {home}\n")
+    with ProgressBar("study", len(planned.steps)) as bar:
+        result = run_study(wanted, home, _Told(bar), keep_services=keep_services)
+    if as_json:
+        print_json({"results": result.results, "results_path": result.results_path, "report_path": result.report_path})
+        return
+    for task in result.results["tasks"]:
+        _show_task(task)
+    print_line(f"values with 95 % intervals, the curves and examples: {result.report_path}")
+    print_line(f"every number: {result.results_path}")
+    print_line(f"done in {seconds_text(result.seconds)}; {result.reused} of {len(planned.steps)} steps were there already")
+
+
+class _Told:
+    """Shows how a study goes on. Implements `accord.study.runner.Reporter`."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
+        self._title = ""
+        self._done = 0
+        self._end: float | None = None
+        self._known = 0
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self._bar.note(text)
+
+    def step(self, title: str, number: int, total: int, *, known: bool) -> None:
+        """The next step."""
+        self._done, self._title = number - 1, title
+        self._known += known
+        if not known:
+            if self._known:
+                self._bar.note(f"{self._known} steps were there already")
+                self._known = 0
+            self._bar.note(f"[{number}/{total}] {title}")
+        self._show(0.0, "")
+
+    def progress(self, fraction: float, text: str) -> None:
+        """How far it is."""
+        self._show(fraction, text)
+
+    def remaining(self, seconds: float) -> None:
+        """When it should be over."""
+        self._end = time.monotonic() + seconds
+
+    def _show(self, fraction: float, text: str) -> None:
+        left = "" if self._end is None else f"; about {seconds_text(max(0.0, self._end - time.monotonic()))} left"
+        detail = f": {text}" if text else ""
+        self._bar.set(round(self._done + min(1.0, max(0.0, fraction)), 2), text=f"{self._title}{detail}{left}")
+
+
+def _show_plan(planned: StudyPlan) -> None:
+    rows = [(step.title, step.kind, "done" if step.done else seconds_text(step.seconds)) for step in planned.steps]
+    print_table(("step", "kind", "time>"), rows, title=f"{planned.recipe.name}: {planned.recipe.description}")
+    left = sum(not step.done for step in planned.steps)
+    print_line(f"{left} of {len(planned.steps)} steps to do, about {seconds_text(planned.seconds)} on two cores")
+
+
+def _show_task(task: Mapping[str, Any]) -> None:
+    from accord.study.published import METRIC_TITLES
+
+    columns = ("arm", *(f"{title}>" for title in METRIC_TITLES.values()))
+    rows = [(arm["arm"], *(_value(arm, name) for name in METRIC_TITLES)) for arm in task["arms"]]
+    print_table(columns, rows, title=task["task"].capitalize())
+    rewards = [name for name in ("score_human", "score_ai") if any(name in arm["metrics"] for arm in task["arms"])]
+    more = [*_WINS, *((name, name.replace("score_", "RM ")) for name in rewards)]
+    rows = [(arm["arm"], *(_value(arm, name, interval=True) for name, _ in more), _training(arm)) for arm in task["arms"]]
+    print_table(("arm", *(f"{title}>" for _, title in more), "training>"), rows)
+
+
+def _value(arm: Mapping[str, Any], name: str, *, interval: bool = False) -> str:
+    found = arm["metrics"].get(name)
+    if not found or found["value"] is None:
+        return "-"
+    digits = 2 if interval else 4
+    text = f"{found['value']:.{digits}f}"
+    return f"{text} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if interval and found["low"] is not None else text
+
+
+def _training(arm: Mapping[str, Any]) -> str:
+    cost = arm["training"]
+    return "-" if cost is None else seconds_text(cost["seconds"] + cost.get("reward_model_seconds", 0.0))

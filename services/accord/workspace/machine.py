@@ -1,0 +1,142 @@
+"""Figures of this machine: memory, disks, installed packages.
+
+What does not belong here: what is enough (`accord.workspace.doctor`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+_SELF_CGROUP = Path("/proc/self/cgroup")
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(\[(?P<extras>[^\]]*)\])?\s*(?P<rule>[^;]*)(;\s*(?P<marker>.*))?")
+_EXTRA = re.compile(r"extra\s*==\s*[\"']([\w.-]+)[\"']")
+
+
+def gib(size: float) -> str:
+    """A size for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def free_memory_bytes() -> tuple[int, str]:
+    """Memory that a new process can have, and what limits it below the machine's own (empty where nothing does)."""
+    free = int(psutil.virtual_memory().available)
+    grouped = cgroup_free_bytes()
+    if grouped is not None and grouped < free:
+        return grouped, "limited by the control group"
+    return free, ""
+
+
+def cgroup_free_bytes(root: Path = _CGROUP, membership: Path = _SELF_CGROUP) -> int | None:
+    """Memory left under the limits of this process's control group and those above it, None where there is no limit.
+
+    Reads both versions of the hierarchy. The page cache that the kernel would give back counts as free.
+    """
+    found = [left for folder in _memory_groups(root, membership) if (left := _group_left(folder)) is not None]
+    return max(0, min(found)) if found else None
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the disk that holds a path, or would."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself where it exists, else the nearest folder above it that does."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution, None where it is not installed. Nothing is imported."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requirement_problems(distribution: str, extras: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Requirements of a distribution with some extras that are not installed, and those pinned with == to another version than there is.
+
+    Reads metadata only. Ranges (>=) are pip's business, not looked at here.
+    """
+    try:
+        lines = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return [distribution], []
+    missing: dict[str, None] = {}
+    other: dict[str, None] = {}
+    for match in _required(lines, distribution, _closure(lines, distribution, set(extras))):
+        name, rule = match["name"], match["rule"].strip()
+        version = package_version(name)
+        if version is None:
+            missing[name] = None
+        elif rule.startswith("==") and version.partition("+")[0] != rule.removeprefix("==").strip():
+            other[f"{name} {version} (not {rule.removeprefix('==').strip()})"] = None
+    return list(missing), list(other)
+
+
+def _required(lines: Sequence[str], distribution: str, extras: set[str]) -> list[re.Match[str]]:
+    matches = [match for line in lines if (match := _REQUIREMENT.match(line))]
+    return [match for match in matches if match["name"] != distribution and _applies(match["marker"], extras)]
+
+
+def _closure(lines: Sequence[str], distribution: str, extras: set[str]) -> set[str]:
+    """The extras with those that they name in turn (`training = ["accord[compute]"]`)."""
+    while True:
+        more = set(extras)
+        for line in lines:
+            match = _REQUIREMENT.match(line)
+            if match and match["name"] == distribution and match["extras"] and _applies(match["marker"], extras):
+                more |= {extra.strip() for extra in match["extras"].split(",")}
+        if more == extras:
+            return extras
+        extras = more
+
+
+def _applies(marker: str | None, extras: set[str]) -> bool:
+    named = _EXTRA.search(marker or "")
+    return named is None or named.group(1) in extras
+
+
+def _memory_groups(root: Path, membership: Path) -> list[Path]:
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    folders: list[Path] = [root, root / "memory"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        top = root / "memory" if "memory" in controllers.split(",") else root
+        if controllers in ("", "memory") or "memory" in controllers.split(","):
+            own = top / path.strip("/")
+            folders += [folder for folder in (own, *own.parents) if folder == top or top in folder.parents]
+    return folders
+
+
+def _group_left(folder: Path) -> int | None:
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = (folder / limit).read_text(encoding="utf-8").strip()
+            if most == "max" or int(most) > 2**60:
+                return None
+            return int(most) - int((folder / used).read_text(encoding="utf-8")) + _reclaimable(folder, cache)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _reclaimable(folder: Path, name: str) -> int:
+    try:
+        lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.split()[:1] == [name])

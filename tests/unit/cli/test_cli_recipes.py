@@ -1,0 +1,59 @@
+"""Every shipped training recipe is a valid run, and settings go where they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from accord.cli.recipes import load_train_recipe, shipped_recipes
+from accord.data.readers import check_source
+from accord.errors import InvalidArgumentError
+
+
+def test_four_recipes_are_shipped_one_an_algorithm() -> None:
+    found = {name: load_train_recipe(name) for name in shipped_recipes()}
+    assert {name: spec.algorithm for name, spec in found.items()} == {"sft": "sft", "reward-model": "reward_model", "dpo": "dpo", "ppo": "ppo"}
+    assert {spec.adapter for spec in found.values()} == set(found)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_a_recipe_reads_data_that_is_there_and_holds_out_some(name: str) -> None:
+    spec = load_train_recipe(name)
+    part = spec.sft or spec.reward_model or spec.dpo or spec.ppo
+    assert part is not None
+    check_source(part.data.uri)
+    assert part.eval_data is not None
+    assert part.eval_data.split != part.data.split
+    assert spec.checkpoint_every_steps
+
+
+def test_recipes_fit_together() -> None:
+    published = {"adapters/sft/versions/1", "adapters/reward-model/versions/1"}
+    specs = [load_train_recipe(name) for name in shipped_recipes()]
+    assert {spec.parent_adapter for spec in specs} - {""} <= published
+    assert load_train_recipe("ppo").ppo.reward_model in published  # type: ignore[union-attr]
+
+
+def test_settings_are_yaml_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = load_train_recipe("sft", ["steps=5", "optimizer.learning_rate=1e-3", "sft.data={uri: mine.jsonl, strict: true}", "lora.alpha=null"])
+    assert spec.sft is not None
+    assert (spec.steps, spec.optimizer.learning_rate, spec.lora.alpha) == (5, 1e-3, None)
+    assert spec.optimizer.warmup_steps == 2
+    assert (spec.sft.data.uri, spec.sft.data.strict) == (str(tmp_path / "mine.jsonl"), True)
+    assert spec.sft.eval_data is not None
+    assert spec.sft.eval_data.uri == "sample:summarization"
+
+
+def test_a_file_is_read_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text('adapter: a\nsteps: 1\nsft: {data: {uri: "hub:a/b"}, eval_data: {uri: ../x.jsonl}}\n')
+    spec = load_train_recipe("mine.yaml")
+    assert spec.sft is not None
+    assert spec.sft.data.uri == "hub:a/b"
+    assert spec.sft.eval_data is not None
+    assert spec.sft.eval_data.uri == str(tmp_path / "../x.jsonl")
+    Path("list.yaml").write_text("- 1\n")
+    with pytest.raises(InvalidArgumentError, match="is not a mapping"):
+        load_train_recipe("list.yaml")
