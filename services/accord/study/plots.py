@@ -75,18 +75,21 @@ def reward_against_kl(results: Json) -> str:
 def curves(results: Json) -> str:
     """What each run logged: SFT loss, reward model loss, DPO margin, PPO score and KL, by step."""
     wanted: Sequence[tuple[str, str, str]] = (
-        ("sft", "loss", "SFT: loss, nats a token"), ("reward_model", "loss", "Reward models: loss"), ("dpo", "margin", "DPO: implicit reward margin"),
-        ("ppo", "score_mean", "PPO: mean score of rollouts"), ("ppo", "kl", "PPO: KL to SFT, nats a response"),
+        ("sft", "loss", "SFT\nloss, nats a token"), ("reward_model", "loss", "Reward models\nloss"), ("dpo", "margin", "DPO\nimplicit margin"),
+        ("ppo", "score_mean", "PPO\nscore of rollouts"), ("ppo", "kl", "PPO\nKL to SFT, nats"),
     )  # fmt: skip
     wanted = [each for each in wanted if any(curve["algorithm"] == each[0] for curve in results["curves"])]
-    figure, axes = _figure(len(results["tasks"]), len(wanted), height=2.1)
-    for row, task in zip(axes, results["tasks"], strict=True):
+    figure, axes = _figure(len(results["tasks"]), len(wanted), height=2.3)
+    for place, (row, task) in enumerate(zip(axes, results["tasks"], strict=True)):
         for axis, (algorithm, metric, title) in zip(row, wanted, strict=True):
             for curve in results["curves"]:
                 if (curve["task"], curve["algorithm"]) == (task["task"], algorithm):
                     _line(axis, curve, metric)
-            axis.set_title(f"{task['task'].capitalize()}\n{title}", fontsize=9)
+            if place == 0:
+                axis.set_title(title, fontsize=9.5)
+            axis.margins(x=0.12, y=0.18)
             axis.xaxis.get_major_locator().set_params(integer=True)
+        row[0].set_ylabel(task["task"].capitalize(), fontsize=10)
     return _svg(figure)
 
 
@@ -155,9 +158,7 @@ def _line(axis: Axes, curve: Json, metric: str) -> None:
     feedback = next((name for name in ("human", "ai") if curve["arm"].endswith(name)), None)
     steps, values = zip(*points, strict=True)
     axis.plot(steps, values, _LINES[curve["algorithm"] if curve["algorithm"] in _LINES else None], color=COLOURS[feedback], linewidth=1.6, marker=".")
-    axis.annotate(
-        curve["arm"], (steps[-1], values[-1]), textcoords="offset points", xytext=(-4, 6), fontsize=7.5, color=COLOURS[feedback], ha="right"
-    )
+    axis.annotate(curve["arm"], (steps[-1], values[-1]), textcoords="offset points", xytext=(2, 5), fontsize=7.5, color=COLOURS[feedback], ha="right")
 
 
 def _bar(axis: Axes, share: Json, place: float, colour: str) -> None:

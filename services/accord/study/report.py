@@ -20,9 +20,9 @@ from accord.study.plots import PICTURES
 from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 
 _MORE = {
-    "win_vs_sft": "wins vs SFT", "win_vs_sft_length_adjusted": "… length-adj.", "win_vs_reference": "wins vs reference",
-    "win_vs_reference_length_adjusted": "… length-adj.", "score_human": "human RM", "score_ai": "AI RM", "kl": "KL to SFT",
-    "response_tokens": "tokens", "response_words": "words",
+    "win_vs_sft": "wins vs SFT", "win_vs_sft_length_adjusted": "length-adjusted", "win_vs_reference": "wins vs reference",
+    "win_vs_reference_length_adjusted": "length-adjusted", "score_human": "human RM", "score_ai": "AI RM", "kl": "KL to SFT",
+    "response_tokens": "tokens",
 }  # fmt: skip
 
 
