@@ -141,7 +141,7 @@ class RunSpec(Spec):
     adapter: str = Field("", max_length=100, pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$")
     parent_adapter: str = ""
     base_model: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**64 - 1)
     threads: int = Field(0, ge=0, le=1024)
     steps: int = Field(0, ge=0)
     batch_size: int = Field(8, ge=1, le=65536)
@@ -203,8 +203,15 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 
 def spec_to_proto(spec: RunSpec) -> trainer_pb2.RunSpec:
-    """Returns the wire form."""
-    return json_format.ParseDict(_without_none(spec.model_dump(mode="json")), trainer_pb2.RunSpec())
+    """Returns the wire form.
+
+    Raises:
+        InvalidArgumentError: a number is too large for its field.
+    """
+    try:
+        return json_format.ParseDict(_without_none(spec.model_dump(mode="json")), trainer_pb2.RunSpec())
+    except json_format.ParseError as error:
+        raise InvalidArgumentError(f"the specification does not fit into a request: {error}", field="spec") from error
 
 
 def spec_from_proto(message: trainer_pb2.RunSpec) -> RunSpec:

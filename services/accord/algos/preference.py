@@ -135,7 +135,7 @@ def simpo_loss(policy_chosen_average: Tensor, policy_rejected_average: Tensor, *
 def bradley_terry_loss(
     chosen_scores: Tensor, rejected_scores: Tensor, *, preference: Tensor | float = 1.0, margin: Tensor | float = 0.0
 ) -> PreferenceOutput:
-    """Reward-model loss on pairs, one value per pair: ``-p log s(d) - (1 - p) log s(-d)`` with d = s_w - s_l - margin.
+    """Reward-model loss on pairs, one value per pair: ``-p log s(d - m) - (1 - p) log s(-d - m)`` with d = s_w - s_l and m the margin.
 
     Ouyang et al. 2022 (arXiv:2203.02155), eq. 1, with the margin of Touvron et al. 2023 (arXiv:2307.09288), eq. 2, and the soft label of
     Lee et al. 2023 (arXiv:2309.00267), section 3.1. Adding a constant to all scores changes nothing.

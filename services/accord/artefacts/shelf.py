@@ -72,8 +72,7 @@ def check_entry(name: AdapterName, file: str, expected: FileEntry, found: FileEn
     """Raises DataLossError, with both digests, where a file is not what its manifest says."""
     if found != expected:
         raise DataLossError(
-            f"{name}: {file} has sha256 {found.sha256} ({found.size_bytes} bytes), "
-            f"its manifest says {expected.sha256} ({expected.size_bytes} bytes)",
+            f"{name}: {file} has sha256 {found.sha256} ({found.size_bytes} bytes), its manifest says {expected.sha256} ({expected.size_bytes} bytes)",
             metadata={"name": str(name), "file": file, "expected_sha256": expected.sha256, "found_sha256": found.sha256},
         )
 
@@ -82,10 +81,6 @@ def check_listing(name: AdapterName, expected: Mapping[str, FileEntry], found: s
     """Raises DataLossError where a version has files that its manifest does not name, or lacks some."""
     extra, missing = sorted(found - set(expected)), sorted(set(expected) - found)
     if extra:
-        raise DataLossError(
-            f"{name} holds files that its manifest does not name: {', '.join(extra)}", metadata={"name": str(name), "file": extra[0]}
-        )
+        raise DataLossError(f"{name} holds files that its manifest does not name: {', '.join(extra)}", metadata={"name": str(name), "file": extra[0]})
     if missing:
-        raise DataLossError(
-            f"{name} lacks files that its manifest names: {', '.join(missing)}", metadata={"name": str(name), "file": missing[0]}
-        )
+        raise DataLossError(f"{name} lacks files that its manifest names: {', '.join(missing)}", metadata={"name": str(name), "file": missing[0]})

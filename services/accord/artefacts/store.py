@@ -134,9 +134,17 @@ class ArtefactStore:
         """
         name = _adapter(adapter)
         draft = Manifest(
-            name=str(name.at(version or 1)), kind=kind, files=inventory(folder), base_model_digest=base_model_digest,
-            tokenizer_digest=tokenizer_digest, parents=tuple(parents), run=run, data_digest=data_digest, step=step,
-            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"), facts=json_facts(facts or {}),
+            name=str(name.at(version or 1)),
+            kind=kind,
+            files=inventory(folder),
+            base_model_digest=base_model_digest,
+            tokenizer_digest=tokenizer_digest,
+            parents=tuple(parents),
+            run=run,
+            data_digest=data_digest,
+            step=step,
+            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            facts=json_facts(facts or {}),
         )
         for parent in draft.parents:
             self.manifest(parent)

@@ -371,9 +371,7 @@ class FeedbackClient:
         timeout_seconds: float | None = None,
     ) -> Rating:
         """Returns the rating of one response."""
-        request = pb.RateResponseRequest(
-            task=TASKS[task], prompt=messages_to_proto(messages), response=response, rubric=rubric, adapter=adapter
-        )
+        request = pb.RateResponseRequest(task=TASKS[task], prompt=messages_to_proto(messages), response=response, rubric=rubric, adapter=adapter)
         wire = self._stub.RateResponse(request, timeout=timeout_seconds)
         return Rating(tuple(wire.distribution), wire.expected_rating, wire.score, wire.rubric, wire.rubric_digest)
 

@@ -5,9 +5,12 @@ What does not belong here: calls (`policy`, `reward`, `feedback`, `trainer` besi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message as WireMessage
 from google.rpc import status_pb2
 
 from accord.api.common.v1 import common_pb2
@@ -21,6 +24,7 @@ _ROLES = {
     "assistant": common_pb2.ROLE_ASSISTANT,
 }
 _ROLE_NAMES = {number: name for name, number in _ROLES.items()}
+_UNSIGNED_BITS = {FieldDescriptor.CPPTYPE_UINT32: 32, FieldDescriptor.CPPTYPE_UINT64: 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ def messages_to_proto(messages: Sequence[Message]) -> common_pb2.ChatMessages:
     for index, message in enumerate(messages):
         if message.role not in _ROLES:
             raise InvalidArgumentError(f"role {message.role!r} is not one of {', '.join(_ROLES)}", field=f"messages[{index}].role")
-        wire.messages.add(role=_ROLES[message.role], content=message.content)
+        with encodable(f"messages[{index}].content"):
+            wire.messages.add(role=_ROLES[message.role], content=message.content)
     return wire
 
 
@@ -79,11 +84,16 @@ def messages_from_proto(wire: common_pb2.ChatMessages) -> tuple[Message, ...]:
 
 
 def prompt_to_proto(prompt: PromptForm) -> common_pb2.Prompt:
-    """Returns the wire form of a prompt."""
+    """Returns the wire form of a prompt.
+
+    Raises:
+        InvalidArgumentError: a role, a text or a token id that the wire cannot carry.
+    """
     if isinstance(prompt, str):
-        return common_pb2.Prompt(text=prompt)
+        with encodable("prompt.text"):
+            return common_pb2.Prompt(text=prompt)
     if isinstance(prompt, TokenIds):
-        return common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids=prompt.ids))
+        return common_pb2.Prompt(token_ids=_token_ids(prompt, "prompt.token_ids.ids"))
     if isinstance(prompt, EmptyPrompt):
         return common_pb2.Prompt(empty=common_pb2.EmptyPrompt())
     return common_pb2.Prompt(messages=messages_to_proto(prompt))
@@ -102,10 +112,15 @@ def prompt_from_proto(wire: common_pb2.Prompt) -> PromptForm:
 
 
 def response_to_proto(response: ResponseForm) -> common_pb2.Response:
-    """Returns the wire form of a response."""
+    """Returns the wire form of a response.
+
+    Raises:
+        InvalidArgumentError: a text or a token id that the wire cannot carry.
+    """
     if isinstance(response, TokenIds):
-        return common_pb2.Response(token_ids=common_pb2.TokenIds(ids=response.ids))
-    return common_pb2.Response(text=response)
+        return common_pb2.Response(token_ids=_token_ids(response, "response.token_ids.ids"))
+    with encodable("response.text"):
+        return common_pb2.Response(text=response)
 
 
 def response_from_proto(wire: common_pb2.Response) -> ResponseForm:
@@ -128,6 +143,39 @@ def digests_from_proto(wire: common_pb2.ModelDigests) -> ModelDigests:
 def usage_from_proto(wire: common_pb2.Usage) -> Usage:
     """Returns the usage of a wire message."""
     return Usage(wire.prompt_tokens, wire.response_tokens, wire.compute_seconds)
+
+
+def set_numbers(wire: WireMessage, values: Mapping[str, float | None], field: str) -> None:
+    """Sets fields of a message by name; None leaves one unset.
+
+    Raises:
+        InvalidArgumentError: the field's type cannot hold the number; rules within the type are the service's to check.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        try:
+            setattr(wire, name, value)
+        except (TypeError, ValueError):
+            unsigned = _UNSIGNED_BITS.get(wire.DESCRIPTOR.fields_by_name[name].cpp_type)
+            allowed = "a number" if unsigned is None else f"a whole number from 0 to {2**unsigned - 1}"
+            raise InvalidArgumentError(f"{name} is {value!r}; it must be {allowed}", field=f"{field}.{name}") from None
+
+
+@contextlib.contextmanager
+def encodable(field: str) -> Iterator[None]:
+    """Within the block, text that is no Unicode is an InvalidArgumentError that names the field."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"the text holds a lone surrogate at position {error.start}", field=field) from None
+
+
+def _token_ids(tokens: TokenIds, field: str) -> common_pb2.TokenIds:
+    try:
+        return common_pb2.TokenIds(ids=tokens.ids)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError("a token id is not a whole number from 0 to 4294967295", field=field) from None
 
 
 def error_or_none(status: status_pb2.Status) -> AccordError | None:

@@ -21,9 +21,11 @@ from accord.client.messages import (
     Usage,
     digests_from_proto,
     digests_to_proto,
+    encodable,
     error_or_none,
     prompt_to_proto,
     response_to_proto,
+    set_numbers,
     usage_from_proto,
 )
 from accord.errors import AccordError
@@ -38,6 +40,7 @@ _FINISH: dict[int, FinishReason] = {
     pb.FINISH_REASON_ABORTED: "aborted",
 }
 PauseMode = Literal["abort", "wait", "keep"]
+_SAMPLING_NUMBERS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _PAUSE: dict[PauseMode, pb.PauseMode] = {"abort": pb.PAUSE_MODE_ABORT, "wait": pb.PAUSE_MODE_WAIT, "keep": pb.PAUSE_MODE_KEEP}
 
 
@@ -175,27 +178,27 @@ class AdapterInfo:
     in_use: int
 
 
-def sampling_to_proto(sampling: Sampling) -> pb.SamplingParams:
-    """Returns the wire form; None leaves a field unset."""
-    return pb.SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        stop=sampling.stop,
-        stop_token_ids=sampling.stop_token_ids,
-        seed=sampling.seed,
-        ignore_eos=sampling.ignore_eos,
-    )
+def sampling_to_proto(sampling: Sampling, field: str = "sampling") -> pb.SamplingParams:
+    """Returns the wire form; None leaves a field unset.
+
+    Raises:
+        InvalidArgumentError: a number that the wire cannot carry, such as a seed of 2^64.
+    """
+    numbers = {name: getattr(sampling, name) for name in _SAMPLING_NUMBERS}
+    with encodable(f"{field}.stop"):
+        wire = pb.SamplingParams(stop=sampling.stop, stop_token_ids=sampling.stop_token_ids, ignore_eos=sampling.ignore_eos)
+    set_numbers(wire, numbers, field)
+    return wire
 
 
 def _items_to_proto(items: Sequence[GenerateItem]) -> list[pb.GenerateItem]:
-    return [
-        pb.GenerateItem(item_id=item.item_id, prompt=prompt_to_proto(item.prompt), sampling=sampling_to_proto(item.sampling), n=item.n)
-        for item in items
-    ]
+    found = []
+    for index, item in enumerate(items):
+        sampling = sampling_to_proto(item.sampling, f"items[{index}].sampling")
+        wire = pb.GenerateItem(item_id=item.item_id, prompt=prompt_to_proto(item.prompt), sampling=sampling)
+        set_numbers(wire, {"n": item.n}, f"items[{index}]")
+        found.append(wire)
+    return found
 
 
 def _generate_request(items: Sequence[GenerateItem], adapter: str, digests: ModelDigests | None) -> pb.GenerateRequest:
@@ -321,9 +324,7 @@ class PolicyClient:
         request = _generate_request(items, adapter, expected_digests)
         return _generation(self._stub.Generate(request, timeout=timeout_seconds))
 
-    def generate_stream(
-        self, items: Sequence[GenerateItem], *, adapter: str = "", timeout_seconds: float | None = None
-    ) -> Iterator[StreamEvent]:
+    def generate_stream(self, items: Sequence[GenerateItem], *, adapter: str = "", timeout_seconds: float | None = None) -> Iterator[StreamEvent]:
         """Yields text as it is decoded; see PolicyService.GenerateStream."""
         request = _stream_request(items, adapter)
         for wire in self._stub.GenerateStream(request, timeout=timeout_seconds):

@@ -120,9 +120,7 @@ def _score_item(item: ScoreItem) -> pb.ScoreItem:
 
 
 def _score_request(items: Sequence[ScoreItem], model: RewardModel | str, digests: ModelDigests | None) -> pb.ScoreRequest:
-    return pb.ScoreRequest(
-        items=[_score_item(item) for item in items], reward_model=_selector(model), expected_digests=digests_to_proto(digests)
-    )
+    return pb.ScoreRequest(items=[_score_item(item) for item in items], reward_model=_selector(model), expected_digests=digests_to_proto(digests))
 
 
 def _score_result(wire: pb.ScoreItemResult) -> ScoreResult:
@@ -152,9 +150,7 @@ def _compare_request(pairs: Sequence[ComparePair], model: RewardModel | str) -> 
 
 
 def _comparisons(wire: pb.CompareResponse) -> Comparisons:
-    results = tuple(
-        CompareResult(pair.item_id, error_or_none(pair.status), pair.probability_a, pair.score_a, pair.score_b) for pair in wire.pairs
-    )
+    results = tuple(CompareResult(pair.item_id, error_or_none(pair.status), pair.probability_a, pair.score_a, pair.score_b) for pair in wire.pairs)
     return Comparisons(results, tuple(wire.reward_model_versions), digests_from_proto(wire.digests), usage_from_proto(wire.usage))
 
 
@@ -213,9 +209,7 @@ class RewardClient:
         for wire in self._stub.ScoreStream(requests, timeout=timeout_seconds):
             yield _score_result(wire.result)
 
-    def compare(
-        self, pairs: Sequence[ComparePair], reward_model: RewardModel | str, *, timeout_seconds: float | None = None
-    ) -> Comparisons:
+    def compare(self, pairs: Sequence[ComparePair], reward_model: RewardModel | str, *, timeout_seconds: float | None = None) -> Comparisons:
         """Returns the probability that A is better, for each pair."""
         request = _compare_request(pairs, reward_model)
         return _comparisons(self._stub.Compare(request, timeout=timeout_seconds))
@@ -267,9 +261,7 @@ class AsyncRewardClient:
         async for wire in self._stub.ScoreStream(requests(), timeout=timeout_seconds):
             yield _score_result(wire.result)
 
-    async def compare(
-        self, pairs: Sequence[ComparePair], reward_model: RewardModel | str, *, timeout_seconds: float | None = None
-    ) -> Comparisons:
+    async def compare(self, pairs: Sequence[ComparePair], reward_model: RewardModel | str, *, timeout_seconds: float | None = None) -> Comparisons:
         """Returns the probability that A is better, for each pair."""
         request = _compare_request(pairs, reward_model)
         return _comparisons(await self._stub.Compare(request, timeout=timeout_seconds))

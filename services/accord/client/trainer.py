@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.api.trainer.v1 import trainer_pb2_grpc as rpc
 from accord.client.connection import Target, connect
-from accord.errors import UnavailableError
+from accord.errors import DeadlineExceededError, UnavailableError
 from accord.rpc.stubs import guard_stub
 from accord.runspec import RunSpec, spec_from_proto, spec_to_proto
 
@@ -29,6 +29,7 @@ RUN_STATES: dict[RunState, pb.RunState] = {
     "cancelling": pb.RUN_STATE_CANCELLING,
     "cancelled": pb.RUN_STATE_CANCELLED,
 }
+_WATCH_SECONDS = 3600.0  # of one stream
 _STATE_NAMES = {number: name for name, number in RUN_STATES.items()}
 
 
@@ -205,15 +206,16 @@ class TrainerClient:
                 return tuple(found[:limit] if limit else found)
 
     def watch_run(self, name: str, *, resume_token: str = "", timeout_seconds: float | None = None) -> Iterator[RunEvent]:
-        """Yields events until the run ends; goes on after a break of the connection while the timeout lasts.
+        """Yields events until the run ends; goes on after a break of the connection while the timeout lasts (None: for as long as it takes).
 
         Raises:
             UnavailableError: the trainer stayed away for 60 seconds.
+            DeadlineExceededError: the timeout has passed.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         token, failures = resume_token, 0
         while True:
-            left = None if deadline is None else deadline - time.monotonic()
+            left = _WATCH_SECONDS if deadline is None else deadline - time.monotonic()
             try:
                 request = pb.WatchRunRequest(name=name, resume_token=token)
                 for wire in self._stub.WatchRun(request, timeout=left):
@@ -223,6 +225,9 @@ class TrainerClient:
                     if event.run is not None and event.run.ended:
                         return
                 return
+            except DeadlineExceededError:
+                if deadline is not None:
+                    raise  # without one, this stream was long enough and the next goes on at its token
             except UnavailableError:
                 failures += 1
                 if failures > 30:

@@ -6,9 +6,10 @@ What does not belong here: files (`accord.data.sources`) and formats (`accord.da
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 
 from accord.data.formats import find_format
@@ -32,14 +33,33 @@ class _Options:
     task: Task | None
 
 
+@dataclass(slots=True)
+class _Account:
+    """What happened to the rows so far."""
+
+    strict: bool
+    seen: int = 0
+    other_splits: int = 0
+    repeated: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def reject(self, raw: RawRow, reason: str) -> None:
+        if self.strict:
+            raise InvalidArgumentError(f"{raw.place}: {reason}", field="data.uri")
+        self.rejected[reason] += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{raw.place}: {reason}")
+
+
 def read_prompts(
     uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None
 ) -> Dataset[Prompt]:
-    """The prompts of a data set, each once, with a reference where the data has one.
+    """The prompts of a data set, each once (rows that repeat one are counted), with a reference where its first row has one.
 
     Args:
         uri: ``sample:summarization``, ``sample:conversation``, a .jsonl, .jsonl.gz, .json or .parquet file, or ``hub:NAME``.
-        format: a name of `accord.data.formats.FORMATS`; empty finds out from the first row.
+        format: a name of `accord.data.formats.FORMATS`; empty finds out from the first row that can be used.
         split: rows of other splits are left out; rows that name no split are in all of them.
         limit: most rows; those with the smallest hash of (seed, id), in the order of the file. 0 is no limit.
         strict: stop at the first row that cannot be used.
@@ -49,7 +69,7 @@ def read_prompts(
         NotFoundError, InvalidArgumentError, FailedPreconditionError: the source (see `accord.data.sources`), the format, or with `strict`
             a row, naming file, line and reason.
     """
-    return _read(uri, _Options(format, split, limit, strict, seed, task), _prompt)
+    return _read(uri, _Options(format, split, limit, strict, seed, task), _prompt, each_once=True)
 
 
 def read_pairs(
@@ -73,38 +93,70 @@ def read_texts(
     return _read(uri, _Options(format, split, limit, strict, seed, task), _text)
 
 
-def _read(uri: str, options: _Options, build: Callable[[Row, str, str, Task], RecordT]) -> Dataset[RecordT]:
+def _read(uri: str, options: _Options, build: Callable[[Row, str, str, Task], RecordT], *, each_once: bool = False) -> Dataset[RecordT]:
     source = rows(uri, options.split)
+    account = _Account(options.strict)
     found: list[tuple[str, RecordT]] = []
-    rejected: Counter[str] = Counter()
-    examples: list[str] = []
-    seen = other_splits = 0
-    chosen: Format | None = None
     taken: set[str] = set()
-    for raw in source:
-        seen += 1
+    known: set[str] = set()
+    for raw, row in _parsed(source, options, account):
+        if row.split is not None and row.split != options.split:
+            account.other_splits += 1
+            continue
+        row_id = row.row_id or _content_id(raw)
         try:
-            if raw.value is None:
-                raise BadRow(raw.problem)
-            chosen = chosen or find_format(options.format, raw.value)
-            row = chosen.parse(raw.value)
-            if row.split is not None and row.split != options.split:
-                other_splits += 1
-                continue
-            row_id = row.row_id or _content_id(raw)
             record = build(row, row_id, row.split or options.split, row.task or options.task or Task.CONVERSATION)
-            if row_id in taken:
-                raise BadRow("occurs twice")
-            taken.add(row_id)
-            found.append((row_id, record))
         except BadRow as problem:
-            if options.strict:
-                raise InvalidArgumentError(f"{raw.place}: {problem}", field="data.uri") from problem
-            rejected[str(problem)] += 1
-            examples.append(f"{raw.place}: {problem}")
+            account.reject(raw, str(problem))
+            continue
+        if row_id in taken:
+            account.reject(raw, "occurs twice")
+        elif each_once and _prompt_id(row, row_id) in known:
+            account.repeated += 1
+        else:
+            found.append((row_id, record))
+            known.add(_prompt_id(row, row_id))
+        taken.add(row_id)
     kept = _limited(found, options)
-    report = ReadReport(seen, len(kept), other_splits, len(found) - len(kept), dict(rejected), tuple(examples[:_EXAMPLES]), digest_of(kept))
-    return Dataset(kept, report)
+    return Dataset(
+        kept,
+        ReadReport(
+            account.seen, len(kept), account.other_splits, len(found) - len(kept), dict(account.rejected), tuple(account.examples),
+            digest_of(kept), account.repeated,
+        ),
+    )  # fmt: skip
+
+
+def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> Iterator[tuple[RawRow, Row]]:
+    """Rows that a format could read; the format is the one that was named, or the first that reads a row. The others are accounted for.
+
+    Raises:
+        InvalidArgumentError: no format has the name, or none recognises any row.
+    """
+    chosen: Format | None = None
+    unknown: InvalidArgumentError | None = None
+    for raw in source:
+        account.seen += 1
+        if raw.value is None:
+            account.reject(raw, raw.problem)
+            continue
+        try:
+            candidate = chosen or find_format(options.format, raw.value)
+        except InvalidArgumentError as error:
+            if options.format or options.strict:
+                raise
+            unknown = unknown or error
+            account.reject(raw, "no format recognises the row")
+            continue
+        try:
+            row = candidate.parse(raw.value)
+        except BadRow as problem:
+            account.reject(raw, str(problem))
+            continue
+        chosen = candidate
+        yield raw, row
+    if chosen is None and unknown is not None:
+        raise unknown
 
 
 def _limited(found: list[tuple[str, RecordT]], options: _Options) -> tuple[RecordT, ...]:
@@ -115,9 +167,9 @@ def _limited(found: list[tuple[str, RecordT]], options: _Options) -> tuple[Recor
 
 
 def _content_id(raw: RawRow) -> str:
-    """An id out of the content, so that the same row has the same id in any file."""
-    items = sorted((raw.value or {}).items(), key=lambda item: str(item[0]))
-    return hashlib.sha256(repr(items).encode("utf-8", "replace")).hexdigest()[:16]
+    """An id out of the content, so that the same row has the same id in a file of any kind (Parquet fills what is missing with nulls)."""
+    values = {str(key): value for key, value in (raw.value or {}).items() if value is not None}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _prompt_id(row: Row, row_id: str) -> str:

@@ -75,10 +75,10 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class ReadReport:
-    """An account of a reading: every row of the source is in `rows` or counted in `rejected`, unless the split or the limit left it out.
+    """An account of a reading: ``seen == rows + other_splits + over_limit + repeated + sum(rejected.values())``.
 
-    `seen` counts the rows of the source; `other_splits` and `over_limit` those left out on request; `examples` are "where: reason" lines.
-    `digest` is the sha256 of the rows' canonical JSON.
+    `seen` counts the rows of the source; `other_splits` and `over_limit` those left out on request; `repeated` those whose prompt was
+    there before, where only prompts were asked for; `examples` are "where: reason" lines. `digest` is the sha256 of the rows' canonical JSON.
     """
 
     seen: int
@@ -88,6 +88,16 @@ class ReadReport:
     rejected: Mapping[str, int]
     examples: tuple[str, ...]
     digest: str
+    repeated: int = 0
+
+    def account(self) -> str:
+        """What was used and why the rest was not, as a sentence."""
+        reasons = {
+            "of other splits": self.other_splits, "over the limit": self.over_limit, "with a prompt that was there before": self.repeated,
+            **self.rejected,
+        }  # fmt: skip
+        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+        return f"read {self.rows} of {self.seen} rows" + (f" ({left_out})" if left_out else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,7 @@ def check_source(uri: str) -> None:
         return
     path = Path(uri.removeprefix("file://"))
     if not path.name.endswith(_SUFFIXES):
-        raise InvalidArgumentError(
-            f"{uri!r} is neither sample:NAME, nor hub:NAME, nor a file ending in {', '.join(_SUFFIXES)}", field="data.uri"
-        )
+        raise InvalidArgumentError(f"{uri!r} is neither sample:NAME, nor hub:NAME, nor a file ending in {', '.join(_SUFFIXES)}", field="data.uri")
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", field="data.uri")
 
@@ -78,7 +76,7 @@ def rows(uri: str, split: str) -> Iterator[RawRow]:
 def _sample_rows(name: str) -> Iterator[RawRow]:
     folder = resources.files("accord.data").joinpath("sample")
     for file in sorted(entry.name for entry in folder.iterdir() if entry.name.startswith(name) and entry.name.endswith(".jsonl")):
-        for number, line in enumerate(folder.joinpath(file).read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(folder.joinpath(file).read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
             yield RawRow(f"{file}:{number}", json.loads(line))
 
 
@@ -95,7 +93,7 @@ def _jsonl_rows(path: Path) -> Iterator[RawRow]:
 
 def _line(place: str, line: bytes) -> RawRow:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8-sig"))  # editors on Windows begin a file with a byte order mark
     except UnicodeDecodeError:
         return RawRow(place, None, "not UTF-8")
     except (ValueError, RecursionError):
@@ -105,8 +103,8 @@ def _line(place: str, line: bytes) -> RawRow:
 
 def _json_rows(path: Path) -> Iterator[RawRow]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{path.name} is not JSON: {error}", field="data.uri") from error
     if not isinstance(values, list):
         raise InvalidArgumentError(f"{path.name} holds no list of rows", field="data.uri")
@@ -121,13 +119,16 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InvalidArgumentError(f"{path.name} is not Parquet: {error}", field="data.uri") from error
     number = 0
-    for batch in table.iter_batches():
-        for value in batch.to_pylist():
-            number += 1
-            yield RawRow(f"{path.name}[{number}]", value)
+    try:
+        for batch in table.iter_batches():
+            for value in batch.to_pylist():
+                number += 1
+                yield RawRow(f"{path.name}[{number}]", value)
+    except (pyarrow.ArrowException, OSError) as error:
+        yield RawRow(f"{path.name}[{number + 1}]", None, f"the file breaks off: {error}")
 
 
 def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
@@ -138,6 +139,10 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     import datasets
 
+    if not online:  # where somebody imported it before, it has read its environment already
+        import huggingface_hub.constants
+
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         table = datasets.load_dataset(name, split=split)
     except Exception as error:

@@ -38,6 +38,10 @@ class Launcher(Protocol):
         """Says what goes on; `unknown` where it was never started."""
         ...
 
+    def forget(self, directory: Path) -> None:
+        """Forgets the process of an earlier attempt, which has ended: `observe` says `unknown` until the next start."""
+        ...
+
     def stop(self, directory: Path, *, force: bool) -> None:
         """Asks the run to checkpoint and stop; with `force` ends it at once. No error where it has ended."""
         ...

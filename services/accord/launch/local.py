@@ -83,6 +83,11 @@ class LocalLauncher:
             return Observation("unknown")
         return Observation("running") if _find(known) is not None else Observation("ended")
 
+    def forget(self, directory: Path) -> None:
+        """Removes process.json; see `Launcher.forget`."""
+        self._children.pop(directory, None)
+        (directory / _PROCESS_FILE).unlink(missing_ok=True)
+
     def stop(self, directory: Path, *, force: bool) -> None:
         """Sends SIGTERM, or SIGKILL, to the process group; see `Launcher.stop`."""
         known = _read(directory)

@@ -60,9 +60,7 @@ def read_lora_config(folder: Path) -> Any:
     for variant in _UNSUPPORTED:
         if content.get(variant) not in (None, False, [], {}, "none"):
             raise FailedPreconditionError(f"adapter in {folder} sets {variant}; only plain LoRA is supported", field="adapter")
-    return lora_config(
-        rank, alpha, targets, hub_id=content.get("base_model_name_or_path"), rank_stabilised=bool(content.get("use_rslora", False))
-    )
+    return lora_config(rank, alpha, targets, hub_id=content.get("base_model_name_or_path"), rank_stabilised=bool(content.get("use_rslora", False)))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

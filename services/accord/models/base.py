@@ -68,9 +68,7 @@ class BaseModel:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
 
-def load_base_model(
-    name: str, *, device: str = "cpu", threads: int | None = None, allow_download: bool = False, dtype: Any = None
-) -> BaseModel:
+def load_base_model(name: str, *, device: str = "cpu", threads: int | None = None, allow_download: bool = False, dtype: Any = None) -> BaseModel:
     """The base model of that name, frozen and in eval mode.
 
     Args:
@@ -97,9 +95,16 @@ def load_base_model(
     _check_supported(name, model)
     model = model.to(device).eval().requires_grad_(False)
     return BaseModel(
-        name=name, model=model, tokenizer=tokenizer, encoder=encoder, digests=folder_digests(folder, encoder.chat_template),
-        context_tokens=int(model.config.max_position_embeddings), eos_token_ids=_eos_ids(model, encoder),
-        parameters=sum(parameter.numel() for parameter in model.parameters()), folder=folder, device=device,
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        digests=folder_digests(folder, encoder.chat_template),
+        context_tokens=int(model.config.max_position_embeddings),
+        eos_token_ids=_eos_ids(model, encoder),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        folder=folder,
+        device=device,
     )
 
 

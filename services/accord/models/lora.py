@@ -210,9 +210,7 @@ class AdaptedModel:
         """
         write_adapter(folder, self._config(name), self.state(name))
 
-    def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None
-    ) -> Tensor:
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
 
         Args:
@@ -297,8 +295,7 @@ class AdaptedModel:
         unknown = sorted(set(targets) - known)
         if unknown or not targets:
             raise InvalidArgumentError(
-                f"target modules {', '.join(unknown) or '(none)'} are not linear layers of {self.base.name}; "
-                f"those are {', '.join(sorted(known))}",
+                f"target modules {', '.join(unknown) or '(none)'} are not linear layers of {self.base.name}; those are {', '.join(sorted(known))}",
                 field="lora.target_modules",
             )
 

@@ -31,9 +31,18 @@ def tiny_model_folder(path: Path | str, *, seed: int = 0, hidden: int = 32, laye
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = _write_tokenizer(folder)
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=_CONTEXT_TOKENS, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0, dtype="float32",
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=_CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -58,8 +67,13 @@ def _write_tokenizer(folder: Path) -> int:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "model_max_length": _CONTEXT_TOKENS, "clean_up_tokenization_spaces": False, "chat_template": CHATML_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": _CONTEXT_TOKENS,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHATML_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return len(vocab)

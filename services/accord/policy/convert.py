@@ -22,6 +22,7 @@ _FINISH = {
     "aborted": pb.FINISH_REASON_ABORTED,
 }
 _DEFAULT_MAX_TOKENS = 128
+_MIN_TEMPERATURE = 1e-6  # logits divided by less leave float32
 
 
 class RequestReader:
@@ -80,12 +81,23 @@ class RequestReader:
                 )
         return LogprobsRequest(tuple(prompt), tuple(tuple(response) for response in responses), temperature)
 
+    @staticmethod
+    def temperature(value: float, field: str) -> float:
+        """Returns a temperature that float32 logits can be divided by.
+
+        Raises:
+            InvalidArgumentError: it is positive and below 1e-6.
+        """
+        if 0 < value < _MIN_TEMPERATURE:
+            raise InvalidArgumentError(f"temperature is {value:g}; at least {_MIN_TEMPERATURE:g} is allowed, or 0 where greedy is meant", field=field)
+        return value
+
     def _sampling(self, wire: pb.SamplingParams, room: int, field: str) -> SamplingSettings:
         if wire.stop_token_ids:
             self._sequences.token_ids(wire.stop_token_ids, f"{field}.sampling.stop_token_ids")
         return SamplingSettings(
             max_tokens=min(wire.max_tokens if wire.HasField("max_tokens") else _DEFAULT_MAX_TOKENS, room),
-            temperature=wire.temperature if wire.HasField("temperature") else 1.0,
+            temperature=self.temperature(wire.temperature if wire.HasField("temperature") else 1.0, f"{field}.sampling.temperature"),
             top_p=wire.top_p if wire.HasField("top_p") else 1.0,
             top_k=wire.top_k if wire.HasField("top_k") else 0,
             min_p=wire.min_p if wire.HasField("min_p") else 0.0,

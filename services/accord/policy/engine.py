@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from accord.artefacts.names import AdapterName
 from accord.artefacts.store import ArtefactStore
-from accord.errors import NotFoundError, UnavailableError
+from accord.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from accord.policy.backend import Backend, Chunk, GeneratedSample, GenerationRequest, LogprobsRequest
 from accord.policy.config import PolicyConfig
 from accord.rpc.worker import Worker, run_worker
@@ -41,8 +41,16 @@ class AdapterCommand:
     load: bool
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """An adapter version in memory, or one that was until now."""
+
+    digest: str
+    size_bytes: int
+
+
 Payload = GenerationRequest | LogprobsRequest | AdapterCommand
-Result = tuple[GeneratedSample, ...] | list[list[float]] | None
+Result = tuple[GeneratedSample, ...] | list[list[float]] | AdapterFacts | None
 Item = WorkItem[Payload, Result]
 
 
@@ -86,7 +94,7 @@ class Engine:
         self._aborted_samples = 0
         self._idle = threading.Event()
         self._idle.set()
-        self._loaded: dict[str, tuple[str, int]] = {}
+        self._loaded: dict[str, AdapterFacts] = {}
         self._queue: WorkQueue[Payload, Result] = WorkQueue(max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="policy")
         self._worker: Worker[Payload, Result] = run_worker(
             self._queue,
@@ -129,23 +137,30 @@ class Engine:
         if version:
             self._in_use[version] -= 1
 
-    async def command(self, version: str, *, load: bool, deadline: float | None) -> None:
-        """Loads or unloads an adapter version between two batches.
+    async def command(self, version: str, *, load: bool, deadline: float | None) -> AdapterFacts:
+        """Loads or unloads an adapter version between two batches; returns its digest and bytes.
 
         Raises:
             NotFoundError: it is not loaded (unload), or not there (load); FailedPreconditionError, DataLossError: as `load_adapter`.
         """
         item = self._queue.submit(AdapterCommand(version, load), key=("AdapterCommand", version, load), deadline=deadline)
-        await item.result()
+        return cast(AdapterFacts, await item.result())
 
-    def adapters(self) -> dict[str, tuple[str, int, int]]:
-        """Digest, bytes and calls in flight of each loaded version."""
-        return {name: (digest, size, self._in_use[name]) for name, (digest, size) in sorted(self._loaded.items())}
+    def adapters(self) -> dict[str, AdapterFacts]:
+        """The loaded versions, by name."""
+        return dict(sorted(self._loaded.items()))
+
+    def calls_with(self, version: str) -> int:
+        """How many calls use a version now."""
+        return self._in_use[version]
 
     async def pause(self, *, abort: bool, timeout_seconds: float) -> int:
         """Stops generation; returns how many samples ended by it.
 
-        With `abort`, what computes ends at the next step and what waits is not begun; else what computes is finished and what waits, waits.
+        With `abort`, what computes ends at the next step and what waits at its first; else what computes is finished and what waits, waits.
+
+        Raises:
+            DeadlineExceededError: it went on for `timeout_seconds`; it still stops when it can, until `resume`.
         """
         self._may_run.clear()
         if abort:
@@ -154,7 +169,7 @@ class Engine:
         give_up = time.monotonic() + timeout_seconds
         while not self._idle.is_set() or (abort and len(self._queue)):
             if time.monotonic() > give_up:
-                break
+                raise DeadlineExceededError("generation did not stop in time; it stops when its batch is done, ResumeGeneration takes that back")
             await asyncio.sleep(_POLL_SECONDS / 10)
         return self._aborted_samples if abort else 0
 
@@ -189,10 +204,7 @@ class Engine:
     def _dispatch(self, batch: list[Item]) -> list[Result] | None:
         payload = batch[0].payload
         if isinstance(payload, AdapterCommand):
-            self._run_command(payload)
-            for item in batch:
-                item.complete(None)
-            return None
+            return [self._run_command(payload)] * len(batch)
         version = str(cast(tuple[str, str], batch[0].key)[1])
         if version:
             self._load(version)
@@ -225,7 +237,7 @@ class Engine:
             self._publish_loaded()
 
     def _publish_loaded(self) -> None:
-        self._loaded = self.backend.loaded_adapters()
+        self._loaded = {name: AdapterFacts(*facts) for name, facts in self.backend.loaded_adapters().items()}
         _ADAPTERS.set(len(self._loaded))
 
     def _compute_logprobs(self, batch: list[Item], version: str) -> None:
@@ -239,14 +251,16 @@ class Engine:
         for item, result in zip(batch, self.backend.compute_logprobs(requests, version, step), strict=True):
             item.complete(result)
 
-    def _run_command(self, command: AdapterCommand) -> None:
+    def _run_command(self, command: AdapterCommand) -> AdapterFacts:
         if command.load:
             self._load(command.version)
-        elif command.version in self._loaded:
-            self.backend.unload_adapter(command.version)
-            self._publish_loaded()
-        else:
-            raise NotFoundError(f"{command.version} is not loaded", field="name")
+            return self._loaded[command.version]
+        if command.version not in self._loaded:
+            raise NotFoundError(f"{command.version} is not loaded; loaded: {', '.join(self._loaded) or 'none'}", field="name")
+        facts = self._loaded[command.version]
+        self.backend.unload_adapter(command.version)
+        self._publish_loaded()
+        return facts
 
     def _count(self, samples: Sequence[GeneratedSample]) -> None:
         _TOKENS.labels("generated").inc(sum(len(sample.token_ids) for sample in samples))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import accord
@@ -15,13 +16,15 @@ from accord.errors import AccordError, InvalidArgumentError, UnimplementedError
 from accord.policy.backend import Chunk, GeneratedSample, GenerationRequest, LogprobsRequest
 from accord.policy.config import PolicyConfig
 from accord.policy.convert import RequestReader, chunk_to_proto, info_to_proto, sample_to_proto
-from accord.policy.engine import Engine, Item
+from accord.policy.engine import AdapterFacts, Engine, Item
 from accord.rpc.calls import CallContext
 from accord.rpc.status import item_status
+from accord.serving.fields import naming
 from accord.serving.holder import Holder
 from accord.serving.reader import check_digests, digests_to_wire
 
-Slots = list[tuple[GenerationRequest | LogprobsRequest | None, AccordError | None]]
+Slot = tuple[GenerationRequest | LogprobsRequest | None, AccordError | None]
+Slots = list[Slot]
 
 
 class Served:
@@ -42,7 +45,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: CallContext) -> pb.GenerateResponse:
         served, version = await self._prepare(request)
         started = time.monotonic()
-        slots: Slots = [_read(served, item, index, stream=False) for index, item in enumerate(request.items)]
+        slots = await asyncio.to_thread(_read_all, served, request, stream=False)
         results = await _compute(served.engine, slots, version, context.deadline)
         reply = pb.GenerateResponse(adapter_version=version, digests=digests_to_wire(served.engine.backend.info.digests))
         for item, (accepted, error), samples in zip(request.items, slots, results, strict=True):
@@ -52,7 +55,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
 
     async def GenerateStream(self, request: pb.GenerateStreamRequest, context: CallContext) -> AsyncIterator[pb.GenerateStreamResponse]:
         served, version = await self._prepare(request)
-        slots: Slots = [_read(served, item, index, stream=True) for index, item in enumerate(request.items)]
+        slots = await asyncio.to_thread(_read_all, served, request, stream=True)
         for index, (_, error) in enumerate(slots):
             if error is not None:
                 yield pb.GenerateStreamResponse(item_index=index, error=item_status(error))
@@ -81,8 +84,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
     async def ComputeLogprobs(self, request: pb.ComputeLogprobsRequest, context: CallContext) -> pb.ComputeLogprobsResponse:
         served, version = await self._prepare(request)
         started = time.monotonic()
-        temperature = request.temperature if request.HasField("temperature") else 1.0
-        slots: Slots = [_read_logprobs(served, item, index, temperature, request.append_eos) for index, item in enumerate(request.items)]
+        slots = await asyncio.to_thread(_read_all_logprobs, served, request)
         results = await _compute(served.engine, slots, version, context.deadline)
         reply = pb.ComputeLogprobsResponse(adapter_version=version, digests=digests_to_wire(served.engine.backend.info.digests))
         for item, (accepted, error), rows in zip(request.items, slots, results, strict=True):
@@ -109,21 +111,23 @@ class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: CallContext) -> pb.LoadAdapterResponse:
         engine = self._holder.get().engine
-        version = await asyncio.to_thread(engine.resolve, request.name)
-        await engine.command(version, load=True, deadline=context.deadline)
-        return pb.LoadAdapterResponse(adapter=_adapter(version, engine.adapters()[version]))
+        with naming("name"):
+            version = await asyncio.to_thread(engine.resolve, request.name)
+            facts = await engine.command(version, load=True, deadline=context.deadline)
+        return pb.LoadAdapterResponse(adapter=_adapter(engine, version, facts))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: CallContext) -> pb.UnloadAdapterResponse:
         await self._holder.get().engine.command(request.name, load=False, deadline=context.deadline)
         return pb.UnloadAdapterResponse()
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: CallContext) -> pb.ListAdaptersResponse:
-        loaded = self._holder.get().engine.adapters()
+        engine = self._holder.get().engine
+        loaded = engine.adapters()
         size = request.page_size if request.HasField("page_size") else 1000
         names = [name for name in sorted(loaded) if name > _page_start(request.page_token)]
         page, rest = names[:size], names[size:]
         return pb.ListAdaptersResponse(
-            adapters=[_adapter(name, loaded[name]) for name in page],
+            adapters=[_adapter(engine, name, loaded[name]) for name in page],
             next_page_token=page[-1].encode().hex() if rest else "",
         )
 
@@ -139,18 +143,21 @@ class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):
         return pb.ResumeGenerationResponse()
 
 
-def _read(served: Served, item: pb.GenerateItem, index: int, *, stream: bool) -> tuple[GenerationRequest | None, AccordError | None]:
-    try:
-        return served.reader.generation(item, f"items[{index}]", stream=stream), None
-    except AccordError as error:
-        return None, error
+def _read_all(served: Served, request: pb.GenerateRequest | pb.GenerateStreamRequest, *, stream: bool) -> Slots:
+    """Each item's request or error. Tokenizing megabytes takes seconds: called in a thread."""
+    return [_slot(partial(served.reader.generation, item, f"items[{index}]", stream=stream)) for index, item in enumerate(request.items)]
 
 
-def _read_logprobs(
-    served: Served, item: pb.LogprobsItem, index: int, temperature: float, append_eos: bool
-) -> tuple[LogprobsRequest | None, AccordError | None]:
+def _read_all_logprobs(served: Served, request: pb.ComputeLogprobsRequest) -> Slots:
+    """As `_read_all`. The temperature is the call's, and so is an error in it."""
+    temperature = served.reader.temperature(request.temperature if request.HasField("temperature") else 1.0, "temperature")
+    read = partial(served.reader.logprobs, temperature=temperature, append_eos=request.append_eos)
+    return [_slot(partial(read, item, f"items[{index}]")) for index, item in enumerate(request.items)]
+
+
+def _slot(read: Callable[[], GenerationRequest | LogprobsRequest]) -> Slot:
     try:
-        return served.reader.logprobs(item, f"items[{index}]", temperature=temperature, append_eos=append_eos), None
+        return read(), None
     except AccordError as error:
         return None, error
 
@@ -221,8 +228,8 @@ def _usage(slots: Slots, started: float, response_tokens: int) -> common_pb2.Usa
     return common_pb2.Usage(prompt_tokens=prompts, response_tokens=response_tokens, compute_seconds=time.monotonic() - started)
 
 
-def _adapter(name: str, facts: tuple[str, int, int]) -> pb.AdapterInfo:
-    return pb.AdapterInfo(name=name, digest=facts[0], size_bytes=facts[1], in_use=facts[2])
+def _adapter(engine: Engine, name: str, facts: AdapterFacts) -> pb.AdapterInfo:
+    return pb.AdapterInfo(name=name, digest=facts.digest, size_bytes=facts.size_bytes, in_use=engine.calls_with(name))
 
 
 def _page_start(token: str) -> str:

@@ -27,11 +27,7 @@ class RewardComponent:
     @property
     def bindings(self) -> Sequence[ServiceBinding]:
         """RewardService."""
-        return (
-            ServiceBinding(
-                "accord.api.reward.v1.RewardService", lambda server: rpc.add_RewardServiceServicer_to_server(self._servicer, server)
-            ),
-        )
+        return (ServiceBinding("accord.api.reward.v1.RewardService", lambda server: rpc.add_RewardServiceServicer_to_server(self._servicer, server)),)
 
     async def start(self) -> None:
         """Loads the base model in a thread and starts the compute thread."""

@@ -70,9 +70,7 @@ class RewardEngine:
         self._config = config
         self._adapted = AdaptedModel(base)
         self._heads: OrderedDict[str, tuple[ScalarHead, HeadFacts]] = OrderedDict()
-        self._queue: WorkQueue[ScoreRequest, float] = WorkQueue(
-            max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="reward"
-        )
+        self._queue: WorkQueue[ScoreRequest, float] = WorkQueue(max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="reward")
         self._worker = run_worker(
             self._queue,
             self._compute,

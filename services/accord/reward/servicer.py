@@ -24,6 +24,7 @@ from accord.reward.engine import RewardEngine, RewardModelFacts, ScoreRequest
 from accord.rpc.calls import CallContext
 from accord.rpc.status import item_status
 from accord.rpc.streams import answer_stream
+from accord.serving.fields import naming
 from accord.serving.holder import Holder
 from accord.serving.reader import SequenceReader, check_digests, digests_to_wire
 
@@ -74,7 +75,7 @@ class RewardServicer(rpc.RewardServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: CallContext) -> pb.ScoreResponse:
         served, ensemble = await self._prepare(request.reward_model, request.expected_digests)
         started = time.monotonic()
-        reads = [_read(served, ensemble, item.prompt, item.response, f"items[{index}]", "response") for index, item in enumerate(request.items)]
+        reads = await asyncio.to_thread(_read_items, served, ensemble, request.items)
         scores = await _scores(served.engine, ensemble, [read for read in reads if isinstance(read, ScoreRequest)], context.deadline)
         reply = pb.ScoreResponse(reward_model_versions=ensemble.versions, digests=digests_to_wire(served.digests))
         rest = iter(scores)
@@ -93,10 +94,7 @@ class RewardServicer(rpc.RewardServiceServicer):
     async def Compare(self, request: pb.CompareRequest, context: CallContext) -> pb.CompareResponse:
         served, ensemble = await self._prepare(request.reward_model, request.expected_digests)
         started = time.monotonic()
-        reads: list[ScoreRequest | AccordError] = []
-        for index, pair in enumerate(request.pairs):
-            for name in ("response_a", "response_b"):
-                reads.append(_read(served, ensemble, pair.prompt, getattr(pair, name), f"pairs[{index}]", name))
+        reads = await asyncio.to_thread(_read_pairs, served, ensemble, request.pairs)
         scores = await _scores(served.engine, ensemble, [read for read in reads if isinstance(read, ScoreRequest)], context.deadline)
         reply = pb.CompareResponse(reward_model_versions=ensemble.versions, digests=digests_to_wire(served.digests))
         rest = iter(scores)
@@ -110,7 +108,8 @@ class RewardServicer(rpc.RewardServiceServicer):
         served = self._holder.get()
         reply = pb.GetRewardModelInfoResponse(digests=digests_to_wire(served.digests), server_version=accord.__version__)
         if request.reward_model:
-            facts = await asyncio.to_thread(served.engine.describe, request.reward_model)
+            with naming("reward_model"):
+                facts = await asyncio.to_thread(served.engine.describe, request.reward_model)
             reply.reward_model, reply.digest = facts.version, facts.digest
             reply.score_mean, reply.score_std, reply.max_tokens = facts.head.mean, facts.head.std, facts.head.max_tokens
             reply.training_data_digest = facts.head.training_data_digest
@@ -121,7 +120,10 @@ class RewardServicer(rpc.RewardServiceServicer):
     async def _prepare(self, selector: pb.RewardModelSelector, expected: common_pb2.ModelDigests) -> tuple[Served, Ensemble]:
         served = self._holder.get()
         check_digests(expected, served.digests)
-        members = [await asyncio.to_thread(served.engine.describe, name) for name in selector.members]
+        members = []
+        for index, name in enumerate(selector.members):
+            with naming(f"reward_model.members[{index}]"):
+                members.append(await asyncio.to_thread(served.engine.describe, name))
         return served, Ensemble(tuple(members), selector.std_coefficient)
 
 
@@ -134,15 +136,17 @@ class _Stream:
         self._context = context
         self._served: Served | None = None
         self._ensemble: Ensemble | None = None
+        self._selector: pb.RewardModelSelector | None = None
         self._ids: set[str] = set()
 
     def run(self) -> AsyncIterator[pb.ScoreStreamResponse]:
         return answer_stream(self._requests, self._start, limit=self._servicer._holder.get().config.max_stream_items)
 
     async def _start(self, request: pb.ScoreStreamRequest) -> Coroutine[Any, Any, pb.ScoreStreamResponse]:
-        if request.HasField("reward_model") or self._ensemble is None:
-            if not request.HasField("reward_model"):
-                raise InvalidArgumentError("the first message of a stream must say which reward model scores", field="reward_model")
+        if self._ensemble is None and not request.HasField("reward_model"):
+            raise InvalidArgumentError("the first message of a stream must say which reward model scores", field="reward_model")
+        if self._ensemble is None or (request.HasField("reward_model") and request.reward_model != self._selector):
+            self._selector = request.reward_model
             self._served, self._ensemble = await self._servicer._prepare(request.reward_model, request.expected_digests)
         item = request.item
         if item.item_id in self._ids:
@@ -152,11 +156,25 @@ class _Stream:
         return self._answer(item, self._served, self._ensemble)
 
     async def _answer(self, item: pb.ScoreItem, served: Served, ensemble: Ensemble) -> pb.ScoreStreamResponse:
-        read = _read(served, ensemble, item.prompt, item.response, "item", "response")
+        read = await asyncio.to_thread(_read, served, ensemble, item.prompt, item.response, "item", "response")
         scores: tuple[float, ...] = ()
         if isinstance(read, ScoreRequest):
             scores = (await _scores(served.engine, ensemble, [read], self._context.deadline))[0]
         return pb.ScoreStreamResponse(result=_result(item.item_id, read, ensemble, scores), reward_model_versions=ensemble.versions)
+
+
+def _read_items(served: Served, ensemble: Ensemble, items: Sequence[pb.ScoreItem]) -> list[ScoreRequest | AccordError]:
+    """Each item as token ids, or its error. Tokenizing megabytes takes seconds: called in a thread."""
+    return [_read(served, ensemble, item.prompt, item.response, f"items[{index}]", "response") for index, item in enumerate(items)]
+
+
+def _read_pairs(served: Served, ensemble: Ensemble, pairs: Sequence[pb.ComparePair]) -> list[ScoreRequest | AccordError]:
+    """As `_read_items`: A and B of each pair, one after the other."""
+    return [
+        _read(served, ensemble, pair.prompt, getattr(pair, name), f"pairs[{index}]", name)
+        for index, pair in enumerate(pairs)
+        for name in ("response_a", "response_b")
+    ]
 
 
 def _read(
@@ -184,7 +202,10 @@ async def _scores(engine: RewardEngine, ensemble: Ensemble, requests: Sequence[S
     try:
         for member in ensemble.members:
             items.append(engine.submit(requests, member.version, deadline))
-        columns = [await asyncio.gather(*(item.result() for item in column)) for column in items]
+        columns = []
+        for index, column in enumerate(items):
+            with naming(f"reward_model.members[{index}]"):
+                columns.append(await asyncio.gather(*(item.result() for item in column)))
     finally:
         for column in items:
             for item in column:

@@ -48,9 +48,7 @@ class Call:
         max_message_bytes: largest reply.
     """
 
-    def __init__(
-        self, method: Method, context: grpc.aio.ServicerContext, *, request_id: str, deadline: float | None, max_message_bytes: int
-    ) -> None:
+    def __init__(self, method: Method, context: grpc.aio.ServicerContext, *, request_id: str, deadline: float | None, max_message_bytes: int) -> None:
         self.method = method
         self.grpc_context = context
         self.request_id = request_id

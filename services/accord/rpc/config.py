@@ -185,9 +185,7 @@ def _members(annotation: Any) -> list[Any]:
 
 def _tags(model: type[BaseModel]) -> set[object]:
     """Values of the model's Literal fields: a discriminated union puts the tag into the error's location."""
-    return {
-        value for field in model.model_fields.values() if get_origin(field.annotation) is Literal for value in get_args(field.annotation)
-    }
+    return {value for field in model.model_fields.values() if get_origin(field.annotation) is Literal for value in get_args(field.annotation)}
 
 
 def _field_names(model: type[BaseModel]) -> list[str]:

@@ -136,7 +136,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             else:
                 return result
             record.error = failure
-            return await context.abort_with_status(to_status(failure, seconds_left=call.seconds_left))
+            return await _abort(call, failure)
 
     def _deadline(self, method: Method, given: float | None) -> float | None:
         """When the call ends (`time.monotonic()`): the client's wish within the server's default and cap; None for never."""
@@ -185,6 +185,14 @@ class _Record(contextlib.AbstractContextManager["_Record"]):
         if self._error is not None:
             fields["error"] = without_private(str(self._error), self._call.last_request)
         (_log.debug if method.exempt else _log.info)("rpc", **fields)
+
+
+async def _abort(call: Call, failure: AccordError) -> Any:
+    """Ends the call with the status of `failure`; one that the client has ended meanwhile can be told nothing, and that is no defect."""
+    try:
+        return await call.grpc_context.abort_with_status(to_status(failure, seconds_left=call.seconds_left))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 def _behaviour(handler: grpc.RpcMethodHandler) -> Callable[..., Any]:

@@ -69,9 +69,7 @@ def describe_exception(error: BaseException, private: bytes = b"") -> dict[str, 
     return {
         "error": [f"{type(cause).__name__}: {without_private(str(cause), private)}" for cause in causes],
         "traceback": [
-            f"{frame.filename}:{frame.lineno} in {frame.name}"
-            for cause in reversed(causes)
-            for frame in traceback.extract_tb(cause.__traceback__)
+            f"{frame.filename}:{frame.lineno} in {frame.name}" for cause in reversed(causes) for frame in traceback.extract_tb(cause.__traceback__)
         ][-_FRAMES_SHOWN:],
     }
 

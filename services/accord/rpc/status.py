@@ -63,9 +63,7 @@ def item_status(error: AccordError) -> status_pb2.Status:
         )
     ]
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(error.field, _VALUE_BYTES), description=_cut(error.message, _VALUE_BYTES)
-        )
+        violation = error_details_pb2.BadRequest.FieldViolation(field=_cut(error.field, _VALUE_BYTES), description=_cut(error.message, _VALUE_BYTES))
         details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()

@@ -45,9 +45,7 @@ def _guard_method(method: Any, default_timeout_seconds: float) -> Callable[..., 
     else:
         raise TypeError(f"{type(method).__name__} is not a gRPC method; a stub's attributes are expected")
 
-    def call(
-        request: object, *, timeout: float | None = None, metadata: Sequence[tuple[str, str | bytes]] = (), **options: object
-    ) -> object:
+    def call(request: object, *, timeout: float | None = None, metadata: Sequence[tuple[str, str | bytes]] = (), **options: object) -> object:
         seconds = default_timeout_seconds if timeout is None else timeout
         return guarded(method, request, timeout=seconds, metadata=_with_request_id(metadata), **options)
 

@@ -66,9 +66,7 @@ class WorkQueue(Generic[PayloadT, ResultT]):
         """Whether `close` was called."""
         return self._closed is not None
 
-    def submit(
-        self, payload: PayloadT, *, cost: int = 1, key: Hashable = None, deadline: float | None = None
-    ) -> WorkItem[PayloadT, ResultT]:
+    def submit(self, payload: PayloadT, *, cost: int = 1, key: Hashable = None, deadline: float | None = None) -> WorkItem[PayloadT, ResultT]:
         """The accepted item; to be called on the loop that awaits the result. Arguments as in `WorkRequest`; raises as `submit_all`."""
         return self.submit_all([WorkRequest(payload, cost, key, deadline)])[0]
 

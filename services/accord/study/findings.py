@@ -58,7 +58,8 @@ def _feedback(results: Json, task: Json) -> str:
     recipe = results["recipe"]
     return (
         f"{task['task'].capitalize()}, AI minus human feedback in ROUGE-L on the same prompts: {'; '.join(parts)}, with "
-        f"{recipe['ai_pairs']} AI against {recipe['human_pairs']} human labels. An interval that contains 0 means that the difference is not resolved."
+        f"{recipe['ai_pairs']} AI against {recipe['human_pairs']} human labels. "
+        "An interval that contains 0 means that the difference is not resolved."
     )
 
 
@@ -85,7 +86,8 @@ def _algorithms(task: Json) -> str:
     kl = {name: _mean(arms, "kl") for name, arms in groups.items()}
     return (
         f"{task['task'].capitalize()}: a PPO arm took {seconds['ppo']:.0f} s of training (its reward model included), "
-        f"a DPO arm {seconds['dpo']:.0f} s; responses of {tokens['ppo']:.0f} against {tokens['dpo']:.0f} tokens, KL to SFT {kl['ppo']:.2f} against {kl['dpo']:.2f} nats."
+        f"a DPO arm {seconds['dpo']:.0f} s; responses of {tokens['ppo']:.0f} against {tokens['dpo']:.0f} tokens, "
+        f"KL to SFT {kl['ppo']:.2f} against {kl['dpo']:.2f} nats."
     )
 
 

@@ -17,19 +17,25 @@ from accord.text.chat import Message
 Outcome = Literal["a", "b", "tie"]
 RATINGS = tuple(str(number) for number in range(1, 11))
 _FENCE = "###"
-_INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_RANK = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[?\s*[\"']?([12])[\"']?\s*\]?(?!\s*,\s*[\"']?[12])", re.IGNORECASE)
+_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
+_NOUN = r"(?:response|summary|reply|answer|option)"
+_ONE = rf"\b{_NOUN}\s*#?\s*([12])\b"
+_DIGIT = r"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d)"
+_HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
+_RANK = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[?\s*[\"']?([12])(?!\d|\.\d)[\"']?\s*\]?(?!\s*,\s*[\"']?[12])", re.IGNORECASE)
 _RANK_BOTH = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
-_TIE = re.compile(r"\b(tie|tied|equally good|equally bad|both (?:responses )?are equal|no preference|neither is better)\b", re.IGNORECASE)
-_NAMED = re.compile(r"\b(?:response|summary|reply|answer|option)\s*#?\s*([12])\b", re.IGNORECASE)
+_TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{_NOUN} )?is better)\b", re.IGNORECASE)
+_NAMED = re.compile(_ONE, re.IGNORECASE)
 _BETTER = re.compile(
-    r"\b(?:response|summary|reply|answer|option)\s*#?\s*([12])\b\W*(?:is|was)\s+(?:clearly|much|slightly|the|far)?\s*"
-    r"(?:better|best|preferable|superior|stronger)|(?:better|best|preferred|prefer|choose|winner)\W+(?:is\W+|one\W+is\W+)?"
-    r"(?:response|summary|reply|answer|option)?\s*#?\s*([12])\b",
+    rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:better|best|preferable|preferred|superior|stronger|winner)\b|"
+    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{_NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{_ONE}|{_DIGIT})",
     re.IGNORECASE,
 )
-_BARE = re.compile(r"^\W*([12])\W*$")
-_RATING = re.compile(r"\b(10|[1-9])\b(?!\.\d)")
+_WORSE = re.compile(rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker)\b", re.IGNORECASE)
+_NEGATED = re.compile(r"(?:\b(?:not|never|hardly|no|nor)\b|n't\b)[^.,;!?\n]*$", re.IGNORECASE)
+_BARE = re.compile(rf"^\W*(?:(?:my\s+)?(?:verdict|choice|{_NOUN})\s*(?:is\b|:)\W*)?([12])\W*$", re.IGNORECASE)
+_ALONE = re.compile(rf"^\W*(?:(?:my\s+)?(?:verdict|choice)\s*(?:is\b|:)\W*)?{_ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b)", re.IGNORECASE)
+_RATING = re.compile(r"(?<![\w.-])(10|[1-9])\b(?!\.\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +66,37 @@ def render_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def parse_verdict(text: str) -> Verdict:
-    """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", or a single response named.
+    """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", or an answer that begins with one name.
 
-    Ambiguous text (both named, two ranks) and text without any verdict give no choice, with the reason.
+    Ambiguous text (both named, two ranks), a denied verdict, a response that is only mentioned, and text without any give no choice, with
+    the reason.
     """
     if not text.strip():
         return Verdict(None, reason="empty answer")
     if _RANK_BOTH.search(text):
         return Verdict(None, reason="ranks both responses")
-    for pattern in (_RANK, _BARE, _BETTER):
-        found = {group for match in pattern.finditer(text) for group in match.groups() if group}
+    named = set(_NAMED.findall(text))
+    for found in (set(_RANK.findall(text)), set(_BARE.findall(text)), _said_better(text), set(_ALONE.findall(text)) if len(named) == 1 else set()):
         if len(found) == 1:
             return Verdict(1 if found == {"1"} else 2)
         if found:
             return Verdict(None, reason="names both responses")
     if _TIE.search(text):
         return Verdict(None, tie=True)
-    named = set(_NAMED.findall(text))
-    if len(named) == 1:
-        return Verdict(1 if named == {"1"} else 2)
-    return Verdict(None, reason="names both responses" if named else "names no response")
+    return Verdict(None, reason=("names no response", "gives no verdict", "names both responses")[len(named)])
+
+
+def _said_better(text: str) -> set[str]:
+    """Responses that the text calls better, or the other one worse, where it does not deny it."""
+    better = [match for match in _BETTER.finditer(text) if not _NEGATED.search(text[: match.start()])]
+    worse = [match for match in _WORSE.finditer(text) if not _NEGATED.search(text[: match.start()])]
+    found = {group for match in better for group in match.groups() if group}
+    return found | {"1" if match.group(1) == "2" else "2" for match in worse}
 
 
 def parse_rating(text: str) -> int | None:
-    """The rating from 1 to 10 in a judge's answer; None where there is none, or several differ. "8/10" is 8."""
-    found = {int(number) for number in _RATING.findall(re.sub(r"/\s*10\b", "", text))}
+    """The rating from 1 to 10 in a judge's answer; None where there is none, or several differ. "8/10" is 8, "7.5" is none."""
+    found = {int(number) for number in _RATING.findall(re.sub(r"(?:/|\bout of)\s*10\b", "", text))}
     return found.pop() if len(found) == 1 else None
 
 

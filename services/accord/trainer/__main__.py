@@ -39,9 +39,7 @@ class TrainerComponent:
     def bindings(self) -> Sequence[ServiceBinding]:
         """TrainerService."""
         return (
-            ServiceBinding(
-                "accord.api.trainer.v1.TrainerService", lambda server: rpc.add_TrainerServiceServicer_to_server(self._servicer, server)
-            ),
+            ServiceBinding("accord.api.trainer.v1.TrainerService", lambda server: rpc.add_TrainerServiceServicer_to_server(self._servicer, server)),
         )
 
     async def start(self) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from accord.rpc.config import FrozenModel, ServerConfig
 from accord.rundir import Endpoints
+
+WATCH_METHOD = "/accord.api.trainer.v1.TrainerService/WatchRun"
 
 
 class TrainerConfig(FrozenModel):
     """Configuration of `python -m accord.trainer`."""
 
-    server: ServerConfig = ServerConfig()
+    server: ServerConfig = Field(default=ServerConfig(), validate_default=True)
     runs: str = Field(min_length=1, description="folder of run directories")
     database: str = Field(min_length=1, description="SQLAlchemy URL of the registry, for example sqlite:////path/registry.sqlite")
     artefacts: str = Field(min_length=1, description="URI of the artefact store")
@@ -26,3 +28,11 @@ class TrainerConfig(FrozenModel):
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="time between two looks at the runs")
     command: tuple[str, ...] = Field(default=(), description="how a run's process is started; the path of run.yaml is appended")
     nice: int = Field(default=0, ge=0, le=19, description="niceness of the runs")
+
+    @field_validator("server")
+    @classmethod
+    def _watching_has_no_deadline(cls, server: ServerConfig) -> ServerConfig:
+        """A run is watched for as long as it takes, whatever the deadline of other calls."""
+        if WATCH_METHOD in server.long_lived_methods:
+            return server
+        return server.model_copy(update={"long_lived_methods": (*server.long_lived_methods, WATCH_METHOD)})

@@ -12,9 +12,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.errors import InvalidArgumentError
 from accord.rundir import RunDirectory, RunEvent
-from accord.runspec import spec_to_proto
+from accord.runspec import RunSpec, spec_from_proto, spec_to_proto
 from accord.trainer.planner import Plan
 from accord.trainer.registry import RunRecord
+
+
+def read_spec(message: pb.RunSpec) -> RunSpec:
+    """The specification of a request whose field is `spec`.
+
+    Raises:
+        InvalidArgumentError: a field breaks a rule; the error names it by its path in the request.
+    """
+    try:
+        return spec_from_proto(message)
+    except InvalidArgumentError as error:
+        field = error.field if error.field in (None, "spec") else f"spec.{error.field}"
+        raise InvalidArgumentError(error.message, field=field) from error
 
 
 def run_to_proto(record: RunRecord) -> pb.Run:

@@ -6,7 +6,7 @@ What does not belong here: launching. The estimate of activations is an upper bo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 
 from accord.data.readers import read_demonstrations, read_pairs, read_prompts
-from accord.runspec import RunSpec
+from accord.data.records import Dataset
+from accord.runspec import DataSpec, RunSpec
+from accord.serving.fields import naming
 
 _PROCESS_BYTES = 450 * 2**20
 _ROWS_READ = 100_000
@@ -74,17 +76,23 @@ def make_plan(spec: RunSpec, model_folder: Path | None, *, count_rows: bool = Tr
 
 def count(spec: RunSpec) -> int:
     """Rows that the run's data has, before limits of length."""
-    if spec.sft is not None:
-        data = spec.sft.data
-        return read_demonstrations(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ).report.rows
-    if spec.ppo is not None:
-        data = spec.ppo.data
-        return read_prompts(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ).report.rows
-    pairs = spec.reward_model or spec.dpo
-    if pairs is None:
+    if spec.algorithm == "evaluate":
         return 0
-    data = pairs.data
-    return read_pairs(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ).report.rows
+    readers: Mapping[str, Callable[..., Dataset[Any]]] = {"sft": read_demonstrations, "ppo": read_prompts}
+    field = f"{spec.algorithm}.data"
+    data = data_specs(spec)[field]
+    with naming(f"spec.{field}.uri"):
+        read = readers.get(spec.algorithm, read_pairs)
+        return read(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ, strict=data.strict).report.rows
+
+
+def data_specs(spec: RunSpec) -> dict[str, DataSpec]:
+    """What the run reads, by field of the specification."""
+    part = spec.sft or spec.reward_model or spec.dpo or spec.ppo
+    if part is None:
+        return {}
+    found = {"data": part.data, "eval_data": part.eval_data, "ptx_data": spec.ppo.ptx_data if spec.ppo is not None else None}
+    return {f"{spec.algorithm}.{name}": data for name, data in found.items() if data is not None}
 
 
 def _training_memory(spec: RunSpec, folder: Path) -> list[MemoryItem]:
@@ -102,9 +110,7 @@ def _training_memory(spec: RunSpec, folder: Path) -> list[MemoryItem]:
         MemoryItem("base weights", weights, "size of the safetensors files"),
         MemoryItem("adapters", held * adapter, f"{held} adapters x {_mib(adapter)} (rank {spec.lora.rank})"),
         MemoryItem("gradients and Adam moments", 3 * trained * adapter, f"3 x {trained} trained adapters x {_mib(adapter)}"),
-        MemoryItem(
-            "activations", rows * width * per_token, f"{rows} rows x {width} tokens x {layers} layers x (8 x {hidden} + 4 x {inner}) x 4 B"
-        ),
+        MemoryItem("activations", rows * width * per_token, f"{rows} rows x {width} tokens x {layers} layers x (8 x {hidden} + 4 x {inner}) x 4 B"),
         MemoryItem("logits", logits, f"{rows} rows x {spec.max_response_tokens} tokens x {config['vocab_size']} x 4 B x 3"),
     ]
 

@@ -20,11 +20,22 @@ from accord.data.readers import check_source
 from accord.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
-from accord.runspec import DataSpec, RunSpec, spec_from_proto
+from accord.runspec import RunSpec
+from accord.serving.fields import naming
 from accord.trainer import checkpoints
 from accord.trainer.config import TrainerConfig
-from accord.trainer.convert import event_to_proto, idle_seconds, make_token, plan_to_proto, read_token, run_path, run_to_proto, timestamp
-from accord.trainer.planner import Plan, make_plan
+from accord.trainer.convert import (
+    event_to_proto,
+    idle_seconds,
+    make_token,
+    plan_to_proto,
+    read_spec,
+    read_token,
+    run_path,
+    run_to_proto,
+    timestamp,
+)
+from accord.trainer.planner import Plan, data_specs, make_plan
 from accord.trainer.registry import Registry, RunRecord
 from accord.trainer.supervisor import Supervisor
 
@@ -45,14 +56,14 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         self._lock = asyncio.Lock()
 
     async def PlanRun(self, request: pb.PlanRunRequest, context: CallContext) -> pb.PlanRunResponse:
-        spec = spec_from_proto(request.spec)
+        spec = read_spec(request.spec)
         await _thread(lambda: self._check(spec))
         plan = await _thread(lambda: make_plan(spec, self._model_folder(spec)))
         manifest = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
         return pb.PlanRunResponse(plan=plan_to_proto(plan, manifest))
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: CallContext) -> pb.CreateRunResponse:
-        spec = spec_from_proto(request.spec)
+        spec = read_spec(request.spec)
         async with self._lock:
             record = await _thread(lambda: self._create(request.request_id, spec, validate_only=request.validate_only))
         if record is None:
@@ -95,18 +106,11 @@ class TrainerServicer(rpc.TrainerServiceServicer):
             await asyncio.sleep(self._config.poll_seconds)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: CallContext) -> pb.CancelRunResponse:
-        async with self._lock:
-            record = await _thread(lambda: self._supervisor.cancel(self._registry.get(request.name)))
+        record = await _thread(lambda: self._supervisor.cancel(request.name))
         return pb.CancelRunResponse(run=await _thread(lambda: run_to_proto(record)))
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: CallContext) -> pb.ResumeRunResponse:
-        async with self._lock:
-            record = await _thread(lambda: self._registry.get(request.name))
-            if record.state not in ("FAILED", "CANCELLED"):
-                raise FailedPreconditionError(
-                    f"{record.name} is {record.state}; only a FAILED or CANCELLED run can be resumed", field="name"
-                )
-            record = await _thread(lambda: self._registry.update(record, state="QUEUED", message="", cancel_time=None))
+        record = await _thread(lambda: self._supervisor.resume(request.name))
         return pb.ResumeRunResponse(run=await _thread(lambda: run_to_proto(record)))
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: CallContext) -> pb.ListCheckpointsResponse:
@@ -145,12 +149,11 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         """Everything that can be known to be missing before a process starts."""
         for field, name in (("parent_adapter", spec.parent_adapter), ("ppo.reward_model", spec.ppo.reward_model if spec.ppo else "")):
             if name:
-                try:
-                    self._store.manifest(self._store.resolve(name))
-                except NotFoundError as error:
-                    raise NotFoundError(error.message, field=f"spec.{field}") from error
-        for data in _data_specs(spec):
-            check_source(data.uri)
+                with naming(f"spec.{field}"):
+                    self._store.resolve(name)
+        for field, data in data_specs(spec).items():
+            with naming(f"spec.{field}.uri"):
+                check_source(data.uri)
         if spec.evaluate is not None and not Path(spec.evaluate.uri).is_file():
             raise NotFoundError(f"there is no file {spec.evaluate.uri}", field="spec.evaluate.uri")
 
@@ -165,14 +168,6 @@ def run_name(spec: RunSpec, request_id: str) -> str:
     """The name of a run: readable, and the same for the same request id."""
     slug = _SLUG.sub("-", f"{spec.adapter or 'run'}-{spec.algorithm}".lower()).strip("-")[:60]
     return f"runs/{slug}-{hashlib.sha256(request_id.encode()).hexdigest()[:10]}"
-
-
-def _data_specs(spec: RunSpec) -> list[DataSpec]:
-    part = spec.sft or spec.reward_model or spec.dpo or spec.ppo
-    found = [part.data, part.eval_data] if part is not None else []
-    if spec.ppo is not None:
-        found.append(spec.ppo.ptx_data)
-    return [data for data in found if data is not None]
 
 
 def _events(record: RunRecord, offset: int) -> list[RunEvent]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import structlog
 
-from accord.errors import AccordError
+from accord.errors import AccordError, FailedPreconditionError
 from accord.launch.launcher import Launcher, Observation
 from accord.rundir import EXIT_DONE, EXIT_STOPPED, RunDirectory, RunFile
 from accord.trainer.config import TrainerConfig
@@ -35,9 +36,14 @@ class Supervisor:
         self._registry = registry
         self._launcher = launcher
         self._config = config
+        self._lock = threading.Lock()  # a look and a caller's wish take turns, or a run cancelled in between would start
 
     def tick(self) -> None:
         """One look at everything that is not ended. A run whose files cannot be read is FAILED; the others go on."""
+        with self._lock:
+            self._tick()
+
+    def _tick(self) -> None:
         active = self._registry.find(ACTIVE)
         for record in active:
             try:
@@ -52,15 +58,34 @@ class Supervisor:
             self._start(record)
             running += 1
 
-    def cancel(self, record: RunRecord) -> RunRecord:
-        """Asks a run to stop; a queued one is cancelled at once."""
-        if record.ended or record.state == "CANCELLING":
+    def cancel(self, name: str) -> RunRecord:
+        """Asks a run to stop; a queued one is cancelled at once, an ended one stays as it is.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        with self._lock:
+            record = self._registry.get(name)
+            if record.ended or record.state == "CANCELLING":
+                return record
+            if record.state == "QUEUED":
+                return self._end(record, "CANCELLED", "cancelled before it started", None)
+            record = self._registry.update(record, state="CANCELLING", cancel_time=time.time())
+            self._launcher.stop(Path(record.directory), force=False)
             return record
-        if record.state == "QUEUED":
-            return self._end(record, "CANCELLED", "cancelled before it started", None)
-        record = self._registry.update(record, state="CANCELLING", cancel_time=time.time())
-        self._launcher.stop(Path(record.directory), force=False)
-        return record
+
+    def resume(self, name: str) -> RunRecord:
+        """Queues an ended, unsuccessful run again; it goes on from its newest whole checkpoint.
+
+        Raises:
+            NotFoundError: there is no such run.
+            FailedPreconditionError: it has not ended, or has succeeded.
+        """
+        with self._lock:
+            record = self._registry.get(name)
+            if record.state not in ("FAILED", "CANCELLED"):
+                raise FailedPreconditionError(f"{name} is {record.state}; only a FAILED or CANCELLED run can be resumed", field="name")
+            return self._registry.update(record, state="QUEUED", message="", cancel_time=None)
 
     def prepare(self, record: RunRecord) -> None:
         """Writes the run file of a run that is new."""
@@ -79,12 +104,14 @@ class Supervisor:
 
     def _start(self, record: RunRecord) -> None:
         directory = RunDirectory(record.directory)
-        record = self._registry.update(
-            record, state="STARTING", attempts=record.attempts + 1, start_time=time.time(), end_time=None, exit_code=None, message=""
-        )
         try:
             self.prepare(record)
+            # Before the registry says STARTING: a server killed after that must not take an earlier attempt's end for this one's.
             directory.clear_result()
+            self._launcher.forget(directory.path)
+            record = self._registry.update(
+                record, state="STARTING", attempts=record.attempts + 1, start_time=time.time(), end_time=None, exit_code=None, message=""
+            )
             self._launcher.start(directory.path, record.attempts)
         except (AccordError, OSError) as error:
             self._end(record, "FAILED", f"it could not be started: {error}", None)
@@ -96,6 +123,8 @@ class Supervisor:
             self._running(record, directory)
         elif seen.state == "unknown" and record.state == "STARTING" and time.time() - (record.start_time or 0) < 10:
             return  # the server was killed between its note and the start; wait a little, then start again
+        elif seen.state == "unknown" and record.state == "CANCELLING":
+            self._end(record, "CANCELLED", "cancelled before it started", None)
         elif seen.state == "unknown":
             self._registry.update(record, state="QUEUED")
         else:
@@ -124,7 +153,9 @@ class Supervisor:
 
     def _vanished(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
         if record.state == "CANCELLING":
-            self._end(record, "CANCELLED", "ended at once, after the time to checkpoint had passed", seen.exit_code)
+            forced = time.time() - (record.cancel_time or 0) > self._config.stop_grace_seconds
+            how = f"it had not stopped {self._config.stop_grace_seconds:g} s after it was asked to, and was killed" if forced else "it stopped"
+            self._end(record, "CANCELLED", f"{how} without a checkpoint of its last step", seen.exit_code)
             return
         self._end(record, "FAILED", f"its process {describe_exit(seen.exit_code)}{last_log_line(directory.log)}", seen.exit_code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,9 @@ def _run(run: RunFile, directory: RunDirectory) -> RunResult:
             return RunResult(EXIT_CONFIGURATION, str(error), events.step)
         except (AccordError, OSError, MemoryError) as error:
             return RunResult(EXIT_FAILED, f"{type(error).__name__}: {error}", events.step)
+        except Exception as error:  # noqa: BLE001 - whoever watches the run reads its result; the traceback is for the log
+            traceback.print_exc()
+            return RunResult(EXIT_FAILED, f"a defect: {type(error).__name__}: {error}", events.step)
 
 
 def _train(run: RunFile, directory: RunDirectory, events: object, stop: object) -> RunResult:

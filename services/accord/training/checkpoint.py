@@ -1,7 +1,8 @@
 """Checkpoints: all of a run's state in a folder that is there whole or not at all.
 
 A folder is written beside its place, every file and the folder synced, renamed, and only then does it count; manifest.json, written last
-inside it, names the sha256 of every file. Nothing is pickled. What does not belong here: what the state means (`accord.training.loop`).
+inside it, names the sha256 of every file and its own. Nothing is pickled. What does not belong here: what the state means
+(`accord.training.loop`).
 """
 
 from __future__ import annotations
@@ -48,23 +49,23 @@ def write_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{step:08d}"
-    temporary = folder / f".{step:08d}.{os.getpid()}.tmp"
+    temporary, replaced = folder / f".{target.name}.{os.getpid()}.tmp", folder / f".{target.name}.replaced.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
         fill(temporary)
         files = {str(path.relative_to(temporary)): _entry(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
         manifest = {"step": step, "spec_digest": spec_digest, "files": files, "state": dict(state), "publish": dict(publish)}
+        manifest["digest"] = _digest(manifest)
         _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         for path in sorted(temporary.rglob("*")):
             _sync(path)
         _sync(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        _put(temporary, target, replaced)
         _sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -77,16 +78,20 @@ def read_checkpoint(path: Path, *, spec_digest: str) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        files, step, state = manifest["files"], int(manifest["step"]), manifest["state"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stored = manifest.pop("digest")
+        files, step, state, publish = dict(manifest["files"]), int(manifest["step"]), dict(manifest["state"]), dict(manifest["publish"])
+        owner = manifest["spec_digest"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"checkpoint {path.name}: its manifest cannot be read ({type(error).__name__})") from error
+    if _digest(manifest) != stored:
+        raise DataLossError(f"checkpoint {path.name}: its manifest does not match its digest")
     for name, entry in files.items():
         file = path / name
         if not file.is_file() or _entry(file) != entry:
             raise DataLossError(f"checkpoint {path.name}: {name} does not match its digest")
-    if manifest["spec_digest"] != spec_digest:
+    if owner != spec_digest:
         raise FailedPreconditionError(f"checkpoint {path.name} is of a run with another specification")
-    return Checkpoint(path, step, state, manifest["publish"])
+    return Checkpoint(path, step, state, publish)
 
 
 def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str], None]) -> Checkpoint | None:
@@ -95,6 +100,7 @@ def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str],
     Raises:
         FailedPreconditionError: as `read_checkpoint`.
     """
+    _recover(folder, spec_digest)
     for path in _steps(folder):
         try:
             return read_checkpoint(path, spec_digest=spec_digest)
@@ -103,18 +109,53 @@ def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str],
     return None
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what killed writers left."""
-    for path in _steps(folder)[keep:]:
+def prune_checkpoints(folder: Path, keep: int, newest: int) -> None:
+    """Removes all but the last `keep` checkpoints up to step `newest`, and what killed writers left.
+
+    Checkpoints of later steps go too: the run passed them over as damaged when it was resumed, or it would be behind them.
+    """
+    later = [path for path in _steps(folder) if int(path.name) > newest]
+    for path in [*later, *_steps(folder)[len(later) + keep :]]:
         shutil.rmtree(path)
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _put(temporary: Path, target: Path, replaced: Path) -> None:
+    """Moves the new folder into its place; the old one stays beside it until then, so that at any moment one of both is whole."""
+    shutil.rmtree(replaced, ignore_errors=True)
+    if not target.exists():
+        temporary.rename(target)
+        return
+    target.rename(replaced)
+    try:
+        temporary.rename(target)
+    except OSError:
+        replaced.rename(target)
+        raise
+
+
+def _recover(folder: Path, spec_digest: str) -> None:
+    """Gives a whole folder its place that its writer, killed, had not yet given it; a new one before the one that it was to replace."""
+    for path in sorted(folder.glob(".*.tmp"), key=lambda each: each.name.endswith(".replaced.tmp")):
+        target = folder / path.name.split(".")[1]
+        if target.exists() or not (path / MANIFEST).exists():
+            continue
+        try:
+            read_checkpoint(path, spec_digest=spec_digest)
+        except DataLossError:
+            continue
+        path.rename(target)
 
 
 def _steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), reverse=True)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _entry(path: Path) -> dict[str, Any]:

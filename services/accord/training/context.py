@@ -16,6 +16,7 @@ from accord.models.base import BaseModel
 from accord.models.lora import AdaptedModel
 from accord.rundir import RunDirectory, RunEvent, RunFile
 from accord.runspec import RunSpec
+from accord.training.examples import Limits
 
 _HEARTBEAT_SECONDS = 4.0
 
@@ -126,6 +127,11 @@ class RunContext:
     def micro_batch_size(self) -> int:
         """Rows (pairs, rollouts) computed at once."""
         return self.spec.micro_batch_size or self.spec.batch_size
+
+    @property
+    def limits(self) -> Limits:
+        """Most tokens of a row."""
+        return Limits(self.spec.max_prompt_tokens, self.spec.max_response_tokens, self.base.context_tokens)
 
     def fetch_parent(self, name: str) -> str:
         """The full version name of an adapter, after checking that it belongs to this base model.

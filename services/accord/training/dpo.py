@@ -51,10 +51,11 @@ class DirectPreferenceOptimization:
 
     def setup(self) -> None:
         """Reads the pairs, starts policy and reference, computes the reference's logprobs."""
-        pairs, self._data_digest = read_encoded_pairs(self._context, self._spec.data)
+        ordered = self._spec.loss != "sigmoid"
+        pairs, self._data_digest = read_encoded_pairs(self._context, self._spec.data, ordered=ordered)
         self._pairs = pairs.at_least_one("pairs", "dpo.data").rows
         if self._spec.eval_data is not None:
-            self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data)[0].rows
+            self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data, ordered=ordered)[0].rows
         self._parents = start_adapter(self._context, POLICY, self._context.spec.parent_adapter)
         reference = start_reference(self._context, self._parents)
         spec = self._context.spec
@@ -122,11 +123,7 @@ class DirectPreferenceOptimization:
         return {"kind": "policy", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts}
 
     def _labels(self, pairs: Sequence[EncodedPair]) -> Tensor:
-        if self._spec.loss == "sigmoid" and self._spec.soft_labels:
-            return torch.tensor([pair.preference for pair in pairs])
-        if self._spec.loss == "sigmoid":
-            return torch.tensor([hard_label(pair.preference) for pair in pairs])
-        return torch.ones(len(pairs))  # chosen is the better one by construction of the row
+        return torch.tensor([pair.preference if self._spec.soft_labels else hard_label(pair.preference) for pair in pairs])
 
     def _sums(self, pairs: Sequence[EncodedPair], adapter: str | None) -> tuple[Tensor, Tensor]:
         """Summed logprobs of chosen and rejected responses, (pairs,) each: one forward pass, each prompt computed once for both."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from accord.data.records import Demonstration, PreferencePair, Prompt, Text
+from accord.data.records import Demonstration, PreferencePair, Prompt, RecordT, Text
 from accord.errors import InvalidArgumentError
 from accord.models.encoding import PromptEncoder
 
@@ -62,12 +62,14 @@ class Encoded(Generic[ItemT]):
 
     rows: tuple[ItemT, ...]
     left_out: Counter[str]
+    source: str = ""
 
     def account(self, what: str) -> str:
-        """What was kept and why the rest was not, as a sentence."""
+        """What was kept and why the rest was not, as a sentence, behind the reader's account in `source`."""
         total = len(self.rows) + sum(self.left_out.values())
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
-        return f"kept {len(self.rows)} of {total} {what}" + (f": {reasons}" if reasons else "")
+        said = f"kept {len(self.rows)} of {total} {what}" + (f": {reasons}" if reasons else "")
+        return f"{self.source}; {said}" if self.source else said
 
     def at_least_one(self, what: str, field: str) -> Encoded[ItemT]:
         """Itself.
@@ -82,53 +84,45 @@ class Encoded(Generic[ItemT]):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most tokens of a prompt and of a response."""
+    """Most tokens of a prompt, of a response, and of both together (the model's context)."""
 
     prompt: int
     response: int
+    context: int
 
 
 def encode_pairs(encoder: PromptEncoder, pairs: Sequence[PreferencePair], limits: Limits) -> Encoded[EncodedPair]:
     """Pairs within the limits; an end-of-turn token counts as part of a response."""
-    kept: list[EncodedPair] = []
-    left_out: Counter[str] = Counter()
-    for pair in pairs:
+
+    def encode(pair: PreferencePair) -> EncodedPair:
         prompt = tuple(encoder.encode_prompt(pair.messages))
         chosen, rejected = (tuple(encoder.encode_response(text, append_eos=True)) for text in (pair.chosen, pair.rejected))
-        reason = _too_long(len(prompt), max(len(chosen), len(rejected)), limits)
-        if reason:
-            left_out[reason] += 1
-        else:
-            kept.append(EncodedPair(pair.pair_id, pair.group or pair.pair_id, prompt, chosen, rejected, pair.preference))
-    return Encoded(tuple(kept), left_out)
+        _check(len(prompt), max(len(chosen), len(rejected)), limits)
+        return EncodedPair(pair.pair_id, pair.group or pair.pair_id, prompt, chosen, rejected, pair.preference)
+
+    return _encoded(pairs, encode)
 
 
 def encode_demonstrations(encoder: PromptEncoder, rows: Sequence[Demonstration], limits: Limits) -> Encoded[EncodedExample]:
     """Demonstrations within the limits."""
-    kept: list[EncodedExample] = []
-    left_out: Counter[str] = Counter()
-    for row in rows:
+
+    def encode(row: Demonstration) -> EncodedExample:
         prompt, response = tuple(encoder.encode_prompt(row.messages)), tuple(encoder.encode_response(row.response, append_eos=True))
-        reason = _too_long(len(prompt), len(response), limits)
-        if reason:
-            left_out[reason] += 1
-        else:
-            kept.append(EncodedExample(row.prompt_id, prompt, response))
-    return Encoded(tuple(kept), left_out)
+        _check(len(prompt), len(response), limits)
+        return EncodedExample(row.prompt_id, prompt, response)
+
+    return _encoded(rows, encode)
 
 
 def encode_prompts(encoder: PromptEncoder, rows: Sequence[Prompt], limits: Limits) -> Encoded[EncodedPrompt]:
-    """Prompts within the limit."""
-    kept: list[EncodedPrompt] = []
-    left_out: Counter[str] = Counter()
-    for row in rows:
+    """Prompts within the limit that leave room for the longest response."""
+
+    def encode(row: Prompt) -> EncodedPrompt:
         prompt = tuple(encoder.encode_prompt(row.messages))
-        reason = _too_long(len(prompt), 0, limits)
-        if reason:
-            left_out[reason] += 1
-        else:
-            kept.append(EncodedPrompt(row.prompt_id, prompt))
-    return Encoded(tuple(kept), left_out)
+        _check(len(prompt), limits.response, limits)
+        return EncodedPrompt(row.prompt_id, prompt)
+
+    return _encoded(rows, encode)
 
 
 def encode_texts(encoder: PromptEncoder, rows: Sequence[Text], max_tokens: int) -> Encoded[EncodedExample]:
@@ -163,9 +157,28 @@ def epoch_order(ids: Sequence[str], epoch: int, seed: int) -> list[int]:
     return sorted(range(len(ids)), key=lambda index: (keys[index], index))
 
 
-def _too_long(prompt: int, response: int, limits: Limits) -> str:
+class _Unfit(Exception):
+    """A row that a run leaves out; the message is the reason."""
+
+
+def _encoded(rows: Sequence[RecordT], encode: Callable[[RecordT], ItemT]) -> Encoded[ItemT]:
+    """What could be encoded; a row that is too long, or that the model's chat template refuses, is counted and not the end of a run."""
+    kept: list[ItemT] = []
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        try:
+            kept.append(encode(row))
+        except _Unfit as reason:
+            left_out[str(reason)] += 1
+        except InvalidArgumentError as error:
+            left_out[f"refused ({error.message})"] += 1
+    return Encoded(tuple(kept), left_out)
+
+
+def _check(prompt: int, response: int, limits: Limits) -> None:
     if prompt > limits.prompt:
-        return f"with a prompt over max_prompt_tokens {limits.prompt}"
+        raise _Unfit(f"with a prompt over max_prompt_tokens {limits.prompt}")
     if response > limits.response:
-        return f"with a response over max_response_tokens {limits.response}"
-    return ""
+        raise _Unfit(f"with a response over max_response_tokens {limits.response}")
+    if prompt + response > limits.context:
+        raise _Unfit(f"with prompt and response over the model's context of {limits.context} tokens")

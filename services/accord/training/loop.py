@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from accord.errors import UnavailableError
 from accord.rundir import RunResult
 from accord.training.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, write_checkpoint
 from accord.training.context import RunContext, RunStopped
@@ -61,38 +64,46 @@ class Algorithm(Protocol):
         ...
 
 
+@dataclass
+class Progress:
+    """How far a run is: steps done, metrics of the last one, and whether the evaluation that is due after it was made."""
+
+    done: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    evaluated: bool = True
+
+
 def train(context: RunContext, algorithm: Algorithm) -> RunResult:
     """Runs to the end, from the newest whole checkpoint where there is one, and publishes the adapter.
 
     Raises:
         RunStopped: after a checkpoint, when the run was asked to stop.
-        AccordError: whatever makes it impossible to go on.
+        UnavailableError: after a checkpoint, when a service stayed away for too long.
+        AccordError: whatever else makes it impossible to go on.
     """
     spec, events = context.spec, context.events
     events.state("loading")
     algorithm.setup()
     optimizer = Optimizer(algorithm.parameters(), spec.optimizer, learning_rate=spec.learning_rate, total_steps=spec.steps)
-    done, metrics = _resume(context, algorithm, optimizer)
-    if done == 0:
+    progress = _resume(context, algorithm, optimizer)
+    if progress.done == 0:
         events.state("evaluate")
         before = algorithm.evaluate(final=False)
         if before:
             events.metrics(0, before)
-    while done < spec.steps:
+    while progress.done < spec.steps or not progress.evaluated:
         try:
-            metrics = _step(context, algorithm, optimizer, done)
-        except RunStopped:
-            _checkpoint(context, algorithm, optimizer, done, {})
+            _advance(context, algorithm, optimizer, progress)
+        except (RunStopped, UnavailableError):
+            _checkpoint(context, algorithm, optimizer, progress)
             raise
-        done += 1
-        metrics |= _maybe_evaluate(context, algorithm, done)
-        events.metrics(done, metrics)
-        if done == spec.steps or (spec.checkpoint_every_steps and done % spec.checkpoint_every_steps == 0) or context.stop.is_set:
-            _checkpoint(context, algorithm, optimizer, done, metrics)
-        if done < spec.steps:
+        events.metrics(progress.done, progress.metrics)
+        if progress.done == spec.steps or (spec.checkpoint_every_steps and progress.done % spec.checkpoint_every_steps == 0) or context.stop.is_set:
+            _checkpoint(context, algorithm, optimizer, progress)
+        if progress.done < spec.steps:
             context.stop.check()
-    version = publish(context, done)
-    return RunResult(0, f"{spec.steps} steps done", done, version, metrics)
+    version = publish(context, progress.done)
+    return RunResult(0, f"{spec.steps} steps done", progress.done, version, progress.metrics)
 
 
 def publish(context: RunContext, step: int) -> str:
@@ -116,6 +127,15 @@ def publish(context: RunContext, step: int) -> str:
     )
 
 
+def _advance(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
+    """Does a step and what is due after it, or only the latter where a stop came between them."""
+    if progress.evaluated:
+        progress.metrics = _step(context, algorithm, optimizer, progress.done)
+        progress.done, progress.evaluated = progress.done + 1, False
+    progress.metrics |= _maybe_evaluate(context, algorithm, progress.done)
+    progress.evaluated = True
+
+
 def _step(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, step: int) -> dict[str, float]:
     if context.events.phase != "train":
         context.events.state("train")
@@ -134,27 +154,33 @@ def _maybe_evaluate(context: RunContext, algorithm: Algorithm, done: int) -> dic
     return algorithm.evaluate(final=done == spec.steps)
 
 
-def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, step: int, metrics: Mapping[str, float]) -> None:
+def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
     context.events.state("checkpoint")
     digests = context.base.digests
     publication = algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
 
     def fill(folder: Path) -> None:
-        algorithm.save(folder)
-        save_file({name: tensor.contiguous() for name, tensor in optimizer.state().items()}, folder / _OPTIMIZER_FILE)
+        try:
+            algorithm.save(folder)
+            save_file({name: tensor.contiguous() for name, tensor in optimizer.state().items()}, folder / _OPTIMIZER_FILE)
+        except SafetensorError as error:  # a full disk, in words of its own
+            raise OSError(f"weights cannot be written: {error}") from error
 
-    state = {"algorithm": algorithm.state(), "metrics": dict(metrics), "torch_threads": torch.get_num_threads()}
-    write_checkpoint(context.directory.checkpoints, step, fill, spec_digest=context.spec.digest, state=state, publish=publication)
-    prune_checkpoints(context.directory.checkpoints, context.spec.checkpoints_kept)
+    state = {
+        "algorithm": algorithm.state(), "metrics": progress.metrics, "evaluated": progress.evaluated, "torch_threads": torch.get_num_threads()
+    }  # fmt: skip
+    folder, spec = context.directory.checkpoints, context.spec
+    write_checkpoint(folder, progress.done, fill, spec_digest=spec.digest, state=state, publish=publication)
+    prune_checkpoints(folder, spec.checkpoints_kept, progress.done)
 
 
-def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> tuple[int, dict[str, float]]:
-    """Takes up the newest whole checkpoint; returns its step and metrics, 0 and nothing where there is none."""
+def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> Progress:
+    """Takes up the newest whole checkpoint; a beginning where there is none."""
     found = latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.digest, report=context.events.message)
     if found is None:
-        return 0, {}
+        return Progress()
     algorithm.load(found)
     optimizer.load_state(load_file(found.path / _OPTIMIZER_FILE))
     context.events.step = found.step
     context.events.message(f"resumed after step {found.step}")
-    return found.step, dict(found.state["metrics"])
+    return Progress(found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]))

@@ -6,20 +6,39 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from accord.data.readers import read_pairs
 from accord.runspec import DataSpec
 from accord.training.context import RunContext
-from accord.training.examples import Encoded, EncodedPair, Limits, encode_pairs
+from accord.training.examples import Encoded, EncodedPair, encode_pairs
 
 
-def read_encoded_pairs(context: RunContext, data: DataSpec) -> tuple[Encoded[EncodedPair], str]:
-    """Pairs of a data set within the run's limits, and the data's digest; the account goes to the run's messages."""
+def read_encoded_pairs(context: RunContext, data: DataSpec, *, ordered: bool = False) -> tuple[Encoded[EncodedPair], str]:
+    """Pairs of a data set within the run's limits, and the data's digest; the account goes to the run's messages.
+
+    With `ordered`, as `better_first` gives them.
+    """
     spec = context.spec
     found = read_pairs(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
-    encoded = encode_pairs(context.base.encoder, found.rows, Limits(spec.max_prompt_tokens, spec.max_response_tokens))
+    encoded = replace(encode_pairs(context.base.encoder, found.rows, context.limits), source=found.report.account())
+    encoded = better_first(encoded) if ordered else encoded
     context.events.message(f"{data.uri} ({data.split}): {encoded.account('pairs')}")
     return encoded, found.report.digest
+
+
+def better_first(encoded: Encoded[EncodedPair]) -> Encoded[EncodedPair]:
+    """The pairs for a loss without soft labels: the better response as chosen with preference 1; ties, which have none, left out."""
+    kept = []
+    left_out = Counter(encoded.left_out)
+    for pair in encoded.rows:
+        if pair.preference == 0.5:
+            left_out["with a tie, for which this loss has no place"] += 1
+        elif pair.preference > 0.5:
+            kept.append(replace(pair, preference=1.0))
+        else:
+            kept.append(replace(pair, chosen=pair.rejected, rejected=pair.chosen, preference=1.0))
+    return Encoded(tuple(kept), left_out, encoded.source)
 
 
 def micro_batches_of_pairs(pairs: Sequence[EncodedPair], size: int) -> list[list[EncodedPair]]:

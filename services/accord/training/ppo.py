@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from accord.runspec import DataSpec, PpoSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
-from accord.training.examples import EncodedExample, EncodedPrompt, Limits, batch_at, encode_prompts, encode_texts, epoch_order
+from accord.training.examples import EncodedExample, EncodedPrompt, batch_at, encode_prompts, encode_texts, epoch_order
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.ppo_metrics import Averages, alarms
@@ -207,7 +208,8 @@ class ProximalPolicyOptimization:
         sampler = torch.zeros_like(tensors.old_logprobs)
         for index, rollout in enumerate(rollouts):
             sampler[index, : len(rollout.sampler_logprobs)] = torch.tensor(rollout.sampler_logprobs)
-        gap = float((sampler - tensors.old_logprobs)[tensors.mask].abs().max())
+        difference = torch.where(tensors.mask, sampler - tensors.old_logprobs, torch.zeros_like(sampler))
+        gap = float(difference.abs().max())
         if gap > _SAMPLER_GAP_BOUND:
             raise FailedPreconditionError(
                 f"logprobs of the policy service and of this run differ by up to {gap:.3g} nats a token; {_SAMPLER_GAP_BOUND} are allowed: "
@@ -220,6 +222,7 @@ class ProximalPolicyOptimization:
             "kl": float(per_response.mean()), "kl_k3": float((k3(tensors.log_ratio) * tensors.mask).sum(dim=1).mean()),
             "entropy": float(masked_mean(tensors.entropy, tensors.mask)), "response_tokens": float(tensors.mask.sum(dim=1).double().mean()),
             "eos_rate": sum(rollout.ended for rollout in rollouts) / len(rollouts), "kl_coef": self._controller.value, "sampler_gap_max": gap,
+            "sampler_approx_kl": float(masked_mean(k3(difference), tensors.mask)),
         }  # fmt: skip
 
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
@@ -313,15 +316,18 @@ class ProximalPolicyOptimization:
     def _read_prompts(self, data: DataSpec) -> tuple[Sequence[EncodedPrompt], str]:
         spec = self._context.spec
         found = read_prompts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
-        encoded = encode_prompts(self._context.base.encoder, found.rows, Limits(spec.max_prompt_tokens, spec.max_response_tokens))
+        encoded = encode_prompts(self._context.base.encoder, found.rows, self._context.limits)
+        encoded = replace(encoded, source=found.report.account())
         self._context.events.message(f"{data.uri} ({data.split}): {encoded.account('prompts')}")
         return encoded.at_least_one("prompts", "ppo.data").rows, found.report.digest
 
     def _read_texts(self, data: DataSpec) -> Sequence[EncodedExample]:
         spec = self._context.spec
         found = read_texts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
-        width = spec.max_prompt_tokens + spec.max_response_tokens
-        return encode_texts(self._context.base.encoder, found.rows, width).at_least_one("texts", "ppo.ptx_data").rows
+        width = min(spec.max_prompt_tokens + spec.max_response_tokens, self._context.base.context_tokens)
+        encoded = replace(encode_texts(self._context.base.encoder, found.rows, width), source=found.report.account())
+        self._context.events.message(f"{data.uri} ({data.split}): {encoded.account('texts')}")
+        return encoded.at_least_one("texts", "ppo.ptx_data").rows
 
 
 def rollout_seed(run_seed: int, step: int, index: int) -> int:

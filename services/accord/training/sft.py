@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from accord.runspec import DataSpec, SftSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter
 from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
-from accord.training.examples import Encoded, EncodedExample, Limits, batch_at, encode_demonstrations
+from accord.training.examples import Encoded, EncodedExample, batch_at, encode_demonstrations
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 
@@ -93,7 +94,8 @@ class SupervisedFineTuning:
     def _read(self, data: DataSpec) -> tuple[Encoded[EncodedExample], str]:
         spec = self._context.spec
         found = read_demonstrations(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
-        encoded = encode_demonstrations(self._context.base.encoder, found.rows, Limits(spec.max_prompt_tokens, spec.max_response_tokens))
+        encoded = encode_demonstrations(self._context.base.encoder, found.rows, self._context.limits)
+        encoded = replace(encoded, source=found.report.account())
         self._context.events.message(f"{data.uri} ({data.split}): {encoded.account('demonstrations')}")
         return encoded, found.report.digest
 

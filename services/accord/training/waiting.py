@@ -35,13 +35,13 @@ def with_patience(context: RunContext, phase: str, service: str, call: Callable[
             if not (error.retryable or isinstance(error, DeadlineExceededError)):
                 raise
             passed = time.monotonic() - started
-            if passed > context.run.wait_seconds:
+            if passed >= context.run.wait_seconds:
                 raise UnavailableError(
                     f"{service} did not answer for {passed:.0f} s (wait_seconds {context.run.wait_seconds:g}); last reason: {error}"
                 ) from error
             context.events.state(phase, f"{service}: {error.code}: {error}"[:500])
             waited = True
-            _sleep(context, max(pause, error.retry_after_seconds or 0.0))
+            _sleep(context, min(max(pause, error.retry_after_seconds or 0.0), context.run.wait_seconds - passed))
             pause = min(pause * 2, _LONGEST_SECONDS)
             continue
         if waited:

@@ -70,9 +70,7 @@ def test_it_knows_the_capital_of_france(smollm: BaseModel) -> None:
 def test_the_template_is_chatml_with_its_own_system_message(smollm: BaseModel) -> None:
     system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     assert smollm.encoder.own_template
-    assert smollm.encoder.render(CAPITAL) == (
-        f"{system}<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert smollm.encoder.render(CAPITAL) == (f"{system}<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
     own = (Message("system", "Be brief."), *CAPITAL)
     assert smollm.encoder.render(own).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
     expected = smollm.tokenizer.apply_chat_template(
@@ -101,7 +99,9 @@ def slow_encode(text: str, vocabulary: dict[str, int], ranks: dict[tuple[str, st
 
 def test_the_tokenizer_is_that_of_the_gguf_file(smollm: BaseModel) -> None:
     model = json.loads((smollm.folder / "tokenizer.json").read_text())["model"]
-    ranks = {(pair[0], pair[1]): rank for rank, pair in enumerate(merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])}
+    ranks = {
+        (pair[0], pair[1]): rank for rank, pair in enumerate(merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
+    }
     for text in (
         "What is the capital of France?", "a  5", "in 2024, 1,234.56 of\n\n12\tthings   7 ", "x = f(10)\n    return x**2 # it's 100%", "   ", "\n\n\n3",
     ):  # fmt: skip

@@ -33,7 +33,10 @@ def adapted(tiny: BaseModel) -> AdaptedModel:
 @pytest.fixture
 def sequences() -> Sequences:
     draw = random.Random(4)
-    return [([1] + [draw.randrange(3, 259) for _ in range(draw.randrange(30))], [draw.randrange(259) for _ in range(draw.randrange(1, 40))]) for _ in range(12)]
+    return [
+        ([1] + [draw.randrange(3, 259) for _ in range(draw.randrange(30))], [draw.randrange(259) for _ in range(draw.randrange(1, 40))])
+        for _ in range(12)
+    ]
 
 
 def slow(adapted: AdaptedModel, prompt: list[int], response: list[int], adapter: str | None, temperature: float) -> Tensor:
@@ -57,7 +60,9 @@ def test_they_do_not_depend_on_the_batch(adapted: AdaptedModel, sequences: Seque
     with torch.no_grad():
         reference = torch.cat(response_logprobs(adapted, sequences, adapter="a", micro_batch_tokens=1))
         for limit in (64, 333, 100_000):
-            torch.testing.assert_close(torch.cat(response_logprobs(adapted, sequences, adapter="a", micro_batch_tokens=limit)), reference, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                torch.cat(response_logprobs(adapted, sequences, adapter="a", micro_batch_tokens=limit)), reference, atol=1e-5, rtol=0
+            )
         left = collate(sequences, pad_id=7, side="left")
         torch.testing.assert_close(batch_logprobs(adapted, left, adapter="a"), reference, atol=1e-5, rtol=0)
 

@@ -45,9 +45,7 @@ def test_waiting_for_nobody_names_address_service_and_state(closed_address: str)
     with pytest.raises(UnavailableError) as caught:
         wait_ready(closed_address, "accord.api.policy.v1.PolicyService", 0.6)
     assert 0.5 < time.monotonic() - began < 3
-    assert f"accord.api.policy.v1.PolicyService at {closed_address} was not SERVING within 0.6 s; last state: UNAVAILABLE" in str(
-        caught.value
-    )
+    assert f"accord.api.policy.v1.PolicyService at {closed_address} was not SERVING within 0.6 s; last state: UNAVAILABLE" in str(caught.value)
     assert caught.value.metadata["address"] == closed_address
 
 

@@ -46,9 +46,7 @@ def message(folder: Path, text: str) -> str:
 
 
 def test_a_good_file_becomes_a_frozen_model(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, "server: {listen: '0.0.0.0:50051', drain_seconds: 5}\npets: [{kind: dog, tricks: [roll]}]\nfavourite: {kind: cat}\n"
-    )
+    path = write(tmp_path, "server: {listen: '0.0.0.0:50051', drain_seconds: 5}\npets: [{kind: dog, tricks: [roll]}]\nfavourite: {kind: cat}\n")
     keeper = load_config(path, Keeper)
     assert keeper.server.drain_seconds == 5.0
     assert keeper.pets == [Dog(kind="dog", tricks=("roll",))]

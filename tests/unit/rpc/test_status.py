@@ -84,9 +84,7 @@ def test_the_trailing_metadata_stays_below_what_clients_accept(text: str) -> Non
         (InvalidArgumentError("wrong", retry_after_seconds=1.0), None, None),
     ],
 )
-def test_only_retryable_errors_push_back_and_never_past_the_deadline(
-    error: AccordError, seconds_left: float | None, pushback: str | None
-) -> None:
+def test_only_retryable_errors_push_back_and_never_past_the_deadline(error: AccordError, seconds_left: float | None, pushback: str | None) -> None:
     assert dict(to_status(error, seconds_left=seconds_left).trailing_metadata).get(PUSHBACK_KEY) == pushback
 
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, messages
+from accord.data.formats.row import BadRow, Format, Row, checked, messages, optional_text, text
 from accord.text.tasks import Task
 
 
+def probability(value: object, name: str) -> float:
+    """The value as a probability.
+
+    Raises:
+        BadRow: it is no number in [0, 1].
+    """
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadRow(f"{name} is not in [0, 1]")
+    return float(value)
+
+
 def _parse(row: Mapping[str, Any]) -> Row:
-    preference, human = row["preference"], row.get("human_preference")
-    for name, value in (("preference", preference), ("human_preference", human)):
-        if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 1):
-            raise BadRow(f"{name} is not in [0, 1]")
+    preference, human = probability(row.get("preference"), "preference"), row.get("human_preference")
     chosen, rejected = messages(row.get("chosen"), "chosen"), messages(row.get("rejected"), "rejected")
     if len(chosen) != 1 or len(rejected) != 1:
         raise BadRow("chosen and rejected are not one turn each")
@@ -22,11 +30,13 @@ def _parse(row: Mapping[str, Any]) -> Row:
     except ValueError:
         raise BadRow("task is not known") from None
     reference, metadata = row.get("reference"), row.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise BadRow("metadata is no mapping")
     return Row(
-        messages(row.get("prompt"), "prompt"), checked(row["pair_id"], "pair_id"), chosen=chosen[0].content, rejected=rejected[0].content,
-        preference=float(preference), human_preference=None if human is None else float(human), response=chosen[0].content,
-        reference=None if reference is None else checked(reference, "reference"), task=task, split=row.get("split"),
-        group=str(row.get("group", "")), metadata={str(key): str(value) for key, value in metadata.items()},
+        messages(row.get("prompt"), "prompt"), text(row, "pair_id"), chosen=chosen[0].content, rejected=rejected[0].content,
+        preference=preference, human_preference=None if human is None else probability(human, "human_preference"), response=chosen[0].content,
+        reference=None if reference is None else checked(reference, "reference"), task=task, split=optional_text(row, "split"),
+        group=optional_text(row, "group") or "", metadata={str(key): str(value) for key, value in metadata.items()},
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from accord.data.formats.row import BadRow, Format, Row, checked, text
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 def transcript(value: str, name: str) -> tuple[Message, ...]:
@@ -19,7 +19,7 @@ def transcript(value: str, name: str) -> tuple[Message, ...]:
     Raises:
         BadRow: it does not start with a turn, or a turn is empty.
     """
-    parts = _TURN.split(value)
+    parts = _TURN.split(value.lstrip())
     if parts[0].strip() or len(parts) < 3:
         raise BadRow(f"{name} is not a transcript")
     turns = []

@@ -52,6 +52,16 @@ def text(row: Mapping[str, Any], key: str) -> str:
     return checked(row[key], key)
 
 
+def optional_text(row: Mapping[str, Any], key: str) -> str | None:
+    """The text under a key; None where it is missing or empty.
+
+    Raises:
+        BadRow: it is of another type or holds NUL.
+    """
+    value = row.get(key)
+    return None if value is None or value == "" else checked(value, key)
+
+
 def checked(value: object, name: str) -> str:
     """A text that can be used.
 

@@ -17,7 +17,7 @@ def split_of(row_id: str) -> str:
 
 def _parse(row: Mapping[str, Any]) -> Row:
     row_id = text(row, "id")
-    if not row_id[-1].isdigit():
+    if row_id[-1] not in "0123456789":
         raise BadRow("id does not end in a digit")
     if "post" in row:
         turns, task = summarization_prompt(text(row, "post"), text(row, "title")), Task.SUMMARIZATION

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, text
+from accord.data.formats.row import BadRow, Format, Row, checked, optional_text, text
 from accord.text.tasks import Task, summarization_prompt
 
 _KEPT = ("worker", "batch", "subreddit")
@@ -16,16 +16,15 @@ def _parse(row: Mapping[str, Any]) -> Row:
     if not isinstance(info, Mapping):
         raise BadRow("info is missing")
     post = info.get("post") or info.get("article")
-    prompt = summarization_prompt(checked(post, "info.post"), str(info.get("title") or ""))
-    base: dict[str, Any] = {
-        "row_id": str(info.get("id") or ""),
-        "task": Task.SUMMARIZATION,
-        "split": row.get("split") if isinstance(row.get("split"), str) else None,
-    }
+    if not post:
+        raise BadRow("info.post is missing")
+    prompt = summarization_prompt(checked(post, "info.post"), optional_text(info, "title") or "")
+    post_id = str(info.get("id") or "")
+    base: dict[str, Any] = {"task": Task.SUMMARIZATION, "split": optional_text(row, "split"), "group": post_id}
     if "summaries" in row:
-        return _comparison(row, prompt, base)
+        return _comparison(row, prompt, base)  # a post has many comparisons: its id is their group, not their own id
     summary = text(row, "summary").strip()
-    return Row(prompt, response=summary, reference=summary, **base)
+    return Row(prompt, post_id, response=summary, reference=summary, **base)
 
 
 def _comparison(row: Mapping[str, Any], prompt: Any, base: dict[str, Any]) -> Row:
@@ -34,6 +33,7 @@ def _comparison(row: Mapping[str, Any], prompt: Any, base: dict[str, Any]) -> Ro
         raise BadRow("summaries are not two")
     if choice not in (0, 1):
         raise BadRow("choice is not 0 or 1")
+    choice = int(choice)
     texts = [checked(item.get("text"), "summaries text").strip() for item in summaries]
     facts = {key: str(row[key]) for key in _KEPT if row.get(key) is not None}
     extra = row.get("extra")
