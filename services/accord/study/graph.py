@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from accord.study import costs
+from accord.study.costs import Lengths, lengths_of
 from accord.study.recipe import Feedback, StudyRecipe, TaskPart, TrainPart
 
 StepKind = Literal["train", "label", "generate", "measure", "judge", "evaluate"]
@@ -22,7 +24,7 @@ _FORMAT = "1"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step; `inputs` are names of earlier steps, `tokens` roughly what it reads and writes (a training pass counts three times)."""
+    """One step; `inputs` are names of earlier steps, `tokens` about what it computes (see `accord.study.costs`)."""
 
     name: str
     kind: StepKind
@@ -43,6 +45,7 @@ class Graph:
 @dataclass
 class _Builder:
     recipe: StudyRecipe
+    lengths: Mapping[str, Lengths]
     steps: list[Step] = field(default_factory=list)
 
     def add(self, step: Step) -> str:
@@ -50,14 +53,15 @@ class _Builder:
         return step.name
 
 
-def build_graph(recipe: StudyRecipe, digests: Mapping[str, str]) -> Graph:
+def build_graph(recipe: StudyRecipe, digests: Mapping[str, str], lengths: Mapping[str, Lengths] | None = None) -> Graph:
     """The steps of a recipe.
 
     Args:
         recipe: what is compared.
         digests: of everything outside of the recipe that results depend on (base model, tokenizer, template, data of each task).
+        lengths: of each task's texts, for the cost of steps; the recipe's limits where they are not known. No part of any key.
     """
-    builder = _Builder(recipe)
+    builder = _Builder(recipe, {part.task.value: (lengths or {}).get(part.task.value, lengths_of(recipe, None, None)) for part in recipe.tasks})
     measured: list[str] = []
     for part in recipe.tasks:
         measured += _task_steps(builder, part)
@@ -65,7 +69,7 @@ def build_graph(recipe: StudyRecipe, digests: Mapping[str, str]) -> Graph:
     builder.add(
         Step(
             "evaluate", "evaluate", "metrics with intervals", {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed},
-            tuple(measured), tokens=600 * len(recipe.tasks),
+            tuple(measured), tokens=300 * len(recipe.tasks) * recipe.evaluation.prompts,
         )
     )  # fmt: skip
     steps = tuple(builder.steps)
@@ -84,8 +88,8 @@ def arms_of(recipe: StudyRecipe) -> tuple[str, ...]:
 
 def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     recipe, task = builder.recipe, part.task.value
-    width = recipe.max_prompt_tokens + recipe.max_response_tokens
-    sft = builder.add(_train(recipe, part, "sft", SFT, {"data": _data(part)}, recipe.sft, width=width))
+    lengths = builder.lengths[task]
+    sft = builder.add(_train(recipe, part, "sft", SFT, {"data": _data(part)}, recipe.sft, lengths))
     labels = _label_steps(builder, part)
     adapters: dict[str, str] = {SFT: sft}
     reward_models: dict[Feedback, str] = {}
@@ -94,24 +98,23 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
         before = {"parent": sft} | ({"labels": labels} if feedback == "ai" else {})
         if "ppo" in recipe.algorithms:
             reward_models[feedback] = builder.add(
-                _train(recipe, part, "reward_model", f"rm-{feedback}", data, recipe.reward_model, before=before, width=2 * width)
+                _train(recipe, part, "reward_model", f"rm-{feedback}", data, recipe.reward_model, lengths, before=before)
             )
         if "dpo" in recipe.algorithms:
             dpo = data | {"beta": recipe.dpo.beta}
             name = arm_name(feedback, "dpo")
-            adapters[name] = builder.add(_train(recipe, part, "dpo", name, dpo, recipe.dpo, before=before, width=2.7 * width))
+            adapters[name] = builder.add(_train(recipe, part, "dpo", name, dpo, recipe.dpo, lengths, before=before))
         if "ppo" in recipe.algorithms:
             name = arm_name(feedback, "ppo")
             before = {"parent": sft, "reward_model": reward_models[feedback]}
-            rollout = 3 * (recipe.max_prompt_tokens + recipe.max_sampled_tokens)
-            adapters[name] = builder.add(_train(recipe, part, "ppo", name, _ppo(recipe, part), recipe.ppo, before=before, width=rollout))
+            adapters[name] = builder.add(_train(recipe, part, "ppo", name, _ppo(recipe, part), recipe.ppo, lengths, before=before))
     generated = {arm: _generate(builder, part, arm, adapters.get(arm)) for arm in arms_of(recipe)}
     measured = [_measure(builder, part, arm, generated[arm], sft, reward_models) for arm in generated]
     judged = builder.add(
         Step(
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
             {"task": task, "judge": recipe.judge.model_dump(mode="json"), "arms": list(generated)}, tuple(generated.values()),
-            tokens=recipe.evaluation.prompts * (recipe.max_prompt_tokens + 16 * recipe.max_sampled_tokens),
+            tokens=costs.judge_cost(recipe, len(generated), lengths),
         )
     )  # fmt: skip
     checks = [name for name in (step.name for step in builder.steps) if name.startswith(f"{task}/judge-check-")]
@@ -130,23 +133,31 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
     """Labels for training, and the judges measured on held-out pairs that people labelled; returns the name of the former."""
     recipe, task = builder.recipe, part.task.value
     judge, evaluation = recipe.judge.model_dump(mode="json"), recipe.evaluation
-    pair = recipe.max_prompt_tokens + 4 * recipe.max_response_tokens
+    lengths = builder.lengths[task]
     name = f"{task}/labels-ai"
     if "ai" in recipe.feedback:
         params = {"task": task, "uri": part.uri, "format": part.format, "split": "train", "limit": recipe.ai_pairs, "judge": judge}
-        builder.add(Step(name, "label", f"{task}: {recipe.judge.kind} judge labels", params | {"seed": recipe.seed}, tokens=recipe.ai_pairs * pair))
+        builder.add(
+            Step(
+                name,
+                "label",
+                f"{task}: {recipe.judge.kind} judge labels",
+                params | {"seed": recipe.seed},
+                tokens=costs.label_cost(recipe.judge.kind, recipe.ai_pairs, lengths),
+            )
+        )
     for kind in evaluation.judge_check_kinds if evaluation.judge_check_pairs else ():
         params = {
             "task": task, "uri": part.held_out_uri, "format": part.format, "split": "test", "limit": evaluation.judge_check_pairs,
             "judge": {"kind": kind}, "seed": recipe.seed,
         }  # fmt: skip
-        tokens = evaluation.judge_check_pairs * (pair if kind == "likelihood" else 2 * (pair + 300))
+        tokens = costs.label_cost(kind, evaluation.judge_check_pairs, lengths)
         builder.add(Step(f"{task}/judge-check-{kind}", "label", f"{task}: {kind} judge against people", params, tokens=tokens))
     return name
 
 
 def _train(
-    recipe: StudyRecipe, part: TaskPart, algorithm: str, arm: str, values: Mapping[str, Any], size: TrainPart, *, width: float,
+    recipe: StudyRecipe, part: TaskPart, algorithm: str, arm: str, values: Mapping[str, Any], size: TrainPart, lengths: Lengths, *,
     before: Mapping[str, str] | None = None,
 ) -> Step:  # fmt: skip
     """A run. `before` names the steps that give the parent adapter, the reward model and the labels."""
@@ -161,7 +172,7 @@ def _train(
     sources = dict(before or {})
     return Step(
         f"{part.task.value}/{arm}", "train", f"{part.task.value}: train {arm}", {"algorithm": algorithm, "spec": spec, "sources": sources},
-        tuple(dict.fromkeys(sources.values())), tokens=round(3 * size.steps * size.batch_size * width),
+        tuple(dict.fromkeys(sources.values())), tokens=costs.run_cost(recipe, algorithm, lengths),
     )  # fmt: skip
 
 
@@ -184,7 +195,7 @@ def _generate(builder: _Builder, part: TaskPart, arm: str, adapter: str | None) 
         "task": part.task.value, "arm": arm, "uri": part.held_out_uri, "format": part.format, "limit": evaluation.prompts,
         "temperature": evaluation.temperature, "max_tokens": recipe.max_sampled_tokens, "seed": recipe.seed, "adapter_from": adapter,
     }  # fmt: skip
-    tokens = evaluation.prompts * (recipe.max_prompt_tokens + 3 * recipe.max_sampled_tokens)
+    tokens = costs.generate_cost(recipe, builder.lengths[part.task.value])
     title = f"{part.task.value}: {arm} answers held-out prompts"
     return builder.add(Step(f"{part.task.value}/generate-{arm}", "generate", title, params, (adapter,) if adapter else (), tokens))
 
@@ -195,7 +206,7 @@ def _measure(builder: _Builder, part: TaskPart, arm: str, generated: str, sft: s
         "task": part.task.value, "arm": arm, "responses_from": generated, "reference_from": sft, "reward_models_from": dict(reward_models),
         "temperature": recipe.evaluation.temperature,
     }  # fmt: skip
-    tokens = recipe.evaluation.prompts * (1 + len(reward_models)) * (recipe.max_prompt_tokens + recipe.max_sampled_tokens)
+    tokens = costs.measure_cost(recipe, len(reward_models), builder.lengths[part.task.value])
     title = f"{part.task.value}: {arm} reward and KL"
     return builder.add(Step(f"{part.task.value}/measure-{arm}", "measure", title, params, (generated, sft, *reward_models.values()), tokens))
 

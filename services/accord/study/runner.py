@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from accord.client.policy import PolicyClient
 from accord.data.readers import read_pairs, read_prompts
+from accord.data.records import PreferencePair
 from accord.errors import InvalidArgumentError
 from accord.rundir import write_atomically
 from accord.study import actions, measuring
 from accord.study.actions import Clients, StepContext
+from accord.study.costs import Lengths, lengths_of
 from accord.study.graph import Graph, Step, arms_of, build_graph
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
@@ -27,9 +30,9 @@ from accord.workspace import Workspace
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
-# Tokens a second of the embedded model on two cores, counted as in `Step.tokens`; replaced by what was seen as soon as a step is done.
-_TOKENS_PER_SECOND = 330.0
-_STEP_SECONDS = 5.0
+# Tokens a second of the embedded model on two cores, counted as in `Step.tokens`; replaced by what was seen as soon as steps are done.
+_TOKENS_PER_SECOND = 500.0
+_START_SECONDS = {"train": 7.0, "evaluate": 12.0, "label": 1.0, "generate": 0.5, "measure": 0.5, "judge": 0.5}
 
 
 class Reporter(Protocol):
@@ -94,7 +97,8 @@ def plan_study(recipe: StudyRecipe, home: Path) -> StudyPlan:
         model = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         model = {}
-    graph = build_graph(recipe, model | data_digests(recipe))
+    data, lengths = data_facts(recipe)
+    graph = build_graph(recipe, model | data, lengths)
     found = {step.name: store.read(step.name, graph.keys[step.name]) for step in graph.steps}
     rate = _rate([(step, result) for step in graph.steps if (result := found[step.name])])
     return StudyPlan(
@@ -117,7 +121,7 @@ def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_servi
     """
     started = time.monotonic()
     store = StepStore(home)
-    data = data_digests(recipe)
+    data, lengths = data_facts(recipe)
     workspace = Workspace(home)
     ran_before = {status.name for status in workspace.status() if status.health == "serving"}
     try:
@@ -125,7 +129,7 @@ def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_servi
         with Clients(services) as clients:
             model = model_digests(clients.policy)
             write_atomically(store.folder / _DIGESTS_FILE, json.dumps(model))
-            graph = build_graph(recipe, model | data)
+            graph = build_graph(recipe, model | data, lengths)
             found, reused = _Runner(recipe, graph, store, clients, reporter).run()
     finally:
         if not keep_services and not ran_before:
@@ -147,13 +151,13 @@ def model_digests(policy: PolicyClient) -> dict[str, str]:
     return {"base_model": digests.base_model, "tokenizer": digests.tokenizer, "chat_template": digests.chat_template}
 
 
-def data_digests(recipe: StudyRecipe) -> dict[str, str]:
-    """Digests of each task's training and held-out pairs.
+def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]:
+    """Digests of each task's training and held-out data, and how long its texts are.
 
     Raises:
         InvalidArgumentError: a prompt is in both parts, or a part has fewer than two pairs.
     """
-    found = {}
+    found, lengths = {}, {}
     for index, part in enumerate(recipe.tasks):
         train = read_pairs(part.uri, format=part.format, split="train", seed=recipe.seed, task=part.task)
         test = read_pairs(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
@@ -169,7 +173,16 @@ def data_digests(recipe: StudyRecipe) -> dict[str, str]:
             )
         both = f"{train.report.digest} {test.report.digest} {prompts.report.digest}"
         found[f"data_{part.task.value}"] = hashlib.sha256(both.encode()).hexdigest()
-    return found
+        lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in train.rows), _response_words(train.rows))
+    return found, lengths
+
+
+def _response_words(pairs: Sequence[PreferencePair]) -> float:
+    return _mean_words(text for pair in pairs for text in (pair.chosen, pair.rejected))
+
+
+def _mean_words(texts: Iterable[str]) -> float:
+    return statistics.mean(len(text.split()) for text in texts)
 
 
 class _Runner:
@@ -226,10 +239,10 @@ class _Runner:
 
 def _rate(done: list[tuple[Step, StepResult]]) -> float:
     """Tokens a second, out of the steps that are done."""
-    seconds = sum(max(0.1, result.seconds - _STEP_SECONDS) for _, result in done)
+    seconds = sum(max(0.1, result.seconds - _START_SECONDS[step.kind]) for step, result in done)
     tokens = sum(step.tokens for step, _ in done)
     return tokens / seconds if seconds > 30 else _TOKENS_PER_SECOND
 
 
 def _seconds(step: Step, rate: float) -> float:
-    return _STEP_SECONDS + step.tokens / rate
+    return _START_SECONDS[step.kind] + step.tokens / rate
