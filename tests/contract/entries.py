@@ -6,12 +6,16 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.contract import tiny
 from tests.contract.echo_proto import SERVICE, EchoReply, EchoRequest
 from tests.contract.fake_judge import SLOW, shared_judge
 from tests.contract.harness import RpcCase, ServiceEntry
 
 from accord.api.common.v1 import common_pb2
 from accord.api.feedback.v1 import feedback_pb2
+from accord.api.policy.v1 import policy_pb2
+from accord.api.reward.v1 import reward_pb2
+from accord.api.trainer.v1 import trainer_pb2
 
 
 def _echo_config(_: Path) -> dict[str, Any]:
@@ -70,4 +74,94 @@ FEEDBACK = ServiceEntry(
     quick_start=True,
 )
 
-ENTRIES: list[ServiceEntry] = [ECHO, FEEDBACK]
+POLICY_SERVICE = "accord.api.policy.v1.PolicyService"
+
+
+def policy_config(_: Path) -> dict[str, Any]:
+    """A policy server on the tiny model and the shared store, with room for two adapters."""
+    return {"base_model": str(tiny.model_folder()), "artefacts": tiny.store().uri, "threads": 1, "max_loaded_adapters": 2}
+
+
+def _prompt(text: str) -> common_pb2.Prompt:
+    turn = common_pb2.ChatMessage(role=common_pb2.ROLE_USER, content=text)
+    return common_pb2.Prompt(messages=common_pb2.ChatMessages(messages=[turn]))
+
+
+def _generate(text: str, *, n: int, max_tokens: int) -> policy_pb2.GenerateRequest:
+    sampling = policy_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    return policy_pb2.GenerateRequest(items=[policy_pb2.GenerateItem(prompt=_prompt(text), n=n, sampling=sampling)])
+
+
+POLICY = ServiceEntry(
+    name="policy",
+    module="accord.policy",
+    config=policy_config,
+    services=(POLICY_SERVICE, "accord.api.policy.v1.PolicyAdminService"),
+    quick=RpcCase(f"/{POLICY_SERVICE}/Generate", lambda text: _generate(text, n=1, max_tokens=2), policy_pb2.GenerateResponse),
+    slow=RpcCase(f"/{POLICY_SERVICE}/Generate", lambda text: _generate(text, n=32, max_tokens=400), policy_pb2.GenerateResponse),
+    empty=RpcCase(f"/{POLICY_SERVICE}/Generate", lambda _: policy_pb2.GenerateRequest(), policy_pb2.GenerateResponse, field="items"),
+    compute_metric="accord_policy_decode_steps_total",
+    full_config=lambda folder: {**policy_config(folder), "max_queue_items": 1},
+)
+
+REWARD_SERVICE = "accord.api.reward.v1.RewardService"
+_SLOW_SCORES = 400
+
+
+def reward_config(_: Path) -> dict[str, Any]:
+    """A reward server on the tiny model and the shared store, with room for two reward models."""
+    return {"base_model": str(tiny.model_folder()), "artefacts": tiny.store().uri, "threads": 1, "max_loaded_models": 2}
+
+
+def _score(text: str, *, items: int, response: str) -> reward_pb2.ScoreRequest:
+    item = reward_pb2.ScoreItem(prompt=_prompt(text), response=common_pb2.Response(text=response))
+    return reward_pb2.ScoreRequest(items=[item] * items, reward_model=reward_pb2.RewardModelSelector(members=[f"adapters/{tiny.REWARD_MODEL}"]))
+
+
+REWARD = ServiceEntry(
+    name="reward",
+    module="accord.reward",
+    config=reward_config,
+    services=(REWARD_SERVICE,),
+    quick=RpcCase(f"/{REWARD_SERVICE}/Score", lambda text: _score(text, items=1, response="yes"), reward_pb2.ScoreResponse),
+    slow=RpcCase(f"/{REWARD_SERVICE}/Score", lambda text: _score(text, items=_SLOW_SCORES, response="x" * 300), reward_pb2.ScoreResponse),
+    empty=RpcCase(f"/{REWARD_SERVICE}/Score", lambda text: _score(text, items=0, response=""), reward_pb2.ScoreResponse, field="items"),
+    compute_metric="accord_reward_tokens_total",
+    full_config=lambda folder: {**reward_config(folder), "max_queue_items": _SLOW_SCORES},
+)
+
+TRAINER_SERVICE = "accord.api.trainer.v1.TrainerService"
+
+
+def trainer_config(folder: Path) -> dict[str, Any]:
+    """A trainer with a registry and runs of its own below the folder, on the tiny model and the shared store."""
+    return {
+        "runs": str(folder / "runs"), "database": f"sqlite:///{folder / 'registry.sqlite'}", "artefacts": tiny.store().uri,
+        "base_model": str(tiny.model_folder()), "threads": 1, "poll_seconds": 0.05,
+    }  # fmt: skip
+
+
+def _sft(data: trainer_pb2.DataSpec) -> trainer_pb2.RunSpec:
+    return trainer_pb2.RunSpec(adapter="entry", steps=1, sft=trainer_pb2.SftSpec(data=data))
+
+
+def _new_run(text: str) -> trainer_pb2.CreateRunRequest:
+    spec = _sft(trainer_pb2.DataSpec(uri=str(tiny.small_dataset())))
+    return trainer_pb2.CreateRunRequest(request_id=text, spec=spec, validate_only=True)
+
+
+TRAINER = ServiceEntry(
+    name="trainer",
+    module="accord.trainer",
+    config=trainer_config,
+    services=(TRAINER_SERVICE,),
+    quick=RpcCase(f"/{TRAINER_SERVICE}/CreateRun", _new_run, trainer_pb2.CreateRunResponse),
+    slow=RpcCase(
+        f"/{TRAINER_SERVICE}/PlanRun",
+        lambda text: trainer_pb2.PlanRunRequest(spec=_sft(trainer_pb2.DataSpec(uri=str(tiny.slow_dataset()), split=text))),
+        trainer_pb2.PlanRunResponse,
+    ),
+    quick_start=True,
+)
+
+ENTRIES: list[ServiceEntry] = [ECHO, FEEDBACK, POLICY, REWARD, TRAINER]

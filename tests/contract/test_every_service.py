@@ -122,7 +122,7 @@ def test_a_call_without_a_deadline_gets_the_servers(entry: ServiceEntry, tmp_pat
     with start(entry, tmp_path, default_deadline_seconds=0.5) as server, server.channel() as channel:
         error = refusal(channel, entry.slow, timeout=None)
         assert error.code == "DEADLINE_EXCEEDED"
-        assert in_flight(server, entry) == 0
+        eventually(lambda: in_flight(server, entry) == 0, timeout_seconds=5)
         assert_compute_has_stopped(server, entry)
 
 

@@ -25,7 +25,7 @@ HEAD_FACTS = HeadFacts(mean=0.75, std=2.5, training_data_digest="ab" * 32, held_
 SECOND_HEAD_FACTS = HeadFacts(mean=-0.5, std=0.4, training_data_digest="cd" * 32)
 SHORT_HEAD_FACTS = HeadFacts(max_tokens=40)
 LORA = LoraSpec(rank=4)
-_ROWS_THAT_TAKE_SECONDS = 120_000
+_ROWS_THAT_TAKE_SECONDS = 50_000
 
 
 @cache

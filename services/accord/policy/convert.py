@@ -88,7 +88,7 @@ class RequestReader:
         Raises:
             InvalidArgumentError: it is positive and below 1e-6.
         """
-        if 0 < value < _MIN_TEMPERATURE:
+        if 0 < value < 0.999 * _MIN_TEMPERATURE:  # the wire's float32 of 1e-6 is a little less
             raise InvalidArgumentError(f"temperature is {value:g}; at least {_MIN_TEMPERATURE:g} is allowed, or 0 where greedy is meant", field=field)
         return value
 

@@ -32,16 +32,8 @@ def read_spec(message: pb.RunSpec) -> RunSpec:
 
 def run_to_proto(record: RunRecord) -> pb.Run:
     """The run with what its directory says of it now."""
-    run = pb.Run(
-        name=record.name,
-        spec=spec_to_proto(record.spec),
-        state=getattr(pb, f"RUN_STATE_{record.state}"),
-        message=record.message,
-        total_steps=record.spec.steps,
-        create_time=timestamp(record.create_time),
-        attempts=record.attempts,
-        directory=record.directory,
-    )
+    run = _facts(record)
+    run.state, run.message = getattr(pb, f"RUN_STATE_{record.state}"), record.message
     for name in ("start_time", "end_time"):
         value = getattr(record, name)
         if value is not None:
@@ -50,6 +42,14 @@ def run_to_proto(record: RunRecord) -> pb.Run:
         run.exit_code = record.exit_code
     _add_events(run, record)
     return run
+
+
+def _facts(record: RunRecord) -> pb.Run:
+    """What does not change while a run goes on."""
+    return pb.Run(
+        name=record.name, spec=spec_to_proto(record.spec), total_steps=record.spec.steps, create_time=timestamp(record.create_time),
+        attempts=record.attempts, directory=record.directory,
+    )  # fmt: skip
 
 
 def _add_events(run: pb.Run, record: RunRecord) -> None:
@@ -78,8 +78,9 @@ def event_to_proto(event: RunEvent, record: RunRecord) -> pb.WatchRunResponse | 
     elif event.kind == "message":
         wire.message = event.text
     elif event.kind == "state":
-        run = run_to_proto(record)
-        run.phase, run.waiting_on = event.phase, event.waiting_on
+        run = _facts(record)  # as it was then: an ended state here would end the watch before the later events
+        run.state = pb.RUN_STATE_CHECKPOINTING if event.phase == "checkpoint" else pb.RUN_STATE_RUNNING
+        run.step, run.phase, run.waiting_on = event.step, event.phase, event.waiting_on
         wire.run.CopyFrom(run)
     else:
         return None

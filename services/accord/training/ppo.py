@@ -52,7 +52,8 @@ class ProximalPolicyOptimization:
     def __init__(self, context: RunContext, spec: PpoSpec) -> None:
         self._context = context
         self._spec = spec
-        self._source = RolloutSource(context, spec.reward_model)
+        self._reward_version = context.fetch_parent(spec.reward_model)  # one version to the end, whatever is published meanwhile
+        self._source = RolloutSource(context, self._reward_version)
         self._controller: KLController = (
             AdaptiveKLController(spec.kl_coef, spec.kl_target, spec.kl_horizon)
             if spec.kl_controller == "adaptive"
@@ -63,7 +64,6 @@ class ProximalPolicyOptimization:
         self._model = RolloutModel(context.adapted, self._head, temperature=spec.temperature)
         self._parents: tuple[str, ...] = ()
         self._reference: str | None = None
-        self._reward_version = ""
         self._data_digest = ""
         self._prompts: Sequence[EncodedPrompt] = ()
         self._eval_prompts: Sequence[EncodedPrompt] = ()
@@ -73,7 +73,6 @@ class ProximalPolicyOptimization:
 
     def setup(self) -> None:
         """Reads prompts, starts policy, reference and critic, and compares models with the services."""
-        self._reward_version = self._context.fetch_parent(self._spec.reward_model)
         self._prompts, self._data_digest = self._read_prompts(self._spec.data)
         if self._spec.eval_data is not None:
             self._eval_prompts = self._read_prompts(self._spec.eval_data)[0]

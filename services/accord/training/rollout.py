@@ -18,7 +18,7 @@ from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardClient, ScoreItem
-from accord.errors import DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError
+from accord.errors import DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
@@ -136,6 +136,8 @@ class RolloutSource:
         for event in self._policy.generate_stream(items, adapter=version, timeout_seconds=_CALL_SECONDS):
             if event.error is not None:
                 raise event.error
+            if event.sample is not None and event.sample.finish_reason == "aborted":
+                raise UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
             if event.sample is not None:
                 missing.discard(event.item_index)
                 yield event.item_index, event.sample

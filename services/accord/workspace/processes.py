@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,21 +90,12 @@ def module_command(module: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module)
 
 
-def stop_processes(processes: Sequence[ProcessId], *, timeout_seconds: float, on_stop: Callable[[ProcessId], None] | None = None) -> None:
-    """Sends SIGTERM to all and waits until they have ended; SIGKILL to the session of those that outlast the timeout.
-
-    `on_stop` is called for each one as it is seen to have ended.
-    """
+def stop_processes(processes: Sequence[ProcessId], *, timeout_seconds: float) -> None:
+    """Sends SIGTERM to all and waits until they have ended; SIGKILL to the session of those that outlast the timeout."""
     left = [process for process in processes if is_alive(process)]
     _signal(left, signal.SIGTERM)
     deadline, killed = time.monotonic() + timeout_seconds, False
-    while True:
-        for process in [process for process in left if not is_alive(process)]:
-            left.remove(process)
-            if on_stop is not None:
-                on_stop(process)
-        if not left:
-            return
+    while left := [process for process in left if is_alive(process)]:
         if not killed and time.monotonic() >= deadline:
             killed = True
             _signal(left, signal.SIGKILL)

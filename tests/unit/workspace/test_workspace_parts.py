@@ -60,10 +60,8 @@ def test_sigterm_first_and_the_whole_session_at_the_end(tmp_path: Path) -> None:
     time.sleep(0.3)
     grandchildren = psutil.Process(rude.pid).children()
     found = [process for process in map(identify, (polite.pid, rude.pid)) if process is not None]
-    ended: list[int] = []
     started = time.monotonic()
-    stop_processes(found, timeout_seconds=0.7, on_stop=lambda process: ended.append(process.pid))
-    assert ended == [polite.pid, rude.pid]
+    stop_processes(found, timeout_seconds=0.7)
     assert 0.7 <= time.monotonic() - started < 10
     assert (polite.wait(), rude.wait()) == (7, -signal.SIGKILL)
     assert grandchildren

@@ -184,6 +184,17 @@ def test_a_failed_up_leaves_what_ran_before(workspace: Workspace, home: Path, be
     }
 
 
+def test_an_interrupted_up_leaves_nothing_behind(workspace: Workspace, home: Path) -> None:
+    def interrupt(text: str) -> None:
+        if text.startswith("starting feedback"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        workspace.up(base_model=str(home.parent / "model"), report=interrupt, timeout_seconds=60)
+    assert set(health(workspace).values()) == {"stopped"}
+    assert all(status.note == "" for status in workspace.status())
+
+
 def test_a_service_that_never_serves_costs_the_timeout_and_no_more(workspace: Workspace, home: Path, behave: Behave) -> None:
     behave({"policy": "hangs"})
     started = time.monotonic()

@@ -1,0 +1,36 @@
+"""What all tests share: one compute thread a process, reproducible property tests, importable helpers, and golden files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; servers that tests start inherit it
+settings.register_profile("accord", deadline=None, derandomize=True, database=None)
+settings.load_profile("accord")
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what the golden tests see into tests/golden instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], str]:
+    """A function of (file name, text now) that returns the text to compare with: the stored one, or with --update-golden this one, stored."""
+
+    def stored(name: str, now: str) -> str:
+        path = GOLDEN / "files" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(now, encoding="utf-8")
+        assert path.exists(), f"{path.name} is not there: run pytest --update-golden and look at what it writes"
+        return path.read_text(encoding="utf-8")
+
+    return stored

@@ -1,0 +1,235 @@
+"""Each of the seven formats on rows made for the test: what is read, and what of a wrong row is said. No row is from a published set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accord.data.formats import FORMATS
+from accord.data.readers import read_demonstrations, read_pairs, read_prompts, read_texts
+from accord.data.writers import write_pairs
+from accord.errors import InvalidArgumentError
+from accord.text.chat import Message
+from accord.text.tasks import Task, summarization_prompt
+
+USER = {"role": "user", "content": "How tall is it?"}
+SAMPLE = {
+    "id": "con-001", "subject": "towers", "tone": "plain", "reference": "It is 30 m tall.", "better": "About 30 m.", "worse": "It is blue.",
+    "flaw": "off_topic", "flaw_note": "answers about the colour", "messages": [USER],
+}  # fmt: skip
+ACCORD = {
+    "pair_id": "p1", "task": "conversation", "prompt": [USER], "chosen": [{"role": "assistant", "content": "30 m"}],
+    "rejected": [{"role": "assistant", "content": "blue"}], "preference": 0.75, "human_preference": 1.0, "reference": None, "group": "g1",
+    "split": "train", "metadata": {"judge": "a"},
+}  # fmt: skip
+HH = {"chosen": "\n\nHuman: How tall is it?\n\nAssistant: 30 m", "rejected": "\n\nHuman: How tall is it?\n\nAssistant: blue"}
+COMPARISON = {
+    "info": {"id": "t3_1", "post": "My dog ran away.", "title": "Lost", "subreddit": "dogs"}, "split": "train", "worker": "w9",
+    "summaries": [{"text": " dog is gone"}, {"text": " cat is here"}], "choice": 0, "extra": {"confidence": 7},
+}  # fmt: skip
+SUMMARY = {"info": {"id": "t3_1", "post": "My dog ran away.", "title": "Lost"}, "split": "train", "summary": " dog is gone"}
+AUTOJ = {"scenario": "post_summarization", "label": 1, "prompt": "How tall is it?", "response 1": "blue", "response 2": "30 m"}
+TRL = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "30 m"}], "rejected": [{"role": "assistant", "content": "blue"}]}
+TEXT = {"text": "Towers are tall."}
+
+
+def written(folder: Path, rows: Iterable[Mapping[str, Any]], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_the_seven_formats() -> None:
+    assert set(FORMATS) == {"sample", "accord", "hh", "tldr", "autoj", "trl", "text"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("sample", SAMPLE), ("accord", ACCORD), ("hh", HH), ("tldr", COMPARISON), ("tldr", SUMMARY), ("autoj", AUTOJ), ("trl", TRL), ("text", TEXT)],
+)
+def test_each_format_recognises_its_own_rows_and_no_other_takes_them_first(name: str, row: dict[str, Any]) -> None:
+    assert next(each.name for each in FORMATS.values() if each.recognises(row)) == name
+
+
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [(SAMPLE, Task.CONVERSATION), (ACCORD, Task.CONVERSATION), (HH, Task.CONVERSATION), (AUTOJ, Task.SUMMARIZATION), (TRL, Task.CONVERSATION)],
+)
+def test_pairs_of_conversations(tmp_path: Path, row: dict[str, Any], task: Task) -> None:
+    data = read_pairs(written(tmp_path, [row]), strict=True)
+    (pair,) = data.rows
+    assert pair.messages == (Message("user", "How tall is it?"),)
+    assert (pair.chosen, pair.rejected) == (("About 30 m.", "It is blue.") if row is SAMPLE else ("30 m", "blue"))
+    assert (pair.task, pair.split, pair.human_preference) == (task, "train", 1.0)
+    assert pair.preference == (0.75 if row is ACCORD else 1.0)
+    assert (data.report.seen, data.report.rows, dict(data.report.rejected)) == (1, 1, {})
+
+
+def test_tldr_comparisons_of_one_post_are_pairs_of_one_group(tmp_path: Path) -> None:
+    other = {**COMPARISON, "summaries": [{"text": " a dog"}, {"text": " my dog ran off"}], "choice": 1}
+    pairs = read_pairs(written(tmp_path, [COMPARISON, other]), strict=True).rows
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("dog is gone", "cat is here"), ("my dog ran off", "a dog")]
+    assert pairs[0].pair_id != pairs[1].pair_id
+    assert [pair.group for pair in pairs] == ["t3_1", "t3_1"]
+    assert pairs[0].messages == summarization_prompt("My dog ran away.", "Lost")
+    assert pairs[0].task == Task.SUMMARIZATION
+    assert pairs[0].metadata == {"worker": "w9", "confidence": "7"}
+
+
+def test_tldr_summaries_are_demonstrations_with_a_reference(tmp_path: Path) -> None:
+    uri = written(tmp_path, [SUMMARY])
+    (row,) = read_demonstrations(uri, strict=True).rows
+    (prompt,) = read_prompts(uri, strict=True).rows
+    assert (row.response, row.prompt_id) == ("dog is gone", "t3_1")
+    assert prompt.reference == "dog is gone"
+
+
+@pytest.mark.parametrize(("label", "chosen", "preference"), [(0, "blue", 1.0), (1, "30 m", 1.0), (2, "blue", 0.5)])
+def test_autoj_labels(tmp_path: Path, label: int, chosen: str, preference: float) -> None:
+    (pair,) = read_pairs(written(tmp_path, [{**AUTOJ, "label": label}]), strict=True).rows
+    assert (pair.chosen, pair.preference, pair.human_preference) == (chosen, preference, preference)
+
+
+def test_hh_transcripts_of_several_turns(tmp_path: Path) -> None:
+    lead = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nI help.\n\nHuman: How tall?\nHuman: is a word.\n\nAssistant: "
+    (pair,) = read_pairs(written(tmp_path, [{"chosen": lead + "30 m", "rejected": lead + "blue"}]), strict=True).rows
+    assert pair.messages == (
+        Message("user", "Hi"),
+        Message("assistant", "Hello!\n\nI help."),
+        Message("user", "How tall?\nHuman: is a word."),
+    )
+    assert (pair.chosen, pair.rejected) == ("30 m", "blue")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TRL,
+        {"prompt": "How tall is it?", "chosen": "30 m", "rejected": "blue"},
+        {"chosen": [USER, {"role": "assistant", "content": "30 m"}], "rejected": [USER, {"role": "assistant", "content": "blue"}]},
+    ],
+)
+def test_trl_preferences_explicit_plain_and_implicit(tmp_path: Path, row: dict[str, Any]) -> None:
+    (pair,) = read_pairs(written(tmp_path, [row]), strict=True).rows
+    assert (pair.messages, pair.chosen, pair.rejected) == ((Message("user", "How tall is it?"),), "30 m", "blue")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, {"role": "assistant", "content": "30 m"}]},
+        {"prompt": [USER], "completion": [{"role": "assistant", "content": "30 m"}]},
+        {"prompt": "How tall is it?", "response": "30 m"},
+        {"prompt": "How tall is it?", "summary": "30 m"},
+    ],
+)
+def test_trl_demonstrations(tmp_path: Path, row: dict[str, Any]) -> None:
+    (found,) = read_demonstrations(written(tmp_path, [row]), strict=True).rows
+    assert (found.messages, found.response) == ((Message("user", "How tall is it?"),), "30 m")
+    assert read_texts(written(tmp_path, [row]), strict=True).rows[0].text == "How tall is it?\n\n30 m"
+
+
+def test_prompts_alone_and_texts(tmp_path: Path) -> None:
+    (prompt,) = read_prompts(written(tmp_path, [{"prompt": "How tall is it?"}]), strict=True, task=Task.SUMMARIZATION).rows
+    assert (prompt.messages, prompt.reference, prompt.task) == ((Message("user", "How tall is it?"),), None, Task.SUMMARIZATION)
+    assert read_texts(written(tmp_path, [TEXT]), strict=True).rows[0].text == "Towers are tall."
+
+
+def test_pairs_that_accord_writes_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = read_pairs(written(tmp_path, [ACCORD, {**ACCORD, "pair_id": "p2", "preference": 0.5, "human_preference": None}]), strict=True).rows
+    digest = write_pairs(tmp_path / "again.jsonl", rows)
+    again = read_pairs(str(tmp_path / "again.jsonl"), strict=True)
+    assert again.rows == rows
+    assert digest == write_pairs(tmp_path / "twice.jsonl", again.rows)
+    assert rows[1].human_preference is None
+
+
+def test_a_missing_group_is_the_prompt_and_not_one_group_for_all(tmp_path: Path) -> None:
+    other = {**ACCORD, "pair_id": "p2", "prompt": [{"role": "user", "content": "How old is it?"}]}
+    first, second = read_pairs(written(tmp_path, [{**row, "group": None} for row in (ACCORD, other)]), strict=True).rows
+    assert first.group
+    assert second.group
+    assert first.group != second.group
+
+
+def test_identical_responses_are_a_tie(tmp_path: Path) -> None:
+    (pair,) = read_pairs(written(tmp_path, [{"prompt": "x", "chosen": "same", "rejected": "same"}]), strict=True).rows
+    assert pair.preference == 0.5
+
+
+def without(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "reason"),
+    [
+        ("sample", {**SAMPLE, "better": 7}, "better is not text"),
+        ("sample", {**SAMPLE, "id": "con-x"}, "id does not end in a digit"),
+        ("sample", {**SAMPLE, "id": "con-²"}, "id does not end in a digit"),
+        ("sample", without(SAMPLE, "messages"), "messages is not a list of messages"),
+        ("sample", {**SAMPLE, "messages": [{"role": "robot", "content": "x"}]}, "messages has a turn without a role"),
+        ("sample", {**SAMPLE, "messages": [USER, {"role": "assistant", "content": "x"}]}, "does not end with the user"),
+        ("accord", {**ACCORD, "preference": None}, "preference is not in"),
+        ("accord", {**ACCORD, "preference": "0.5"}, "preference is not in"),
+        ("accord", {**ACCORD, "preference": 1.5}, "preference is not in"),
+        ("accord", {**ACCORD, "preference": float("nan")}, "preference is not in"),
+        ("accord", {**ACCORD, "human_preference": -1}, "human_preference is not in"),
+        ("accord", {**ACCORD, "task": "cooking"}, "task is not known"),
+        ("accord", {**ACCORD, "metadata": [1]}, "metadata is no mapping"),
+        ("accord", {**ACCORD, "split": 3}, "split is not text"),
+        ("accord", {**ACCORD, "group": 3}, "group is not text"),
+        ("accord", {**ACCORD, "pair_id": 3}, "pair_id is not text"),
+        ("accord", {**ACCORD, "chosen": []}, "chosen is not a list of messages"),
+        ("accord", {**ACCORD, "chosen": ACCORD["chosen"] * 2}, "not one turn each"),
+        ("accord", without(ACCORD, "preference"), "preference is not in"),
+        ("hh", {**HH, "rejected": None}, "rejected is missing"),
+        ("hh", {**HH, "rejected": "Just text"}, "rejected is not a transcript"),
+        ("hh", {**HH, "rejected": "\n\nHuman: Another?\n\nAssistant: blue"}, "differ before the last turn"),
+        ("hh", {**HH, "rejected": "\n\nHuman: How tall is it?\n\nAssistant:"}, "rejected turn is empty"),
+        ("hh", {"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "does not end with the assistant"),
+        ("hh", {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "no prompt before the response"),
+        ("tldr", {**COMPARISON, "info": 3}, "info is missing"),
+        ("tldr", {**COMPARISON, "info": {"post": ""}}, "info.post is missing"),
+        ("tldr", {**COMPARISON, "info": {"post": "a", "title": "b\x00"}}, "title holds a NUL character"),
+        ("tldr", {**COMPARISON, "choice": 2}, "choice is not 0 or 1"),
+        ("tldr", {**COMPARISON, "choice": None}, "choice is not 0 or 1"),
+        ("tldr", {**COMPARISON, "summaries": [{"text": "a"}]}, "summaries are not two"),
+        ("tldr", {**COMPARISON, "summaries": [{"text": "a"}, "b"]}, "summaries are not two"),
+        ("tldr", {**COMPARISON, "summaries": [{"text": "a"}, {}]}, "summaries text is not text"),
+        ("autoj", {**AUTOJ, "label": 3}, "label is not 0, 1 or 2"),
+        ("autoj", {**AUTOJ, "label": "1"}, "label is not 0, 1 or 2"),
+        ("autoj", {**AUTOJ, "response 2": ""}, "response 2 is empty"),
+        ("trl", {**TRL, "chosen": 3}, "chosen is not a list of messages"),
+        ("trl", {**TRL, "chosen": [USER]}, "chosen does not end with the assistant"),
+        ("trl", {**TRL, "prompt": []}, "prompt is not a list of messages"),
+        ("trl", {**TRL, "prompt": ""}, "prompt is empty"),
+        ("trl", {"chosen": "a", "rejected": "b"}, "prompt is missing"),
+        ("trl", {"prompt": "a", "response": "b"}, "chosen or rejected is missing"),
+        ("trl", {**TRL, "chosen": "a\x00b"}, "chosen holds a NUL character"),
+        ("trl", {"prompt": "\ud800", "chosen": "a", "rejected": "b"}, "prompt holds a lone surrogate"),
+        ("text", {"text": 1}, "text is not text"),
+        ("text", TEXT, "prompt is missing"),
+    ],
+)
+def test_a_wrong_row_is_counted_with_its_reason_and_its_place(tmp_path: Path, format: str, row: dict[str, Any], reason: str) -> None:
+    good = {"sample": SAMPLE, "accord": ACCORD, "hh": HH, "tldr": COMPARISON, "autoj": AUTOJ, "trl": TRL, "text": None}[format]
+    uri = written(tmp_path, [row] if good is None else [good, row])
+    report = read_pairs(uri, format=format).report
+    assert report.rows == (0 if good is None else 1)
+    assert sum(report.rejected.values()) == 1
+    assert reason in next(iter(report.rejected))
+    assert report.examples == (f"rows.jsonl:{report.seen}: {next(iter(report.rejected))}",)
+    with pytest.raises(InvalidArgumentError, match=rf"rows\.jsonl:{report.seen}: ") as error:
+        read_pairs(uri, format=format, strict=True)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("choice", [0.0, 1.0, True])
+def test_numbers_as_parquet_and_others_write_them(tmp_path: Path, choice: float) -> None:
+    (pair,) = read_pairs(written(tmp_path, [{**COMPARISON, "choice": choice}]), strict=True).rows
+    assert pair.chosen == ("dog is gone" if choice == 0 else "cat is here")

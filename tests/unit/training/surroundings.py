@@ -1,0 +1,162 @@
+"""Runs in this process on the tiny model, with planted data; and stand-ins that behave: an optimizer that keeps gradients, a rollout source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accord.artefacts.store import ArtefactStore
+from accord.models.base import load_base_model
+from accord.models.batching import collate
+from accord.models.heads import HeadFacts, ScalarHead
+from accord.rundir import Endpoints, RunDirectory, RunEvent, RunFile, RunResult
+from accord.runspec import LoraSpec, parse_spec
+from accord.training.__main__ import build
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPrompt
+from accord.training.loop import train
+from accord.training.rollout import Draw, Rollout
+
+WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "theta", "lambda", "zeta", "iota", "tau")
+COMMON: dict[str, Any] = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 120, "max_response_tokens": 40, "lora": {"rank": 4}, "adapter": "a"}
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows as a file, and the data spec that names it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"uri": str(path)}
+
+
+def planted_pairs(words: Sequence[str] = WORDS) -> list[dict[str, Any]]:
+    """Pairs whose better response repeats the word; lengths of prompts and responses vary."""
+    return [{"prompt": f"say {word}", "chosen": word * (1 + n % 2), "rejected": "?" * (4 + n % 3)} for n, word in enumerate(words)]
+
+
+def make_context(root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", endpoints: Endpoints | None = None) -> RunContext:
+    """The surroundings of a run as `accord.training.__main__` makes them; the artefact store is shared by all runs below `root`."""
+    directory = RunDirectory(root / name)
+    run = RunFile(
+        name=f"runs/{name}", artefacts=str(root / "artefacts"), base_model=str(model), threads=1, endpoints=endpoints or Endpoints(),
+        wait_seconds=30, spec=parse_spec({**COMMON, **values}),
+    )  # fmt: skip
+    directory.write_run_file(run)
+    return RunContext(run, directory, load_base_model(str(model), threads=1), ArtefactStore(run.artefacts))
+
+
+def run_here(root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run") -> tuple[RunResult, list[RunEvent]]:
+    """Trains to the end in this process; returns how it ended and what it said."""
+    context = make_context(root, model, values, name=name)
+    result = train(context, build(context))
+    return result, list(context.directory.events())
+
+
+def metrics_of(events: Iterable[RunEvent], metric: str) -> list[float]:
+    """The values of a metric, in order."""
+    return [event.values[metric] for event in events if event.kind == "metrics" and metric in event.values]
+
+
+def publish_reward_model(context: RunContext, *, name: str = "rm") -> str:
+    """A reward model with an untrained adapter and a head that says something, for PPO to name and to start its critic from."""
+    context.adapted.add("tmp", LoraSpec(rank=4), seed=5, trainable=False)
+    folder = context.directory.path / "tmp-reward"
+    folder.mkdir(parents=True, exist_ok=True)
+    context.adapted.save("tmp", folder)
+    context.adapted.remove("tmp")
+    ScalarHead(context.base.hidden_size, seed=7).save(folder)
+    digests = context.base.digests
+    facts = HeadFacts(mean=0.25, std=2.0).to_facts()
+    return context.store.publish(
+        name, folder, kind="reward", base_model_digest=digests.base_model, tokenizer_digest=digests.tokenizer, facts=facts
+    )
+
+
+class GradientKeeper:
+    """Stands in for the optimizer: keeps the gradients of a step instead of applying them."""
+
+    def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        self.parameters = [parameter for _, group in sorted(groups.items()) for parameter in group]
+        self.steps: list[list[Tensor]] = []
+
+    def apply(self) -> float:
+        self.steps.append([torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in self.parameters])
+        for parameter in self.parameters:
+            parameter.grad = None
+        return float(torch.stack([gradient.norm() for gradient in self.steps[-1]]).norm())
+
+
+class LocalSource:
+    """Stands in for the services: samples from the context's policy adapter, token by token, and scores with a function.
+
+    Seeds decide everything, as they do for the policy service.
+    """
+
+    def __init__(self, context: RunContext, score: Callable[[Sequence[int]], float]) -> None:
+        self._context = context
+        self._score = score
+        self.calls: list[tuple[str, ...]] = []
+
+    def check_services(self) -> None:
+        """Nothing to compare."""
+
+    def collect(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> list[Rollout]:
+        self.calls.append(tuple(prompt.id for prompt in prompts))
+        base, eos = self._context.base, set(self._context.base.eos_token_ids)
+        generators = [torch.Generator().manual_seed(seed) for seed in draw.seeds]
+        responses: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        for _ in range(draw.max_tokens):
+            live = [index for index, ids in enumerate(responses) if not ids or ids[-1] not in eos]
+            if not live:
+                break
+            batch = collate([(prompts[index].prompt, responses[index]) for index in live], pad_id=base.pad_token_id)
+            with torch.no_grad():
+                hidden = self._context.adapted.hidden(batch.input_ids, batch.attention_mask, adapter="policy", position_ids=batch.position_ids)
+                logits = self._context.adapted.logits_of(hidden[torch.arange(len(live)), batch.last_token_index])
+            for row, index in enumerate(live):
+                scaled = torch.log_softmax(logits[row] / (draw.temperature or 1.0), -1)
+                greedy = draw.temperature == 0
+                token = int(scaled.argmax()) if greedy else int(torch.multinomial(scaled.exp(), 1, generator=generators[index]))
+                responses[index].append(token)
+                logprobs[index].append(float(scaled[token]))
+        return [
+            Rollout(
+                prompt.id, prompt.prompt, tuple(responses[index]), tuple(logprobs[index]), self._score(responses[index]),
+                responses[index][-1] in eos, draw.seeds[index], version,
+            )
+            for index, prompt in enumerate(prompts)
+        ]  # fmt: skip
+
+
+NOWHERE = Endpoints(policy="127.0.0.1:1", reward="127.0.0.1:1")
+
+
+def even_share(response: Sequence[int]) -> float:
+    """A planted score: how much of a response is tokens with even ids, from 0 to 4."""
+    return 4.0 * sum(token % 2 == 0 for token in response) / len(response)
+
+
+def make_ppo(
+    root: Path, model: Path, values: Mapping[str, Any], ppo: Mapping[str, Any], *, name: str = "run", score: Callable[[Sequence[int]], float] = even_share
+) -> tuple[RunContext, Any, LocalSource]:
+    """A PPO run, not yet set up, whose rollouts come from this process; with a reward model published for its critic."""
+    context = make_context(
+        root, model, {"max_response_tokens": 10, **values, "ppo": {"reward_model": "adapters/rm", **ppo}}, name=name, endpoints=NOWHERE
+    )
+    publish_reward_model(context)
+    algorithm = build(context)
+    source = LocalSource(context, score)
+    algorithm._source.close()  # type: ignore[attr-defined]
+    algorithm._source = source  # type: ignore[attr-defined]
+    return context, algorithm, source
+
+
+def shake(context: RunContext, name: str, seed: int = 3) -> None:
+    """Gives an adapter weights that change something: a fresh one has B = 0."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: 0.2 * torch.randn(tensor.shape, generator=generator) for key, tensor in context.adapted.state(name).items()}
+    context.adapted.load_state(name, state)

@@ -1,0 +1,219 @@
+"""One step of each algorithm on the tiny model: what a micro-batch, a neighbour or the padding must not change, and what the loss is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from accord.models.batching import collate
+from accord.models.heads import ScalarHead
+from accord.models.logprobs import batch_logprobs
+from accord.models.packing import group_logprobs
+from accord.training.__main__ import build
+from accord.training.context import RunContext
+from accord.training.examples import batch_at
+from accord.training.ppo_tensors import RolloutModel, stack_padded
+from accord.training.rollout import Rollout
+from tests.unit.training.surroundings import WORDS, GradientKeeper, make_context, planted_pairs, shake, write_rows
+
+
+def grouped_rows() -> list[dict[str, Any]]:
+    """Soft labels, and three pairs of one prompt beside single ones."""
+    rows = []
+    for n, word in enumerate(WORDS[:6]):
+        prompt = "say it" if n < 3 else f"say {word}"
+        rows.append(
+            {
+                "pair_id": f"p{n}", "task": "conversation", "prompt": [{"role": "user", "content": prompt}], "preference": 0.5 + 0.08 * n,
+                "chosen": [{"role": "assistant", "content": word * (1 + n % 3)}], "rejected": [{"role": "assistant", "content": "?" * (2 + n)}],
+                "group": "it" if n < 3 else word,
+            }
+        )  # fmt: skip
+    return rows
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "sft": {"sft": {}},
+    "reward_model": {"reward_model": {"centering_coefficient": 0.01}},
+    "dpo": {"dpo": {"beta": 0.3}},
+    "ipo": {"dpo": {"beta": 0.3, "loss": "ipo"}},
+    "cdpo": {"dpo": {"beta": 0.3, "loss": "cdpo", "label_smoothing": 0.1}},
+}
+
+
+def prepared(root: Path, model: Path, values: Mapping[str, Any], *, name: str, **more: Any) -> tuple[RunContext, Any]:
+    """An algorithm that is set up, its adapter shaken; `values` name it, without its data."""
+    (kind, options), *_ = values.items()
+    data = write_rows(root / "rows.jsonl", grouped_rows())
+    context = make_context(root, model, {"batch_size": 6, **more, kind: {"data": data, **options}}, name=name)
+    algorithm = build(context)
+    algorithm.setup()
+    shake(context, context.adapted.names[0])
+    return context, algorithm
+
+
+def gradients(algorithm: Any) -> tuple[list[Tensor], dict[str, float]]:
+    keeper = GradientKeeper(algorithm.parameters())
+    metrics = algorithm.step(0, keeper)
+    return keeper.steps[0], metrics
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_the_size_of_a_micro_batch_does_not_change_the_gradient(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+    found = []
+    for size in (6, 1, 4):
+        _, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS[name], name=f"run-{size}", micro_batch_size=size)
+        found.append(gradients(algorithm))
+    whole, metrics = found[0]
+    largest = max(float(gradient.abs().max()) for gradient in whole)
+    assert largest > 1e-3, "a gradient of nothing proves nothing"
+    for other, other_metrics in found[1:]:
+        for first, second in zip(whole, other, strict=True):
+            torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-6 * max(1.0, largest))
+        for metric in ("loss", "grad_norm", "tokens"):
+            assert other_metrics[metric] == pytest.approx(metrics[metric], rel=1e-5), metric
+
+
+def nll(context: RunContext, prompt: tuple[int, ...], response: tuple[int, ...], adapter: str | None) -> float:
+    """Minus the response's logprob, one token at a time through the whole model, nothing shared with the code under test."""
+    total = 0.0
+    for place in range(len(response)):
+        ids = torch.tensor([[*prompt, *response[:place]]])
+        with torch.no_grad(), context.adapted.use(adapter):
+            logits = context.adapted.module(input_ids=ids).logits[0, -1].double()
+        total -= float(torch.log_softmax(logits, -1)[response[place]])
+    return total
+
+
+def test_the_sft_loss_is_the_mean_over_response_tokens(tmp_path: Path, tiny_folder: Path) -> None:
+    context, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS["sft"], name="run")
+    rows = batch_at(algorithm._rows, 0, 6, context.spec.seed)
+    expected = sum(nll(context, row.prompt, row.response, "policy") for row in rows) / sum(len(row.response) for row in rows)
+    assert all(row.response[-1] == context.base.encoder.end_of_turn_id for row in rows)
+    _, metrics = gradients(algorithm)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_dpo_loss_is_the_formula_on_sums_over_tokens(tmp_path: Path, tiny_folder: Path) -> None:
+    """Rafailov et al. 2023, eq. 7 with soft labels, from logprobs made one token at a time."""
+    context, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS["dpo"], name="run")
+    losses, margins = [], []
+    for pair in batch_at(algorithm._pairs, 0, 6, context.spec.seed):
+        chosen, rejected = (
+            nll(context, pair.prompt, response, None) - nll(context, pair.prompt, response, "policy") for response in (pair.chosen, pair.rejected)
+        )
+        margin = 0.3 * (chosen - rejected)
+        margins.append(margin)
+        losses.append(pair.preference * math.log1p(math.exp(-margin)) + (1 - pair.preference) * math.log1p(math.exp(margin)))
+    _, metrics = gradients(algorithm)
+    assert metrics["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
+    assert metrics["margin"] == pytest.approx(sum(margins) / 6, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("dpo", math.log(2)), ("cdpo", math.log(2)), ("ipo", 1 / (4 * 0.3**2))])
+def test_the_first_dpo_step_starts_from_margins_of_exactly_zero(tmp_path: Path, tiny_folder: Path, name: str, expected: float) -> None:
+    """REFERENCES.md section 3, at initialisation: the reference's logprobs are made in the very micro-batches of the policy's first pass."""
+    (kind, options), *_ = ALGORITHMS[name].items()
+    data = write_rows(tmp_path / "rows.jsonl", grouped_rows())
+    context = make_context(tmp_path, tiny_folder, {"batch_size": 5, "micro_batch_size": 2, kind: {"data": data, **options}})
+    algorithm = build(context)
+    algorithm.setup()
+    _, metrics = gradients(algorithm)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["margin"] == 0
+
+
+def test_losses_without_soft_labels_learn_the_better_response_and_no_tie(tmp_path: Path, tiny_folder: Path) -> None:
+    """The same pairs written the other way round, with the label turned, train the same."""
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"], "preference": 1 - row["preference"]} for row in grouped_rows()]
+    found = []
+    for name, rows in (("there", grouped_rows()), ("back", turned)):
+        data = write_rows(tmp_path / f"{name}.jsonl", rows)
+        context = make_context(tmp_path, tiny_folder, {"batch_size": 5, "dpo": {"data": data, "loss": "hinge"}}, name=name)
+        algorithm = build(context)
+        algorithm.setup()
+        shake(context, "policy")
+        assert len(algorithm._pairs) == 5, "the pair with preference 0.5 is a tie"
+        assert any("1 with a tie" in event.text for event in context.directory.events())
+        found.append(gradients(algorithm)[0])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-6)
+
+
+def test_all_pairs_of_a_prompt_are_one_element_of_the_reward_loss(tmp_path: Path, tiny_folder: Path) -> None:
+    context, algorithm = prepared(tmp_path, tiny_folder, {"reward_model": {}}, name="run")
+    pairs = batch_at(algorithm._pairs, 0, 6, context.spec.seed)
+    chosen, rejected = algorithm._scores(pairs)
+    by_group: dict[str, list[float]] = {}
+    for pair, difference in zip(pairs, (chosen - rejected).tolist(), strict=True):
+        loss = pair.preference * math.log1p(math.exp(-difference)) + (1 - pair.preference) * math.log1p(math.exp(difference))
+        by_group.setdefault(pair.group, []).append(loss)
+    assert sorted(len(losses) for losses in by_group.values()) == [1, 1, 1, 3]
+    expected = sum(sum(losses) / len(losses) for losses in by_group.values()) / 4
+    assert gradients(algorithm)[1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_packing_and_padding_do_not_change_scores_or_logprobs(tmp_path: Path, tiny_folder: Path) -> None:
+    """Scores of packed pairs, of each response alone, and padded on either side; logprobs alike."""
+    context, algorithm = prepared(tmp_path, tiny_folder, {"reward_model": {}}, name="run")
+    head: ScalarHead = algorithm._head
+    pairs = list(algorithm._pairs)
+    with torch.no_grad():
+        packed = torch.stack(algorithm._scores(pairs), dim=1).reshape(-1)
+        sequences = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+        alone = torch.cat([_scored(context, head, [sequence], "right") for sequence in sequences])
+        groups = group_logprobs(context.adapted, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs], adapter="reward")
+        sums = torch.stack([part.sum() for group in groups for part in group])
+        for side in ("right", "left"):
+            torch.testing.assert_close(_scored(context, head, sequences, side), alone, rtol=1e-5, atol=1e-5)
+            batch = collate(sequences, pad_id=context.base.pad_token_id, side=side)
+            parts = batch_logprobs(context.adapted, batch, adapter="reward").split([len(response) for _, response in sequences])
+            torch.testing.assert_close(torch.stack([part.sum() for part in parts]), sums, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+def _scored(context: RunContext, head: ScalarHead, sequences: list[Any], side: Any) -> Tensor:
+    batch = collate(sequences, pad_id=context.base.pad_token_id, side=side)
+    hidden = context.adapted.hidden(batch.input_ids, batch.attention_mask, adapter="reward", position_ids=batch.position_ids)
+    return head.at_last_token(hidden, batch.attention_mask)
+
+
+def test_a_rollout_has_the_same_numbers_alone_and_among_others(tmp_path: Path, tiny_folder: Path) -> None:
+    context = make_context(tmp_path, tiny_folder, {"sft": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs())}})
+    context.adapted.add("policy", context.spec.lora, seed=1)
+    shake(context, "policy")
+    model = RolloutModel(context.adapted, ScalarHead(context.base.hidden_size, seed=1), temperature=0.7)
+    rollouts = [
+        Rollout(f"r{n}", tuple(range(3, 8 + 3 * n)), tuple(range(40, 44 + 2 * (n % 3))), (0.0,), 0.0, True, 0, "v") for n in range(4)
+    ]
+    with torch.no_grad():
+        logprobs, mask, entropy = model.logprobs_and_entropy(rollouts, "policy")
+        values = model.values(rollouts, "policy")
+        for row, rollout in enumerate(rollouts):
+            length = len(rollout.response_ids)
+            assert mask[row].sum() == length
+            one, _, spread = model.logprobs_and_entropy([rollout], "policy")
+            torch.testing.assert_close(one[0], logprobs[row, :length], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(spread[0], entropy[row, :length], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model.values([rollout], "policy")[0], values[row, :length], rtol=1e-5, atol=1e-5)
+        cold = RolloutModel(context.adapted, ScalarHead(context.base.hidden_size), temperature=1.0)
+        assert not torch.allclose(cold.logprobs(rollouts, "policy")[0], logprobs), "the temperature counts"
+        first = _value_before_the_first_token(context, ScalarHead(context.base.hidden_size, seed=1), rollouts[0])
+    torch.testing.assert_close(values[0, 0], first, rtol=1e-5, atol=1e-5)
+
+
+def _value_before_the_first_token(context: RunContext, head: ScalarHead, rollout: Rollout) -> Tensor:
+    """The value of a state is read where the prompt ends, before the token that is judged."""
+    ids = torch.tensor([rollout.prompt_ids])
+    return head(context.adapted.hidden(ids, torch.ones_like(ids, dtype=torch.bool), adapter="policy"))[0, -1]
+
+
+def test_parts_come_back_in_their_rows() -> None:
+    parts = [torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 3.0, 3.0]])]
+    assert stack_padded(parts, [2, 0, 1]).tolist() == [[2, 2, 0], [3, 3, 3], [1, 1, 0]]

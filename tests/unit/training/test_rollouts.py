@@ -1,0 +1,152 @@
+"""Sampling and scoring through clients that behave like the services: order, what is missing, what is broken, models that differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from accord.client.messages import ModelDigests
+from accord.client.policy import GenerateItem, Sample, StreamEvent
+from accord.client.reward import ScoreItem, ScoreResult
+from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, OutOfRangeError, UnavailableError
+from accord.training import rollout
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPrompt
+from accord.training.rollout import Draw, RolloutSource
+from tests.unit.training.surroundings import NOWHERE, make_context, planted_pairs, write_rows
+
+DIGESTS = ModelDigests("b" * 64, "t" * 64, "c" * 64)
+PROMPTS = [EncodedPrompt(f"p{n}", (1, 10 + n)) for n in range(3)]
+DRAW = Draw(5, 0.7, (11, 22, 33))
+
+
+class FakePolicy:
+    """Answers each prompt with its seed as the only token, last prompt first; `lose` prompts get no answer."""
+
+    def __init__(self) -> None:
+        self.digests, self.lose, self.errors = DIGESTS, set[int](), list[AccordError]()
+        self.aborts = 0
+        self.asked: list[tuple[Sequence[GenerateItem], str]] = []
+
+    def model_info(self) -> Any:
+        return SimpleNamespace(digests=self.digests)
+
+    def generate_stream(self, items: Sequence[GenerateItem], *, adapter: str, timeout_seconds: float) -> Iterator[StreamEvent]:
+        self.asked.append((items, adapter))
+        if self.errors:
+            raise self.errors.pop()
+        self.aborts -= 1
+        for index in reversed(range(len(items))):
+            seed = items[index].sampling.seed or 0
+            if index not in self.lose:
+                whole = Sample(0, "", (seed, 2), (-0.5, -0.25), "eos" if index else "length", seed)
+                cut = Sample(0, "", (seed,), (-0.5,), "aborted", seed)
+                yield StreamEvent(index, 0, sample=cut if self.aborts >= 0 and index == 1 else whole)
+
+    def close(self) -> None: ...
+
+
+class FakeReward:
+    """Scores a response by its first token; `scores` overrule; answers in the order in which it is asked."""
+
+    def __init__(self) -> None:
+        self.digests, self.scores, self.errors = DIGESTS, dict[str, float](), dict[str, AccordError]()
+
+    def reward_model_info(self, name: str) -> Any:
+        return SimpleNamespace(digests=self.digests)
+
+    def score_stream(self, items: Iterable[ScoreItem], model: str, *, timeout_seconds: float) -> Iterator[ScoreResult]:
+        for item in items:
+            score = self.scores.get(item.item_id, float(item.response.ids[0]))  # type: ignore[union-attr]
+            yield ScoreResult(item.item_id, self.errors.get(item.item_id), score, (), 3)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> tuple[FakePolicy, FakeReward]:
+    policy, reward = FakePolicy(), FakeReward()
+    monkeypatch.setattr(rollout, "PolicyClient", lambda target: policy)
+    monkeypatch.setattr(rollout, "RewardClient", lambda target: reward)
+    monkeypatch.setattr("accord.training.waiting._FIRST_SECONDS", 0.01)
+    return policy, reward
+
+
+@pytest.fixture
+def context(tmp_path: Path, tiny_folder: Path) -> RunContext:
+    spec = {"ppo": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs()), "reward_model": "adapters/rm"}}
+    return make_context(tmp_path, tiny_folder, spec, endpoints=NOWHERE)
+
+
+def test_rollouts_are_in_the_order_of_the_prompts_with_their_own_scores(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    found = RolloutSource(context, "adapters/rm/versions/1").collect(PROMPTS, DRAW, "adapters/a-rollout/versions/4")
+    assert [each.id for each in found] == ["p0", "p1", "p2"]
+    assert [each.score for each in found] == [11, 22, 33]
+    assert [each.response_ids for each in found] == [(11, 2), (22, 2), (33, 2)]
+    assert [each.ended for each in found] == [False, True, True]
+    assert {each.adapter_version for each in found} == {"adapters/a-rollout/versions/4"}
+    ((items, adapter),) = services[0].asked
+    assert adapter == "adapters/a-rollout/versions/4"
+    assert [(item.sampling.temperature, item.sampling.max_tokens, item.sampling.seed) for item in items] == [(0.7, 5, 11), (0.7, 5, 22), (0.7, 5, 33)]
+
+
+def test_a_prompt_without_an_answer_is_no_silent_loss(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    services[0].lose = {1}
+    with pytest.raises(InternalError, match="left 1 of 3 prompts without an answer"):
+        RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_refused(context: RunContext, services: tuple[FakePolicy, FakeReward], score: float) -> None:
+    services[1].scores["1"] = score
+    with pytest.raises(DataLossError, match="gives a score of") as error:
+        RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+    assert error.value.field == "ppo.reward_model"
+
+
+def test_an_item_that_the_reward_service_refuses_is_an_error(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    services[1].errors["2"] = OutOfRangeError("too long")
+    with pytest.raises(OutOfRangeError, match="too long"):
+        RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+
+
+def test_a_service_that_comes_back_is_asked_the_same_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    services[0].errors = [UnavailableError("gone"), UnavailableError("gone")]
+    found = RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+    assert [each.score for each in found] == [11, 22, 33]
+    assert len(services[0].asked) == 3
+    assert services[0].asked[0] == services[0].asked[2]
+    waits = [event.waiting_on for event in context.directory.events() if event.waiting_on]
+    assert len(waits) == 2
+    assert "policy service at 127.0.0.1:1 or reward service at 127.0.0.1:1: UNAVAILABLE: gone" in waits[0]
+
+
+def test_a_response_that_was_cut_off_by_a_pause_is_sampled_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    """Half a response is none: its end is neither the model's nor the limit's."""
+    services[0].aborts = 1
+    found = RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+    assert len(services[0].asked) == 2
+    assert [len(each.response_ids) for each in found] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("service", ["policy", "reward"])
+@pytest.mark.parametrize("digest", ["base_model", "tokenizer", "chat_template"])
+def test_services_with_another_model_are_refused_by_name(context: RunContext, services: tuple[FakePolicy, FakeReward], service: str, digest: str) -> None:
+    mine = context.base.digests
+    same = ModelDigests(mine.base_model, mine.tokenizer, mine.chat_template)
+    for each in services:
+        each.digests = same
+    source = RolloutSource(context, "rm")
+    source.check_services()
+    services[service == "reward"].digests = replace(same, **{digest: "f" * 64})
+    with pytest.raises(FailedPreconditionError) as error:
+        source.check_services()
+    assert error.value.field == f"endpoints.{service}"
+    for part in (service, digest, "f" * 64, getattr(mine, digest)):
+        assert part in str(error.value)
