@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,18 +19,27 @@ from tests.contract.harness import ServerProcess, ServiceEntry
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
     """A function that gives the running server of an entry, started once; for tests that leave it as it was."""
+    yield from _shared(tmp_path_factory, reflection=True)
+
+
+@pytest.fixture(scope="session")
+def limited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
+    """As `shared_server`, for two calls at once, with half a second for a call that brings no deadline."""
+    yield from _shared(tmp_path_factory, default_deadline_seconds=0.5, max_concurrent_calls=2)
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory, **server: Any) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
     running: dict[str, ServerProcess] = {}
 
     def get(entry: ServiceEntry) -> ServerProcess:
         if entry.name not in running:
             folder = tmp_path_factory.mktemp(entry.name)
-            config = {**entry.config(folder), "server": {"reflection": True}}
-            running[entry.name] = ServerProcess(entry.module, config, folder).__enter__()
+            running[entry.name] = ServerProcess(entry.module, {**entry.config(folder), "server": server}, folder).__enter__()
         return running[entry.name]
 
     yield get
-    for server in running.values():
-        server.kill()
+    for process in running.values():
+        process.kill()
 
 
 @pytest.fixture(scope="module")

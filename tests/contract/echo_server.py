@@ -47,9 +47,7 @@ class EchoService:
             return "no message"
         item = self._queue.submit(request, cost=max(1, request.steps), deadline=context.deadline)
         prompts = await item.result()
-        return EchoReply(
-            prompts=[*prompts, "x" * request.reply_bytes], time_remaining=context.time_remaining(), request_id=context.request_id
-        )
+        return EchoReply(prompts=[*prompts, "x" * request.reply_bytes], time_remaining=context.time_remaining(), request_id=context.request_id)
 
     async def Stream(self, request: Any, context: Any) -> AsyncIterator[Any]:
         item = self._queue.submit(request, cost=max(1, request.steps), deadline=context.deadline)

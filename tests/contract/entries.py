@@ -28,7 +28,7 @@ ECHO = ServiceEntry(
     config=_echo_config,
     services=(SERVICE,),
     quick=RpcCase(f"/{SERVICE}/Echo", lambda text: EchoRequest(prompts=[text]), EchoReply),
-    slow=RpcCase(f"/{SERVICE}/Echo", lambda text: EchoRequest(prompts=[text], steps=200), EchoReply),
+    slow=RpcCase(f"/{SERVICE}/Echo", lambda text: EchoRequest(prompts=[text], steps=120), EchoReply),
     empty=RpcCase(f"/{SERVICE}/Echo", lambda _: EchoRequest(), EchoReply, field="prompts"),
     compute_metric="accord_echo_steps_total",
     full_config=lambda folder: {**_echo_config(folder), "queue_items": 1},

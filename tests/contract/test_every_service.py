@@ -28,10 +28,9 @@ pytestmark = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.n
 Shared = Callable[[ServiceEntry], ServerProcess]
 
 
-def start(entry: ServiceEntry, folder: Path, *, wait: str = "serving", full: bool = False, **server: Any) -> ServerProcess:
+def start(entry: ServiceEntry, folder: Path, *, wait: str = "serving", **server: Any) -> ServerProcess:
     """A server of the test's own, with these fields of its `server` block."""
-    make = entry.full_config if full and entry.full_config is not None else entry.config
-    return ServerProcess(entry.module, {**make(folder), "server": server}, folder, wait=wait)
+    return ServerProcess(entry.module, {**entry.config(folder), "server": server}, folder, wait=wait)
 
 
 def health(channel: grpc.Channel, name: str) -> int:
@@ -97,8 +96,8 @@ def test_reflection_lists_the_services(entry: ServiceEntry, shared_server: Share
         assert set(entry.services) <= set(reflected(channel))
 
 
-def test_reflection_is_off_by_default(entry: ServiceEntry, tmp_path: Path) -> None:
-    with start(entry, tmp_path, wait="announced") as server, server.channel() as channel:
+def test_reflection_is_off_by_default(entry: ServiceEntry, limited_server: Shared) -> None:
+    with limited_server(entry).channel() as channel:
         with pytest.raises(grpc.RpcError) as caught:
             reflected(channel)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -118,8 +117,9 @@ def test_a_deadline_ends_the_call_and_the_compute(entry: ServiceEntry, shared_se
         assert_compute_has_stopped(server, entry)
 
 
-def test_a_call_without_a_deadline_gets_the_servers(entry: ServiceEntry, tmp_path: Path) -> None:
-    with start(entry, tmp_path, default_deadline_seconds=0.5) as server, server.channel() as channel:
+def test_a_call_without_a_deadline_gets_the_servers(entry: ServiceEntry, limited_server: Shared) -> None:
+    server = limited_server(entry)
+    with server.channel() as channel:
         error = refusal(channel, entry.slow, timeout=None)
         assert error.code == "DEADLINE_EXCEEDED"
         eventually(lambda: in_flight(server, entry) == 0, timeout_seconds=5)
@@ -174,12 +174,18 @@ def test_an_unknown_method_is_unimplemented(entry: ServiceEntry, shared_server: 
 # Overload and the end
 
 
-@pytest.mark.parametrize("limit", ["calls", "queue"])
-def test_overload_is_answered_at_once_with_when_to_come_back(entry: ServiceEntry, tmp_path: Path, limit: str) -> None:
-    if limit == "queue" and entry.full_config is None:
-        pytest.skip("the service has no queue of its own")
-    server_block: dict[str, Any] = {"max_concurrent_calls": 2} if limit == "calls" else {}
+def test_more_calls_than_a_server_takes_are_answered_at_once_with_when_to_come_back(entry: ServiceEntry, limited_server: Shared) -> None:
+    assert_overload_is_answered(limited_server(entry), entry)
 
+
+def test_a_full_queue_is_answered_at_once_with_when_to_come_back(entry: ServiceEntry, tmp_path: Path) -> None:
+    if entry.full_config is None:
+        pytest.skip("the service has no queue of its own")
+    with ServerProcess(entry.module, entry.full_config(tmp_path), tmp_path) as server:
+        assert_overload_is_answered(server, entry)
+
+
+def assert_overload_is_answered(server: ServerProcess, entry: ServiceEntry) -> None:
     def call(_: int) -> AccordError | None:
         with server.channel() as channel:
             try:
@@ -188,15 +194,16 @@ def test_overload_is_answered_at_once_with_when_to_come_back(entry: ServiceEntry
                 return from_rpc_error(error)
         return None
 
-    with start(entry, tmp_path, full=limit == "queue", **server_block) as server, ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(6) as pool:
         outcomes = list(pool.map(call, range(6)))
-        errors = [outcome for outcome in outcomes if outcome is not None]
-        assert errors, "six slow calls must overfill the server"
-        assert len(errors) < 6, "some must get through"
-        for error in errors:
-            assert isinstance(error, ResourceExhaustedError), error
-            assert (error.retry_after_seconds or 0) > 0
-        assert call(0) is None, "the server must be well again"
+    errors = [outcome for outcome in outcomes if outcome is not None]
+    assert errors, "six slow calls must overfill the server"
+    assert len(errors) < 6, "some must get through"
+    for error in errors:
+        assert isinstance(error, ResourceExhaustedError), error
+        assert (error.retry_after_seconds or 0) > 0
+    with server.channel() as channel:
+        assert isinstance(invoke(channel, entry.quick, CANARY), entry.quick.reply), "the server must be well again"
 
 
 def test_sigterm_finishes_what_is_in_flight_refuses_the_rest_and_exits_0(entry: ServiceEntry, tmp_path: Path) -> None:
@@ -212,6 +219,7 @@ def test_sigterm_finishes_what_is_in_flight_refuses_the_rest_and_exits_0(entry: 
         assert not call.done(), "the slow call is too quick for this test"
         assert isinstance(call.result(), entry.slow.reply)
         assert server.wait(20) == 0, server.log
+        assert CANARY not in server.log
 
 
 def test_a_second_signal_ends_the_process_at_once(entry: ServiceEntry, tmp_path: Path) -> None:
@@ -228,19 +236,20 @@ def test_a_second_signal_ends_the_process_at_once(entry: ServiceEntry, tmp_path:
 # What operators see
 
 
-def test_the_log_names_the_call_and_never_what_it_said(entry: ServiceEntry, tmp_path: Path) -> None:
-    with start(entry, tmp_path) as server:
-        with server.channel() as channel:
-            invoke(channel, entry.quick, CANARY, metadata=(("x-request-id", "canary-call-1"), ("authorization", "Bearer hush-hush-token")))
-            refusal(channel, entry.slow, timeout=0.3)
-            if entry.empty is not None:
-                refusal(channel, entry.empty)
-        assert server.stop() == 0
-        lines = [line for line in server.log_lines if line.get("request_id") == "canary-call-1" and line["event"] == "rpc"]
-        assert [(line["method"], line["code"]) for line in lines] == [(entry.quick.method, "OK")]
-        assert {"seconds", "request_bytes", "peer"} <= lines[0].keys()
-        assert CANARY not in server.log
-        assert "hush-hush-token" not in server.log
+def test_the_log_names_the_call_and_never_what_it_said(entry: ServiceEntry, shared_server: Shared) -> None:
+    """Nor what the calls of the other tests said."""
+    server = shared_server(entry)
+    with server.channel() as channel:
+        invoke(channel, entry.quick, CANARY, metadata=(("x-request-id", "canary-call-1"), ("authorization", "Bearer hush-hush-token")))
+        refusal(channel, entry.slow, timeout=0.3)
+        if entry.empty is not None:
+            refusal(channel, entry.empty)
+    eventually(lambda: in_flight(server, entry) == 0)
+    lines = [line for line in server.log_lines if line.get("request_id") == "canary-call-1" and line["event"] == "rpc"]
+    assert [(line["method"], line["code"]) for line in lines] == [(entry.quick.method, "OK")]
+    assert {"seconds", "request_bytes", "peer"} <= lines[0].keys()
+    assert CANARY not in server.log
+    assert "hush-hush-token" not in server.log
 
 
 def test_the_metrics_port_counts_calls_by_code(entry: ServiceEntry, shared_server: Shared) -> None:

@@ -227,11 +227,7 @@ def test_an_id_that_comes_twice_ends_the_stream_and_is_named(reward: RewardClien
 
 
 def test_a_comparison_is_the_sigmoid_of_the_raw_difference(reward: RewardClient) -> None:
-    pairs = [
-        ComparePair(tiny.user(prompt), a, b, f"{prompt[:3]} {a[:3]} {b[:3]}")
-        for prompt in PROMPTS
-        for a, b in itertools.pairwise(RESPONSES)
-    ]
+    pairs = [ComparePair(tiny.user(prompt), a, b, f"{prompt[:3]} {a[:3]} {b[:3]}") for prompt in PROMPTS for a, b in itertools.pairwise(RESPONSES)]
     raw_a = raw_scores(tuple(ScoreItem(pair.prompt, pair.response_a) for pair in pairs), MODEL)
     raw_b = raw_scores(tuple(ScoreItem(pair.prompt, pair.response_b) for pair in pairs), MODEL)
     reply = reward.compare(pairs, MODEL)

@@ -95,9 +95,7 @@ class TestEveryErrorReachesTheClientAsItself:
 
 
 def test_a_defect_is_hidden_on_the_wire_and_told_in_the_log(echo: ServerProcess, stub: EchoStub) -> None:
-    error = refusal(
-        lambda: stub.Echo(EchoRequest(prompts=[CANARY], raise_error="ValueError"), timeout=10, metadata=(("x-request-id", "defect-1"),))
-    )
+    error = refusal(lambda: stub.Echo(EchoRequest(prompts=[CANARY], raise_error="ValueError"), timeout=10, metadata=(("x-request-id", "defect-1"),)))
     assert type(error) is InternalError
     assert error.message == "internal error, see server log (request defect-1)"
     defect = eventually(lambda: [line for line in rpc_lines(echo, "defect-1") if line["event"] == "rpc_defect"])[0]

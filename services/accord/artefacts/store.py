@@ -6,6 +6,7 @@ What does not belong here: what the files mean (`accord.models`), and where byte
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -214,12 +215,23 @@ class ArtefactStore:
             raise AlreadyExistsError(f"{name.at(version)} exists and holds something else; versions are never overwritten", field="version")
         return None
 
+    def _intact(self, adapter: str) -> builtins.list[str]:
+        """Versions that can be had; damaged ones are passed over, since they are not what was asked for."""
+        found = []
+        for version in self._shelf.versions(adapter):
+            with contextlib.suppress(DataLossError):
+                manifest = self._read(AdapterName(adapter, version))
+                if manifest is not None and not manifest.removed:
+                    found.append(manifest.name)
+        return found
+
     def _not_found(self, name: AdapterName) -> NotFoundError:
-        there = [manifest.name for manifest in self._manifests(name.adapter) if not manifest.removed][-5:]
+        there = self._intact(name.adapter)
         if there:
-            known = f"versions of that adapter: {', '.join(there)}"
+            known = f"versions of that adapter: {', '.join(there[-5:])}"
         else:
-            known = f"adapters in {self.uri}: {', '.join(self.adapters()[:20]) or 'none'}"
+            others = [f"adapters/{adapter}" for adapter in self._shelf.adapters() if self._intact(adapter)]
+            known = f"adapters in {self.uri}: {', '.join(others[:20]) or 'none'}"
         return NotFoundError(f"{name} is not in the artefact store; {known}", field="adapter", metadata={"name": str(name)})
 
 

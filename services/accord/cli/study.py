@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ def study(
         return
     left = [step for step in planned.steps if not step.done]
     sys.stderr.write(f"study {wanted.name}: {len(left)} of {len(planned.steps)} steps to do, about {seconds_text(planned.seconds)}; in {home}\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the services which this command started are stopped then, too
     with ProgressBar("study", len(planned.steps)) as bar:
         result = run_study(wanted, home, _Told(bar), keep_services=keep_services)
     if as_json:

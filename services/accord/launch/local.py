@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from accord.errors import UnavailableError
+from accord.errors import DataLossError, UnavailableError
 from accord.launch.launcher import Observation
 from accord.rundir import RunDirectory, write_atomically
 
@@ -67,8 +68,7 @@ class LocalLauncher:
         if self._nice:
             psutil.Process(child.pid).nice(self._nice)
         self._children[directory] = child
-        facts = {"pid": child.pid, "started": psutil.Process(child.pid).create_time(), "attempt": attempt}
-        write_atomically(directory / _PROCESS_FILE, json.dumps(facts))
+        _write(directory, psutil.Process(child.pid), attempt)
 
     def observe(self, directory: Path) -> Observation:
         """Looks at the process; see `Launcher.observe`."""
@@ -78,7 +78,7 @@ class LocalLauncher:
             if code is None:
                 return Observation("running")
             return Observation("ended", code)
-        known = _read(directory)
+        known = _read(directory) or _adopt(directory)
         if known is None:
             return Observation("unknown")
         return Observation("running") if _find(known) is not None else Observation("ended")
@@ -90,7 +90,7 @@ class LocalLauncher:
 
     def stop(self, directory: Path, *, force: bool) -> None:
         """Sends SIGTERM, or SIGKILL, to the process group; see `Launcher.stop`."""
-        known = _read(directory)
+        known = _read(directory) or _adopt(directory)
         if known is None or _find(known) is None:
             return
         try:
@@ -105,6 +105,26 @@ def _read(directory: Path) -> _Process | None:
         return _Process(int(facts["pid"]), float(facts["started"]), int(facts["attempt"]))
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"{directory / _PROCESS_FILE} does not say which process the run is: {error}") from error
+
+
+def _write(directory: Path, process: psutil.Process, attempt: int) -> None:
+    write_atomically(directory / _PROCESS_FILE, json.dumps({"pid": process.pid, "started": process.create_time(), "attempt": attempt}))
+
+
+def _adopt(directory: Path) -> _Process | None:
+    """The process of a server that was killed between starting it and writing process.json, which is written now; None where there is none.
+
+    Without it the run would be started a second time in the same directory.
+    """
+    argument = str(directory / "run.yaml")
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[-1] == argument:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _write(directory, process, 0)
+                return _read(directory)
+    return None
 
 
 def _find(known: _Process) -> psutil.Process | None:

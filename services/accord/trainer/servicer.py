@@ -114,7 +114,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         return pb.ResumeRunResponse(run=await _thread(lambda: run_to_proto(record)))
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: CallContext) -> pb.ListCheckpointsResponse:
-        found = await _thread(lambda: checkpoints.list_checkpoints(self._registry.get(request.run)))
+        with naming("run"):
+            found = await _thread(lambda: checkpoints.list_checkpoints(self._registry.get(request.run)))
         return pb.ListCheckpointsResponse(
             checkpoints=[
                 pb.Checkpoint(name=info.name, step=info.step, digest=info.digest, size_bytes=info.size_bytes, whole=not info.problem)
@@ -123,7 +124,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         )
 
     async def PromoteCheckpoint(self, request: pb.PromoteCheckpointRequest, context: CallContext) -> pb.PromoteCheckpointResponse:
-        record = await _thread(lambda: self._registry.get(checkpoints.run_of(request.checkpoint)))
+        with naming("checkpoint"):
+            record = await _thread(lambda: self._registry.get(checkpoints.run_of(request.checkpoint)))
         info = await _thread(lambda: checkpoints.find_checkpoint(record, request.checkpoint))
         version = await _thread(lambda: checkpoints.promote(self._store, record, info, request.adapter))
         return pb.PromoteCheckpointResponse(adapter_version=version)

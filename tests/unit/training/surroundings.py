@@ -70,9 +70,7 @@ def publish_reward_model(context: RunContext, *, name: str = "rm") -> str:
     ScalarHead(context.base.hidden_size, seed=7).save(folder)
     digests = context.base.digests
     facts = HeadFacts(mean=0.25, std=2.0).to_facts()
-    return context.store.publish(
-        name, folder, kind="reward", base_model_digest=digests.base_model, tokenizer_digest=digests.tokenizer, facts=facts
-    )
+    return context.store.publish(name, folder, kind="reward", base_model_digest=digests.base_model, tokenizer_digest=digests.tokenizer, facts=facts)
 
 
 class GradientKeeper:
@@ -141,7 +139,13 @@ def even_share(response: Sequence[int]) -> float:
 
 
 def make_ppo(
-    root: Path, model: Path, values: Mapping[str, Any], ppo: Mapping[str, Any], *, name: str = "run", score: Callable[[Sequence[int]], float] = even_share
+    root: Path,
+    model: Path,
+    values: Mapping[str, Any],
+    ppo: Mapping[str, Any],
+    *,
+    name: str = "run",
+    score: Callable[[Sequence[int]], float] = even_share,
 ) -> tuple[RunContext, Any, LocalSource]:
     """A PPO run, not yet set up, whose rollouts come from this process; with a reward model published for its critic."""
     context = make_context(

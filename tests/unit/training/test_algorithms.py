@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.training.surroundings import WORDS, GradientKeeper, make_context, planted_pairs, shake, write_rows
 from torch import Tensor
 
 from accord.models.batching import collate
@@ -20,7 +21,6 @@ from accord.training.context import RunContext
 from accord.training.examples import batch_at
 from accord.training.ppo_tensors import RolloutModel, stack_padded
 from accord.training.rollout import Rollout
-from tests.unit.training.surroundings import WORDS, GradientKeeper, make_context, planted_pairs, shake, write_rows
 
 
 def grouped_rows() -> list[dict[str, Any]]:
@@ -189,9 +189,7 @@ def test_a_rollout_has_the_same_numbers_alone_and_among_others(tmp_path: Path, t
     context.adapted.add("policy", context.spec.lora, seed=1)
     shake(context, "policy")
     model = RolloutModel(context.adapted, ScalarHead(context.base.hidden_size, seed=1), temperature=0.7)
-    rollouts = [
-        Rollout(f"r{n}", tuple(range(3, 8 + 3 * n)), tuple(range(40, 44 + 2 * (n % 3))), (0.0,), 0.0, True, 0, "v") for n in range(4)
-    ]
+    rollouts = [Rollout(f"r{n}", tuple(range(3, 8 + 3 * n)), tuple(range(40, 44 + 2 * (n % 3))), (0.0,), 0.0, True, 0, "v") for n in range(4)]
     with torch.no_grad():
         logprobs, mask, entropy = model.logprobs_and_entropy(rollouts, "policy")
         values = model.values(rollouts, "policy")

@@ -114,12 +114,19 @@ def test_agreement_counts_ties_of_the_model_half_and_ties_of_the_label_not_at_al
 
 
 def test_the_length_baseline_takes_the_longer() -> None:
-    rows = [pair(0, chosen=3, rejected=2), pair(1, chosen=2, rejected=3), pair(2, chosen=2, rejected=3, preference=0.0), pair(3, chosen=2, rejected=2)]
+    rows = [
+        pair(0, chosen=3, rejected=2),
+        pair(1, chosen=2, rejected=3),
+        pair(2, chosen=2, rejected=3, preference=0.0),
+        pair(3, chosen=2, rejected=2),
+    ]
     assert length_baseline(rows) == pytest.approx(2.5 / 4)
     assert length_baseline([]) == 0.5
 
 
-@pytest.mark.parametrize(("hits", "n", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)])
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)]
+)
 def test_wilson_intervals(hits: float, n: int, low: float, high: float) -> None:
     """Wilson 1927; figures from the formula worked by hand."""
     assert wilson_interval(hits, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
@@ -166,7 +173,9 @@ def test_what_is_too_long_is_counted_by_its_reason(encoder: PromptEncoder) -> No
 
 def test_nothing_left_says_why(encoder: PromptEncoder) -> None:
     found = replace(encode_pairs(encoder, [a_pair("x" * 200, "b", "c")], Limits(10, 10, 20)), source="read 1 of 3 rows (2 not JSON)")
-    with pytest.raises(InvalidArgumentError, match=r"read 1 of 3 rows \(2 not JSON\); kept 0 of 1 pairs: 1 with a prompt over .* nothing is left") as error:
+    with pytest.raises(
+        InvalidArgumentError, match=r"read 1 of 3 rows \(2 not JSON\); kept 0 of 1 pairs: 1 with a prompt over .* nothing is left"
+    ) as error:
         found.at_least_one("pairs", "dpo.data")
     assert error.value.field == "dpo.data"
 

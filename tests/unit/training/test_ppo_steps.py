@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.training.surroundings import GradientKeeper, make_context, make_ppo, planted_pairs, publish_reward_model, shake, write_rows
 from torch import Tensor
 
 from accord.algos.advantages import gae, shaped_rewards
@@ -18,7 +19,6 @@ from accord.errors import DataLossError, FailedPreconditionError, InvalidArgumen
 from accord.training.__main__ import build
 from accord.training.ppo import rollout_seed
 from accord.training.rollout import read_rollouts, write_rollouts
-from tests.unit.training.surroundings import GradientKeeper, make_context, make_ppo, planted_pairs, publish_reward_model, shake, write_rows
 
 
 def ready(root: Path, model: Path, ppo: dict[str, Any], *, name: str = "run", **values: Any) -> tuple[Any, Any, Any]:
@@ -159,7 +159,9 @@ def test_rollouts_are_on_disk_before_they_are_used_and_used_again_after_a_kill(t
     assert source.calls == [], "what was sampled and scored is not paid for twice"
     assert path.read_bytes() == content
     assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
-    assert {name: value for name, value in repeated.items() if "second" not in name} == {name: value for name, value in metrics.items() if "second" not in name}
+    assert {name: value for name, value in repeated.items() if "second" not in name} == {
+        name: value for name, value in metrics.items() if "second" not in name
+    }
 
 
 def test_rollouts_round_trip_and_damage_is_named(tmp_path: Path, tiny_folder: Path) -> None:
@@ -208,7 +210,9 @@ def test_epochs_end_early_at_the_target_divergence(tmp_path: Path, tiny_folder: 
 
 
 def test_the_adaptive_coefficient_and_the_moments_are_in_the_state(tmp_path: Path, tiny_folder: Path) -> None:
-    _, algorithm, _ = ready(tmp_path, tiny_folder, {"kl_controller": "adaptive", "kl_target": 0.01, "kl_horizon": 40, "kl_coef": 0.1, "normalize_scores": True})
+    _, algorithm, _ = ready(
+        tmp_path, tiny_folder, {"kl_controller": "adaptive", "kl_target": 0.01, "kl_horizon": 40, "kl_coef": 0.1, "normalize_scores": True}
+    )
     _, metrics = one_step(algorithm)
     assert metrics["kl_coef"] == 0.1, "the coefficient that was used, not the next one"
     assert metrics["kl"] > 0.012

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.training.surroundings import NOWHERE, make_context, planted_pairs, write_rows
 
 from accord.client.messages import ModelDigests
 from accord.client.policy import GenerateItem, Sample, StreamEvent
@@ -19,7 +20,6 @@ from accord.training import rollout
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, RolloutSource
-from tests.unit.training.surroundings import NOWHERE, make_context, planted_pairs, write_rows
 
 DIGESTS = ModelDigests("b" * 64, "t" * 64, "c" * 64)
 PROMPTS = [EncodedPrompt(f"p{n}", (1, 10 + n)) for n in range(3)]
@@ -137,7 +137,9 @@ def test_a_response_that_was_cut_off_by_a_pause_is_sampled_again(context: RunCon
 
 @pytest.mark.parametrize("service", ["policy", "reward"])
 @pytest.mark.parametrize("digest", ["base_model", "tokenizer", "chat_template"])
-def test_services_with_another_model_are_refused_by_name(context: RunContext, services: tuple[FakePolicy, FakeReward], service: str, digest: str) -> None:
+def test_services_with_another_model_are_refused_by_name(
+    context: RunContext, services: tuple[FakePolicy, FakeReward], service: str, digest: str
+) -> None:
     mine = context.base.digests
     same = ModelDigests(mine.base_model, mine.tokenizer, mine.chat_template)
     for each in services:

@@ -1,0 +1,209 @@
+"""PPO through real policy and reward servers: what comes back over the wire is what the trainer computes, and nothing that dies changes the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.contract.harness import ServerProcess
+from tests.e2e.runs import Nursery, TrainingRun, kill_between_checkpoints, stop_and_resume
+from tests.unit.training.surroundings import planted_pairs, run_here, write_rows
+
+from accord.algos.kl import k3
+from accord.artefacts.store import ArtefactStore
+from accord.models.base import load_base_model
+from accord.models.batching import collate
+from accord.models.heads import HeadFacts, ScalarHead
+from accord.models.logprobs import response_logprobs
+from accord.models.lora import AdaptedModel
+from accord.models.testing import tiny_model_folder
+from accord.rundir import Endpoints
+from accord.training.rollout import Rollout, read_rollouts
+
+STEPS, EVERY, TEMPERATURE = 8, 3, 0.7
+pytestmark = pytest.mark.timeout(240)
+
+
+@dataclass
+class World:
+    """Two servers over one artefact store, with an SFT adapter and a reward model in it."""
+
+    root: Path
+    model: Path
+    nursery: Nursery
+    policy: ServerProcess
+    reward: ServerProcess
+    spec: dict[str, Any]
+
+    def run(self, name: str, **more: Any) -> TrainingRun:
+        """A PPO run, not yet started."""
+        endpoints = Endpoints(policy=self.policy.address, reward=self.reward.address)
+        return TrainingRun(self.root, name, self.model, self.spec, endpoints=endpoints, nursery=self.nursery, **more)
+
+    def server_config(self, listen: str = "127.0.0.1:0") -> dict[str, Any]:
+        return {"base_model": str(self.model), "artefacts": str(self.root / "artefacts"), "threads": 1, "server": {"listen": listen}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("ppo")
+    threads = torch.get_num_threads()
+    model = tiny_model_folder(root / "model")
+    data = write_rows(root / "rows.jsonl", planted_pairs())
+    common = {"steps": 4, "optimizer": {"learning_rate": 2e-3}}
+    sft, _ = run_here(root, model, {**common, "adapter": "start", "sft": {"data": data}}, name="start")
+    rm, _ = run_here(root, model, {**common, "adapter": "rm", "reward_model": {"data": data}}, name="rm")
+    torch.set_num_threads(threads)
+    spec = {
+        "steps": STEPS, "batch_size": 6, "micro_batch_size": 2, "checkpoint_every_steps": EVERY, "max_prompt_tokens": 120, "max_response_tokens": 12,
+        "lora": {"rank": 4}, "seed": 5, "parent_adapter": sft.adapter_version, "optimizer": {"learning_rate": 1e-3},
+        "ppo": {
+            "data": data, "eval_data": {**data, "limit": 3}, "reward_model": rm.adapter_version, "epochs": 3, "minibatch_size": 3, "temperature": TEMPERATURE,
+            "ptx_coefficient": 0.3, "ptx_data": data, "kl_controller": "adaptive", "kl_target": 0.05, "kl_horizon": 50, "normalize_scores": True,
+        },
+    }  # fmt: skip
+    made = World(root, model, None, None, None, spec)  # type: ignore[arg-type]
+    with Nursery() as nursery, ServerProcess("accord.policy", made.server_config(), root) as policy:
+        made.nursery, made.policy = nursery, policy
+        made.reward = ServerProcess("accord.reward", made.server_config(), root).__enter__()
+        yield made
+        made.reward.kill()
+
+
+@pytest.fixture(scope="module")
+def straight(world: World) -> Iterator[TrainingRun]:
+    """The run that nobody disturbs."""
+    run = world.run("straight").start()
+    run.finish()
+    yield run
+    run.close()
+
+
+def rollouts_of(run: TrainingRun, step: int) -> list[Rollout]:
+    found = read_rollouts(run.directory.rollouts / f"{step:08d}.jsonl")
+    assert found is not None
+    return found
+
+
+def differences(world: World, rollouts: list[Rollout], version: str, temperature: float = TEMPERATURE) -> torch.Tensor:
+    """log-ratio of each sampled token: what this process computes under a version, less what came back over the wire."""
+    adapted = AdaptedModel(load_base_model(str(world.model), threads=1))
+    adapted.load("policy", ArtefactStore(str(world.root / "artefacts")).fetch(version))
+    with torch.no_grad():
+        mine = response_logprobs(adapted, [(each.prompt_ids, each.response_ids) for each in rollouts], adapter="policy", temperature=temperature)
+    return torch.cat(mine).double() - torch.tensor([logprob for each in rollouts for logprob in each.sampler_logprobs], dtype=torch.float64)
+
+
+def test_logprobs_over_the_wire_are_those_that_the_trainer_computes(world: World, straight: TrainingRun) -> None:
+    """REFERENCES.md section 3: ratio 1 and approx_kl < 1e-6 at the first epoch, so tokens, template, temperature and adapter agree end to end."""
+    first = rollouts_of(straight, 0)
+    parent = str(world.spec["parent_adapter"])
+    log_ratio = differences(world, first, parent)
+    assert float(log_ratio.exp().mean()) == pytest.approx(1, abs=1e-5)
+    assert float(k3(-log_ratio).mean()) < 1e-6
+    last = rollouts_of(straight, STEPS - 1)
+    assert float(k3(-differences(world, last, last[0].adapter_version)).mean()) < 1e-6
+    assert float(k3(-differences(world, last, parent)).mean()) > 1e-5, "the policy has moved, and its service moved with it"
+    assert float(k3(-differences(world, first, parent, temperature=1.0)).mean()) > 1e-3, "the measure would notice another temperature"
+
+
+def test_the_run_itself_saw_a_ratio_of_one_at_every_step(straight: TrainingRun) -> None:
+    for step, metrics in straight.curve().items():
+        if step:
+            assert 0 <= metrics["sampler_approx_kl"] < 1e-6
+            assert metrics["sampler_gap_max"] < 1e-3
+            assert metrics["first_ratio_mean"] == pytest.approx(1, abs=1e-5)
+            assert metrics["first_approx_kl"] < 1e-6
+            assert metrics["first_clip_fraction"] == 0
+    assert straight.curve()[1]["kl"] == pytest.approx(0, abs=1e-5), "it starts as its reference"
+    assert not [event.text for event in straight.directory.events() if event.text.startswith("alarm: the ratio")]
+
+
+def test_scores_over_the_wire_are_those_of_the_reward_model(world: World, straight: TrainingRun) -> None:
+    store = ArtefactStore(str(world.root / "artefacts"))
+    name = str(world.spec["ppo"]["reward_model"])
+    adapted = AdaptedModel(load_base_model(str(world.model), threads=1))
+    adapted.load("reward", store.fetch(name))
+    head, facts = ScalarHead.load(store.fetch(name)), HeadFacts.from_facts(store.manifest(name).facts)
+    rollouts = rollouts_of(straight, 2)
+    with torch.no_grad():
+        batch = collate([(each.prompt_ids, each.response_ids) for each in rollouts], pad_id=adapted.base.pad_token_id)
+        hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter="reward", position_ids=batch.position_ids)
+        raw = head.at_last_token(hidden, batch.attention_mask)
+    assert [each.score for each in rollouts] == pytest.approx(((raw - facts.mean) / facts.std).tolist(), abs=1e-4)
+
+
+def test_every_rollout_was_sampled_and_used_once(straight: TrainingRun) -> None:
+    files = sorted(path.name for path in straight.directory.rollouts.iterdir())
+    assert files == [f"{step:08d}.jsonl" for step in range(STEPS)]
+    seeds = [each.seed for step in range(STEPS) for each in rollouts_of(straight, step)]
+    assert len(set(seeds)) == len(seeds) == STEPS * 6
+
+
+def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(world: World, straight: TrainingRun) -> None:
+    for attempt in range(3):
+        run = world.run(f"disturbed-{attempt}").start()
+        if kill_between_checkpoints(run, after_step=EVERY + 1, before_step=2 * EVERY):
+            break
+    else:
+        raise AssertionError("three kills came too late")
+    sampled = {path.name: path.read_bytes() for path in run.directory.rollouts.iterdir()}
+    run.start()
+    stop_and_resume(run, after_step=EVERY + 2, steps=STEPS)
+    run.start().finish()
+    assert run.published() == straight.published()
+    assert run.curve() == straight.curve()
+    for name, content in sampled.items():
+        assert (run.directory.rollouts / name).read_bytes() == content, "what was sampled before the kill was not sampled again"
+        assert _without_versions(content) == _without_versions((straight.directory.rollouts / name).read_bytes())
+    critic = [path.directory.checkpoints / f"{STEPS:08d}" for path in (run, straight)]
+    for file in ("value/adapter_model.safetensors", "value/head.safetensors", "optimizer.safetensors"):
+        assert (critic[0] / file).read_bytes() == (critic[1] / file).read_bytes()
+
+
+def _without_versions(content: bytes) -> list[dict[str, Any]]:
+    return [{**json.loads(line), "adapter_version": ""} for line in content.splitlines()]
+
+
+def test_a_reward_service_that_dies_is_waited_for_and_changes_nothing(world: World, straight: TrainingRun) -> None:
+    run = world.run("patient").start()
+    run.until(lambda: run.last_step() >= 2)
+    address = world.reward.address
+    world.reward.kill()
+    waiting = run.until(lambda: [event for event in run.events() if event.waiting_on])
+    assert f"reward service at {address}" in waiting[0].waiting_on
+    assert "UNAVAILABLE" in waiting[0].waiting_on
+    assert waiting[0].phase == "rollouts"
+    world.reward = ServerProcess("accord.reward", world.server_config(address), world.root).__enter__()
+    assert world.reward.address == address
+    run.finish()
+    assert any("is back after" in event.text for event in run.events())
+    assert run.published() == straight.published()
+    assert run.curve() == straight.curve()
+
+
+def test_a_policy_service_that_stays_away_ends_the_run_with_its_work_kept(world: World, straight: TrainingRun) -> None:
+    """It gives up after wait_seconds, behind a checkpoint; started again with the service there, it ends as if nothing had been."""
+    gone = ServerProcess("accord.policy", world.server_config(), world.root).__enter__()
+    run = world.run("impatient", wait_seconds=2.0)
+    written = run.directory.path / "run.yaml"
+    text = written.read_text()
+    written.write_text(text.replace(world.policy.address, gone.address))
+    run.start()
+    run.until(lambda: run.last_step() >= 1)
+    gone.kill()
+    assert run.wait() == 1
+    result = run.directory.result()
+    assert result is not None
+    assert f"policy service at {gone.address}" in result.message
+    assert "wait_seconds 2" in result.message
+    assert 1 <= result.step < STEPS
+    assert (run.directory.checkpoints / f"{result.step:08d}").is_dir()
+    written.write_text(text)
+    run.start().finish()
+    assert run.published() == straight.published()
