@@ -26,7 +26,7 @@ from accord.rundir import Endpoints
 from accord.training.rollout import Rollout, read_rollouts
 
 STEPS, EVERY, TEMPERATURE = 8, 3, 0.7
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, *(pytest.mark.timeout(240) if isinstance(pytest.mark.timeout(240), list) else [pytest.mark.timeout(240)])]
 
 
 @dataclass
