@@ -18,7 +18,7 @@ from accord.models.testing import tiny_model_folder
 STEPS, EVERY = 12, 4
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "theta", "lambda", "zeta", "iota", "tau")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from accord.client.policy import GenerateItem, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardClient, ScoreItem
 from accord.errors import DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
+from accord.rpc.channels import ChannelConfig
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
@@ -71,8 +72,9 @@ class RolloutSource:
                 raise InvalidArgumentError(f"PPO needs the {name} service; its address is empty", field=f"endpoints.{name}")
         self._context = context
         self._reward_model = reward_model
-        self._policy = PolicyClient(endpoints.policy)
-        self._reward = RewardClient(endpoints.reward)
+        # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
+        self._policy = PolicyClient(ChannelConfig(address=endpoints.policy, attempts=1))
+        self._reward = RewardClient(ChannelConfig(address=endpoints.reward, attempts=1))
 
     def check_services(self) -> None:
         """Compares the services' base model with this process's.

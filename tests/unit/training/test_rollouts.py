@@ -96,6 +96,15 @@ def test_rollouts_are_in_the_order_of_the_prompts_with_their_own_scores(context:
     assert [(item.sampling.temperature, item.sampling.max_tokens, item.sampling.seed) for item in items] == [(0.7, 5, 11), (0.7, 5, 22), (0.7, 5, 33)]
 
 
+def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
+    targets: list[Any] = []
+    for name in ("PolicyClient", "RewardClient"):
+        monkeypatch.setattr(rollout, name, targets.append)
+    RolloutSource(context, "rm")
+    assert [(target.address, target.attempts) for target in targets] == [("127.0.0.1:1", 1)] * 2
+
+
 def test_a_prompt_without_an_answer_is_no_silent_loss(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
     services[0].lose = {1}
     with pytest.raises(InternalError, match="left 1 of 3 prompts without an answer"):

@@ -80,6 +80,36 @@ def test_a_run_that_dies_between_checkpoints_resumes_to_the_same_bits(tmp_path: 
     assert {k: v for k, v in one.facts.items() if k != "spec_digest"} == {k: v for k, v in other.facts.items() if k != "spec_digest"}
 
 
+def test_ppo_resumes_with_its_critic_its_coefficient_and_its_moments(tmp_path: Path, tiny_folder: Path) -> None:
+    """With rollouts of this process; whole runs through the services are in tests/e2e."""
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    ppo = {
+        "data": data, "epochs": 2, "minibatch_size": 2, "normalize_scores": True, "kl_controller": "adaptive", "kl_target": 0.01, "kl_horizon": 40,
+    }  # fmt: skip
+
+    def made(name: str, adapter: str) -> tuple[RunContext, Any]:
+        values = {"steps": 5, "checkpoint_every_steps": 2, "adapter": adapter, "optimizer": {"learning_rate": 1e-3}}
+        return make_ppo(tmp_path, tiny_folder, values, ppo, name=name)[:2]
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    straight, algorithm = made("straight", "a")
+    expected = train(straight, algorithm)
+    dying, algorithm = made("dying", "b")
+    with pytest.raises(KeyboardInterrupt):
+        train(dying, after_step(algorithm, 3, die))
+    again, algorithm = made("dying", "b")
+    result = train(again, algorithm)
+    assert published(again, result.adapter_version) == published(straight, expected.adapter_version)
+    folders = [context.directory.checkpoints / "00000005" for context in (straight, again)]
+    for file in ("value/adapter_model.safetensors", "value/head.safetensors", "optimizer.safetensors"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    curves = [metrics_of(context.directory.events(), "kl_coef") for context in (straight, again)]
+    assert curves[0] == [*curves[1][:3], *curves[1][-2:]]
+    assert len(set(curves[0])) == 5
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_stop_is_heeded_after_a_checkpoint_and_resumes_to_the_same_bits(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
     spec = spec_of(tmp_path, kind, checkpoint_every_steps=0)
