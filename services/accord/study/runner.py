@@ -30,6 +30,8 @@ from accord.workspace import Workspace
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
+# There while services run that a study started: a call that continues a killed one stops them, too.
+_STARTED_FILE = "services-started"
 # Tokens a second of the embedded model on two cores, counted as in `Step.tokens`; replaced by what was seen as soon as steps are done.
 _TOKENS_PER_SECOND = 500.0
 _START_SECONDS = {"train": 7.0, "evaluate": 12.0, "label": 1.0, "generate": 0.5, "measure": 0.5, "judge": 0.5}
@@ -114,7 +116,7 @@ def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_servi
         recipe: what is compared.
         home: the workspace.
         reporter: is told how it goes on.
-        keep_services: leaves the services running that this call started; those that ran before stay in any case.
+        keep_services: leaves the services running that a study started; those that somebody else started stay in any case.
 
     Raises:
         AccordError: a service or a step failed; what was done is kept.
@@ -123,7 +125,9 @@ def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_servi
     store = StepStore(home)
     data, lengths = data_facts(recipe)
     workspace = Workspace(home)
-    ran_before = {status.name for status in workspace.status() if status.health == "serving"}
+    started_file = store.folder / _STARTED_FILE
+    if not any(status.health == "serving" for status in workspace.status()):
+        started_file.touch()
     try:
         services = workspace.up(base_model=recipe.base_model, report=reporter.message)
         with Clients(services) as clients:
@@ -132,9 +136,11 @@ def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_servi
             graph = build_graph(recipe, model | data, lengths)
             found, reused = _Runner(recipe, graph, store, clients, reporter).run()
     finally:
-        if not keep_services and not ran_before:
-            reporter.message("stopping the services")
-            workspace.down()
+        if started_file.exists():
+            if not keep_services:
+                reporter.message("stopping the services")
+                workspace.down()
+            started_file.unlink()
     results = assemble(recipe, graph, found, model | data)
     results_path = home / RESULTS_FILE
     write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
