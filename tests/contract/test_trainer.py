@@ -355,6 +355,19 @@ def test_a_killed_process_fails_its_run_in_a_sentence_and_resuming_goes_on_from_
     assert [event.text for event in RunDirectory(done.directory).events() if event.text] == ["begins after step 0", "begins after step 4"]
 
 
+def test_the_end_of_an_earlier_attempt_is_not_taken_for_that_of_a_later_one(trainer: Trainer) -> None:
+    name = trainer.client.create_run(spec(seed=HOLD), "ended-before").name
+    trainer.until_step(name, 2)
+    trainer.client.cancel_run(name)
+    assert "on request" in trainer.until(name, "cancelled").message
+    trainer.client.resume_run(name)
+    run = trainer.until(name, "running")
+    os.kill(process_of(run), signal.SIGKILL)
+    failed = trainer.until(name, "failed")
+    assert failed.message.startswith("its process was killed by SIGKILL")
+    assert (failed.exit_code, failed.attempts) == (-signal.SIGKILL, 2)
+
+
 def test_a_process_that_ends_without_a_result_fails_its_run_with_its_last_words(trainer: Trainer) -> None:
     failed = trainer.until(trainer.client.create_run(spec(seed=BROKEN), "broken").name, "failed")
     assert failed.message == f"its process ended with code 7 and no result; its last words: {LAST_WORDS}"

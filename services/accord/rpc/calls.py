@@ -5,6 +5,7 @@ What does not belong here: admission, logging and the mapping of errors (`accord
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Call:
         self.deadline = deadline
         self.request_bytes = 0
         self.last_request = b""
+        self.sending: asyncio.Future[None] | None = None
         self.context = CallContext(self)
         self._max_message_bytes = max_message_bytes
 
@@ -96,6 +98,17 @@ class Call:
             )
         return raw
 
+    async def send(self, reply: Any) -> None:
+        """Sends one reply of a stream. Where the caller is cancelled meanwhile, the sending goes on: gRPC cannot take half a message back."""
+        self.sending = asyncio.ensure_future(self.grpc_context.write(self.encode(reply)))
+        self.sending.add_done_callback(lambda sending: sending.cancelled() or sending.exception())  # seen, if nobody waits any more
+        await asyncio.shield(self.sending)
+
+    async def sent(self, timeout_seconds: float) -> None:
+        """Waits for the reply that is on its way, if there is one: until then gRPC refuses to end the call with a status."""
+        if self.sending is not None and not self.sending.done():
+            await asyncio.wait({self.sending}, timeout=timeout_seconds)
+
     async def decode_all(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         """The messages of a client stream."""
         async for raw in raws:
@@ -132,4 +145,4 @@ class CallContext:
 
     async def write(self, message: Any) -> None:
         """Sends one reply of a server stream."""
-        await self._call.grpc_context.write(self._call.encode(message))
+        await self._call.send(message)

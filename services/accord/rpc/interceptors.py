@@ -41,6 +41,7 @@ _IN_FLIGHT = Gauge("accord_rpc_in_flight", "Calls in progress", ["service"])
 
 # gRPC itself ends a call at the client's deadline; our own clock, needed for the server's default and cap, must not race it.
 _GRACE_SECONDS = 0.1
+_SEND_SECONDS = 1.0
 
 Work = Callable[[Call], Awaitable[Any]]
 
@@ -189,6 +190,7 @@ class _Record(contextlib.AbstractContextManager["_Record"]):
 
 async def _abort(call: Call, failure: AccordError) -> Any:
     """Ends the call with the status of `failure`; one that the client has ended meanwhile can be told nothing, and that is no defect."""
+    await call.sent(_SEND_SECONDS)
     try:
         return await call.grpc_context.abort_with_status(to_status(failure, seconds_left=call.seconds_left))
     except grpc.aio.InternalError:
