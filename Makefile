@@ -15,10 +15,10 @@ $(STAMP): $(LOCKS) pyproject.toml tools/install.sh
 	sh tools/install.sh
 
 demo: setup ## the main job: the study's quick recipe with a real model; table, report.html, results.json
-	.venv/bin/accord doctor && .venv/bin/accord study --recipe quick --home demo
+	.venv/bin/accord doctor --home demo && .venv/bin/accord study --recipe quick --home demo
 
 study: setup ## the full study; continues where it stopped
-	.venv/bin/accord doctor && .venv/bin/accord study --recipe full --home study
+	.venv/bin/accord doctor --home study && .venv/bin/accord study --recipe full --home study
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
 	$(PY) -m pytest -q -m "not slow and not cluster" tests
