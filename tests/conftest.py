@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; servers that tests start inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; commands that tests start and interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("accord", deadline=None, derandomize=True, database=None)
 settings.load_profile("accord")
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,7 +5,7 @@
     events.jsonl     what happened (RunEvent), appended by the run
     result.json      how it ended (RunResult), written last and at once
     log.txt          what its process printed
-    checkpoints/     {step:08d}/ with manifest.json, see accord.training.checkpoint
+    checkpoints/     {step:08d}/ with manifest.json, see accord.checkpoint
     rollouts/        what PPO sampled, before it was used
 
 The truth about a run is this folder and its process, never a server's memory. Torch stays out of here: the trainer reads what training writes.
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
-from accord.runspec import RunSpec, Spec, parse_spec
+from accord.errors import DataLossError, NotFoundError
+from accord.rpc.config import load_config
+from accord.runspec import RunSpec, Spec
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED = 0, 1, 2, 3
 EventKind = Literal["state", "metrics", "message", "heartbeat"]
@@ -79,6 +80,21 @@ class RunResult:
     adapter_version: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """What the events up to a byte `offset` say of a run: its latest step, the latest value of each metric, and what it is doing.
+
+    `time` is the last event's, 0 where there is none.
+    """
+
+    offset: int = 0
+    step: int = 0
+    phase: str = ""
+    waiting_on: str = ""
+    time: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -146,6 +162,21 @@ class RunDirectory:
                 if event is not None:
                     yield event
 
+    def progress(self, known: RunProgress = RunProgress()) -> RunProgress:
+        """What all events say, reading only those behind `known`."""
+        if known.offset and (not self.events_path.exists() or self.events_path.stat().st_size < known.offset):
+            known = RunProgress()  # not the file that was read
+        metrics = dict(known.metrics)
+        for event in self.events(known.offset):
+            step, phase, waiting_on = known.step, known.phase, known.waiting_on
+            if event.kind == "metrics":
+                step = max(step, event.step)
+                metrics.update(event.values)
+            elif event.kind == "state":
+                phase, waiting_on = event.phase, event.waiting_on
+            known = RunProgress(event.offset, step, phase, waiting_on, event.time, metrics)
+        return known
+
     def write_result(self, result: RunResult) -> None:
         """Writes result.json at once."""
         row = {
@@ -186,20 +217,9 @@ def read_run_file(path: Path | str) -> RunFile:
         InvalidArgumentError: it is not YAML, or a field is unknown, missing or out of range.
     """
     path = Path(path)
-    try:
-        values: Any = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no run file {path}", field="config") from error
-    except yaml.YAMLError as error:
-        raise InvalidArgumentError(f"{path} is not YAML: {str(error).splitlines()[0]}", field="config") from error
-    if isinstance(values, dict) and "spec" in values:
-        parse_spec(values["spec"], source=f"{path}: spec")
-    try:
-        return RunFile.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InvalidArgumentError(f"{path}: {name}: {first['msg']}", field=name) from error
+    if not path.is_file():
+        raise NotFoundError(f"there is no run file {path}", field="config")
+    return load_config(path, RunFile)
 
 
 def write_atomically(path: Path, text: str) -> None:

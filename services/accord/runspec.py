@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from google.protobuf import json_format
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from accord.api.trainer.v1 import trainer_pb2
 from accord.errors import InvalidArgumentError
+from accord.rpc.config import parse_config
 
 Algorithm = Literal["sft", "reward_model", "dpo", "ppo", "evaluate"]
 ALGORITHMS: tuple[Algorithm, ...] = ("sft", "reward_model", "dpo", "ppo", "evaluate")
@@ -191,15 +193,15 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
     """Returns the specification in a mapping (from YAML or JSON).
 
     Raises:
-        InvalidArgumentError: a field is unknown, missing or out of range; the message names it and what is allowed.
+        InvalidArgumentError: a field is unknown, missing or out of range; the message names it, what is allowed, and the field that a misspelt one is
+            near to.
     """
+    if not isinstance(values, Mapping):
+        raise InvalidArgumentError(f"{source}: a mapping of fields is needed, got {type(values).__name__}", field=source)
     try:
-        return RunSpec.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"]) or source
-        given = "" if isinstance(first.get("input"), dict) else f" (given: {first.get('input')!r})"
-        raise InvalidArgumentError(f"{source}: {path}: {first['msg']}{given}", field=path) from error
+        return parse_config(values, RunSpec, source=source)
+    except InvalidArgumentError as error:
+        raise error if error.field else InvalidArgumentError(error.message, field=source) from error
 
 
 def spec_to_proto(spec: RunSpec) -> trainer_pb2.RunSpec:

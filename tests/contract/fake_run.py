@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from accord.checkpoint import latest_checkpoint, write_checkpoint
 from accord.rundir import EXIT_DONE, EXIT_STOPPED, RunDirectory, RunEvent, RunResult, read_run_file
-from accord.training.checkpoint import latest_checkpoint, write_checkpoint
 
 PLAIN, HOLD, DEAF, BROKEN = 0, 1, 2, 3
 """Runs through; waits before its last step until `finish` is in its folder; also ignores SIGTERM; ends with code 7 at its second step."""

@@ -50,8 +50,8 @@ class World:
         return {"base_model": str(self.model), "artefacts": str(self.root / "artefacts"), "threads": 1, "server": {"listen": listen}}
 
     def start_reward(self, listen: str = "127.0.0.1:0") -> ServerProcess:
-        """A reward server that scores one sequence at a time: in a batch, the last bits of a score depend on who else was waiting."""
-        return ServerProcess("accord.reward", {**self.server_config(listen), "micro_batch_tokens": 16}, self.root).__enter__()
+        """A reward server as it comes: on a CPU no bit of a score depends on what else was waiting."""
+        return ServerProcess("accord.reward", self.server_config(listen), self.root).__enter__()
 
 
 @pytest.fixture(scope="module")

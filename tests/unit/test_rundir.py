@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
-from accord.rundir import RunDirectory, RunEvent, RunFile, RunResult, read_run_file
+from accord.rundir import RunDirectory, RunEvent, RunFile, RunProgress, RunResult, read_run_file
 from accord.runspec import parse_spec
 
 SPEC = parse_spec({"adapter": "a", "steps": 2, "sft": {"data": {"uri": "sample:summarization"}}})
@@ -42,3 +42,23 @@ def test_result(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(DataLossError, match=r"result\.json"):
         run.result()
+
+
+def test_progress_reads_what_has_come_since_and_starts_anew_with_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.progress() == RunProgress()
+    run.append_event(RunEvent("state", 1.0, phase="training", waiting_on="adapters/x"))
+    run.append_event(RunEvent("metrics", 2.0, step=3, values={"loss": 0.5, "eval_loss": 1.0}))
+    first = run.progress()
+    assert (first.step, first.phase, first.waiting_on, first.time) == (3, "training", "adapters/x", 2.0)
+    run.append_event(RunEvent("metrics", 4.0, step=2, values={"loss": 0.25}))  # a resumed run repeats steps
+    asked: list[int] = []
+    events = RunDirectory.events
+    monkeypatch.setattr(RunDirectory, "events", lambda self, offset=0: (asked.append(offset), events(self, offset))[1])
+    second = run.progress(first)
+    assert second == run.progress()
+    assert (second.step, second.metrics, second.time) == (3, {"loss": 0.25, "eval_loss": 1.0}, 4.0)
+    assert asked == [first.offset, 0]
+    run.events_path.write_text("")
+    run.append_event(RunEvent("message", 5.0, text="anew"))
+    assert run.progress(second).step == 0

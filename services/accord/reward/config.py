@@ -17,7 +17,12 @@ class RewardConfig(FrozenModel):
     threads: int = Field(default=2, ge=1, le=1024, description="torch threads")
     max_batch_items: int = Field(default=64, ge=1, description="most sequences taken from the queue at once")
     max_batch_tokens: int = Field(default=4096, ge=16, description="most tokens of one batch")
-    micro_batch_tokens: int = Field(default=2048, ge=16, description="most padded tokens of one forward pass")
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="most padded tokens of one forward pass; where absent, on a CPU one sequence, so that no bit of a score depends on what "
+        "else is asked, and 16384 elsewhere",
+    )
     max_queue_items: int = Field(default=2048, ge=1, description="items waiting before RESOURCE_EXHAUSTED")
     max_queue_tokens: int = Field(default=2_000_000, ge=16, description="tokens waiting before RESOURCE_EXHAUSTED")
     max_text_bytes: int = Field(default=262_144, ge=1, description="longest text of one prompt or response")

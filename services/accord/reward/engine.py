@@ -53,6 +53,7 @@ class RewardModelFacts:
 
 
 Item = WorkItem[ScoreRequest, float]
+_ONE_AT_A_TIME, _TOKENS_ELSEWHERE = 1, 16_384
 
 
 class RewardEngine:
@@ -68,6 +69,7 @@ class RewardEngine:
         self.base = base
         self._store = store
         self._config = config
+        self._micro_batch_tokens = config.micro_batch_tokens or (_ONE_AT_A_TIME if base.device.startswith("cpu") else _TOKENS_ELSEWHERE)
         self._adapted = AdaptedModel(base)
         self._heads: OrderedDict[str, tuple[ScalarHead, HeadFacts]] = OrderedDict()
         self._queue: WorkQueue[ScoreRequest, float] = WorkQueue(max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="reward")
@@ -118,7 +120,7 @@ class RewardEngine:
         version = str(batch[0].key)
         head, facts = self._ready(version)
         lengths = [item.payload.tokens for item in batch]
-        for group in micro_batches(lengths, self._config.micro_batch_tokens):
+        for group in micro_batches(lengths, self._micro_batch_tokens):
             items = [batch[index] for index in group if not batch[index].abandoned]
             self._worker.beat()
             if items:

@@ -1,29 +1,27 @@
 """Listing, verifying and promoting the checkpoints of a run, without torch.
 
-The form of a checkpoint is `accord.training.checkpoint`'s: a folder with manifest.json that names the sha256 of every file; the adapter
-is its folder `adapter`.
+A checkpoint is a folder of `accord.checkpoint`; the adapter is its folder `adapter`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accord.artefacts.store import ArtefactStore
+from accord.checkpoint import checkpoint_folders, read_checkpoint
 from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
 from accord.rundir import RunDirectory
 from accord.trainer.registry import RunRecord
 
-MANIFEST = "manifest.json"
 ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """A checkpoint on disk; `problem` is empty where every file matches its digest."""
+    """A checkpoint on disk; `problem` is empty where every file matches its digest, `publish` is what its adapter's manifest will say."""
 
     name: str
     path: Path
@@ -31,15 +29,12 @@ class CheckpointInfo:
     digest: str
     size_bytes: int
     problem: str
+    publish: Mapping[str, Any] = field(default_factory=dict)
 
 
 def list_checkpoints(record: RunRecord) -> list[CheckpointInfo]:
     """The checkpoints of a run, newest first."""
-    folder = RunDirectory(record.directory).checkpoints
-    if not folder.is_dir():
-        return []
-    steps = sorted((entry for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()), reverse=True)
-    return [_inspect(record, path) for path in steps]
+    return [_inspect(record, path) for path in checkpoint_folders(RunDirectory(record.directory).checkpoints)]
 
 
 def find_checkpoint(record: RunRecord, name: str) -> CheckpointInfo:
@@ -70,8 +65,7 @@ def run_of(checkpoint: str) -> str:
 
 def promote(store: ArtefactStore, record: RunRecord, info: CheckpointInfo, adapter: str) -> str:
     """Publishes a checkpoint's adapter as the next version and returns its name."""
-    manifest: dict[str, Any] = json.loads((info.path / MANIFEST).read_text())
-    published = manifest.get("publish") or {}
+    published = info.publish
     return store.publish(
         adapter or record.spec.adapter,
         info.path / ADAPTER,
@@ -87,16 +81,10 @@ def promote(store: ArtefactStore, record: RunRecord, info: CheckpointInfo, adapt
 
 
 def _inspect(record: RunRecord, path: Path) -> CheckpointInfo:
-    name = f"{record.name}/checkpoints/{int(path.name)}"
+    step = int(path.name)
+    name = f"{record.name}/checkpoints/{step}"
     try:
-        stored = (path / MANIFEST).read_bytes()
-        files: dict[str, Any] = json.loads(stored)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return CheckpointInfo(name, path, int(path.name), "", 0, f"its manifest cannot be read: {error}")
-    problem, size = "", 0
-    for file, entry in files.items():
-        content = (path / file).read_bytes() if (path / file).is_file() else b""
-        size += len(content)
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            problem = problem or f"{file} does not match its digest"
-    return CheckpointInfo(name, path, int(path.name), hashlib.sha256(stored).hexdigest(), size, problem)
+        checkpoint = read_checkpoint(path, spec_digest=None)
+    except DataLossError as error:
+        return CheckpointInfo(name, path, step, "", 0, error.message.removeprefix(f"checkpoint {path.name}: "))
+    return CheckpointInfo(name, path, step, checkpoint.digest, checkpoint.size_bytes, "", checkpoint.publish)

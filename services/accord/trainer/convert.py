@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.errors import InvalidArgumentError
-from accord.rundir import RunDirectory, RunEvent
+from accord.rundir import RunDirectory, RunEvent, RunProgress
 from accord.runspec import RunSpec, spec_from_proto, spec_to_proto
 from accord.trainer.planner import Plan
 from accord.trainer.registry import RunRecord
@@ -30,18 +30,39 @@ def read_spec(message: pb.RunSpec) -> RunSpec:
         raise InvalidArgumentError(error.message, field=field) from error
 
 
-def run_to_proto(record: RunRecord) -> pb.Run:
-    """The run with what its directory says of it now."""
-    run = _facts(record)
-    run.state, run.message = getattr(pb, f"RUN_STATE_{record.state}"), record.message
-    for name in ("start_time", "end_time"):
-        value = getattr(record, name)
-        if value is not None:
-            getattr(run, name).CopyFrom(timestamp(value))
-    if record.exit_code is not None:
-        run.exit_code = record.exit_code
-    _add_events(run, record)
-    return run
+class RunReader:
+    """Runs as messages, with what their directories say of them now; of the events only those are read that have come since the last time."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, RunProgress] = {}  # a KiB or two a run
+
+    def read(self, record: RunRecord) -> pb.Run:
+        """The run as it is now; reads files."""
+        run = _facts(record)
+        run.state, run.message = getattr(pb, f"RUN_STATE_{record.state}"), record.message
+        for name in ("start_time", "end_time"):
+            value = getattr(record, name)
+            if value is not None:
+                getattr(run, name).CopyFrom(timestamp(value))
+        if record.exit_code is not None:
+            run.exit_code = record.exit_code
+        self._add_progress(run, record)
+        return run
+
+    def _add_progress(self, run: pb.Run, record: RunRecord) -> None:
+        directory = RunDirectory(record.directory)
+        known = self._known.get(record.name) or RunProgress()
+        progress = self._known[record.name] = directory.progress(known)
+        run.step = progress.step
+        run.metrics.update(progress.metrics)
+        if not record.ended:
+            run.phase, run.waiting_on = progress.phase, progress.waiting_on
+        if progress.offset:
+            run.heartbeat_time.CopyFrom(timestamp(progress.time))
+        result = directory.result() if record.state == "SUCCEEDED" else None
+        if result is not None:
+            run.adapter_version, run.step = result.adapter_version, result.step
+            run.metrics.update(result.metrics)
 
 
 def _facts(record: RunRecord) -> pb.Run:
@@ -50,24 +71,6 @@ def _facts(record: RunRecord) -> pb.Run:
         name=record.name, spec=spec_to_proto(record.spec), total_steps=record.spec.steps, create_time=timestamp(record.create_time),
         attempts=record.attempts, directory=record.directory,
     )  # fmt: skip
-
-
-def _add_events(run: pb.Run, record: RunRecord) -> None:
-    directory = RunDirectory(record.directory)
-    last: RunEvent | None = None
-    for event in directory.events():
-        last = event
-        run.step = max(run.step, event.step) if event.kind == "metrics" else run.step
-        if event.kind == "metrics":
-            run.metrics.update(event.values)
-        elif event.kind == "state" and not record.ended:
-            run.phase, run.waiting_on = event.phase, event.waiting_on
-    if last is not None:
-        run.heartbeat_time.CopyFrom(timestamp(last.time))
-    result = directory.result() if record.state == "SUCCEEDED" else None
-    if result is not None:
-        run.adapter_version, run.step = result.adapter_version, result.step
-        run.metrics.update(result.metrics)
 
 
 def event_to_proto(event: RunEvent, record: RunRecord) -> pb.WatchRunResponse | None:

@@ -25,6 +25,7 @@ from accord.serving.fields import naming
 from accord.trainer import checkpoints
 from accord.trainer.config import TrainerConfig
 from accord.trainer.convert import (
+    RunReader,
     event_to_proto,
     idle_seconds,
     make_token,
@@ -32,7 +33,6 @@ from accord.trainer.convert import (
     read_spec,
     read_token,
     run_path,
-    run_to_proto,
     timestamp,
 )
 from accord.trainer.planner import Plan, data_specs, make_plan
@@ -54,6 +54,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         self._store = store
         self._config = config
         self._lock = asyncio.Lock()
+        self._runs = RunReader()
 
     async def PlanRun(self, request: pb.PlanRunRequest, context: CallContext) -> pb.PlanRunResponse:
         spec = read_spec(request.spec)
@@ -68,17 +69,17 @@ class TrainerServicer(rpc.TrainerServiceServicer):
             record = await _thread(lambda: self._create(request.request_id, spec, validate_only=request.validate_only))
         if record is None:
             return pb.CreateRunResponse(run=pb.Run(spec=request.spec, total_steps=spec.steps))
-        return pb.CreateRunResponse(run=await _thread(lambda: run_to_proto(record)))
+        return pb.CreateRunResponse(run=await _thread(lambda: self._runs.read(record)))
 
     async def GetRun(self, request: pb.GetRunRequest, context: CallContext) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=await _thread(lambda: run_to_proto(self._registry.get(request.name))))
+        return pb.GetRunResponse(run=await _thread(lambda: self._runs.read(self._registry.get(request.name))))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:
         size = request.page_size if request.HasField("page_size") else _DEFAULT_PAGE
         before = read_token(request.page_token, "page_token") if request.page_token else None
         states = [pb.RunState.Name(state).removeprefix("RUN_STATE_") for state in request.states]
         found = await _thread(lambda: self._registry.find(states, before=before, limit=size + 1))
-        runs = await _thread(lambda: [run_to_proto(record) for record in found[:size]])
+        runs = await _thread(lambda: [self._runs.read(record) for record in found[:size]])
         return pb.ListRunsResponse(runs=runs, next_page_token=make_token(found[size - 1].sequence) if len(found) > size else "")
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: CallContext) -> AsyncIterator[pb.WatchRunResponse]:
@@ -95,7 +96,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
                     yield wire
             if record.state != sent:
                 sent, last_sent = record.state, time.monotonic()
-                run = await _thread(partial(run_to_proto, record))
+                run = await _thread(partial(self._runs.read, record))
                 yield pb.WatchRunResponse(resume_token=make_token(offset), time=timestamp(time.time()), run=run)
             if record.ended:
                 return
@@ -107,11 +108,11 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: CallContext) -> pb.CancelRunResponse:
         record = await _thread(lambda: self._supervisor.cancel(request.name))
-        return pb.CancelRunResponse(run=await _thread(lambda: run_to_proto(record)))
+        return pb.CancelRunResponse(run=await _thread(lambda: self._runs.read(record)))
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: CallContext) -> pb.ResumeRunResponse:
         record = await _thread(lambda: self._supervisor.resume(request.name))
-        return pb.ResumeRunResponse(run=await _thread(lambda: run_to_proto(record)))
+        return pb.ResumeRunResponse(run=await _thread(lambda: self._runs.read(record)))
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: CallContext) -> pb.ListCheckpointsResponse:
         with naming("run"):

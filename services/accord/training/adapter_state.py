@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from accord.checkpoint import Checkpoint
 from accord.models.adapter_files import WEIGHTS_FILE
-from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
 from accord.training.loop import ADAPTER_FOLDER
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accord.algos.preference import PreferenceLoss
+from accord.checkpoint import Checkpoint
 from accord.models.packing import group_logprobs
 from accord.runspec import DpoSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
-from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair, batch_at
 from accord.training.loop import ADAPTER_FOLDER

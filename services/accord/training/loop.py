@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from accord.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, write_checkpoint
 from accord.errors import UnavailableError
 from accord.rundir import RunResult
-from accord.training.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, write_checkpoint
 from accord.training.context import RunContext, RunStopped
 from accord.training.optim import Optimizer
 
@@ -108,7 +108,7 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
 
 def publish(context: RunContext, step: int) -> str:
     """Publishes the adapter of a step's checkpoint as the next version; the same one again where it was published before a kill."""
-    from accord.training.checkpoint import read_checkpoint
+    from accord.checkpoint import read_checkpoint
 
     context.events.state("publish")
     checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.digest)

@@ -24,6 +24,7 @@ from accord.algos.kl import AdaptiveKLController, FixedKLController, KLControlle
 from accord.algos.masking import masked_mean, whiten
 from accord.algos.normalisation import RunningMoments
 from accord.algos.ppo import missing_eos_penalty, policy_loss, value_loss
+from accord.checkpoint import Checkpoint
 from accord.data.readers import read_prompts, read_texts
 from accord.errors import FailedPreconditionError
 from accord.models.batching import collate
@@ -31,7 +32,6 @@ from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.logprobs import batch_logprobs
 from accord.runspec import DataSpec, PpoSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
-from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
 from accord.training.examples import EncodedExample, EncodedPrompt, batch_at, encode_prompts, encode_texts, epoch_order
 from accord.training.loop import ADAPTER_FOLDER

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from accord.algos.preference import bradley_terry_loss
+from accord.checkpoint import Checkpoint
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.packing import pack
 from accord.runspec import RewardModelSpec
 from accord.training.adapter_state import load_adapter, save_adapter, start_adapter
-from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair, batch_at
 from accord.training.loop import ADAPTER_FOLDER

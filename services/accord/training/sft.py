@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from accord.checkpoint import Checkpoint
 from accord.data.readers import read_demonstrations
 from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
 from accord.runspec import DataSpec, SftSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter
-from accord.training.checkpoint import Checkpoint
 from accord.training.context import RunContext
 from accord.training.examples import Encoded, EncodedExample, batch_at, encode_demonstrations
 from accord.training.loop import ADAPTER_FOLDER

@@ -18,11 +18,11 @@ import psutil
 
 from accord.artefacts.store import cache_folder
 from accord.errors import AccordError
+from accord.launch.processes import is_alive
 from accord.workspace import machine
 from accord.workspace.basemodel import EMBEDDED, absolute_base_model
 from accord.workspace.configuration import default_threads, fixed_listen, port_is_taken, read_configuration
 from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName
-from accord.workspace.processes import is_alive
 from accord.workspace.state import WorkspaceState, read_state
 
 State = Literal["ok", "warning", "problem"]

@@ -14,9 +14,9 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from accord.launch.processes import is_alive, last_lines
 from accord.rpc.channels import ChannelConfig, open_channel
 from accord.workspace.layout import Layout, ServiceName
-from accord.workspace.processes import is_alive, last_lines
 from accord.workspace.state import ServiceRecord
 
 Health = Literal["serving", "not_serving", "starting", "stopped", "unreachable"]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from accord.errors import UnavailableError
+from accord.launch.processes import ProcessId, identify, is_alive, module_command, open_log, start_process, stop_processes
 from accord.workspace.configuration import UPSTREAM, Setting, write_configuration
 from accord.workspace.health import announced_address, last_words, probe
 from accord.workspace.layout import Layout, ServiceName
-from accord.workspace.processes import ProcessId, identify, is_alive, module_command, open_log, start_service, stop_processes
 from accord.workspace.state import ServiceRecord, WorkspaceState, write_state
 
 Commands = Mapping[ServiceName, Sequence[str]]
@@ -86,7 +86,7 @@ class Launch:
         offset = open_log(log)
         command = (*self._commands.get(name, module_command(f"accord.{name}")), str(self._layout.config(name)))
         self._layout.announcement(name).unlink(missing_ok=True)
-        child = start_service(command, log=log, folder=self._layout.home, threads=setting.threads)
+        child = start_process(command, log=log, folder=self._layout.home, threads=setting.threads)
         self._children.append(child)
         process = identify(child.pid) or ProcessId(child.pid, "gone")
         self._started[name] = process

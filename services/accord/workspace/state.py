@@ -1,6 +1,6 @@
 """services.json: which processes are the services of a workspace, and the lock of whoever changes that.
 
-What does not belong here: looking at the processes (`accord.workspace.processes`).
+What does not belong here: looking at the processes (`accord.launch.processes`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from accord.errors import DataLossError, DeadlineExceededError, NotFoundError
+from accord.launch.processes import ProcessId
 from accord.rundir import write_atomically
 from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName
-from accord.workspace.processes import ProcessId
 
 _LOCK_POLL_SECONDS = 0.1
 

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from accord.errors import FailedPreconditionError
+from accord.launch.processes import ProcessId, is_alive, stop_processes
 from accord.workspace.basemodel import EMBEDDED, absolute_base_model, ensure_model_folder
 from accord.workspace.configuration import default_threads
 from accord.workspace.health import ServiceStatus, service_status
 from accord.workspace.launching import Commands, Launch
 from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName
-from accord.workspace.processes import ProcessId, is_alive, stop_processes
 from accord.workspace.runs import running_runs, stop_running_runs
 from accord.workspace.state import WorkspaceState, locked, read_state, write_state
 

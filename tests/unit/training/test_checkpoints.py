@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from accord import checkpoint
+from accord.checkpoint import MANIFEST, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
 from accord.errors import DataLossError, FailedPreconditionError
-from accord.training import checkpoint
-from accord.training.checkpoint import MANIFEST, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
 
 SPEC = "d" * 64
 

@@ -14,10 +14,10 @@ import torch
 import yaml
 from tests.unit.training.surroundings import WORDS, make_context, make_ppo, metrics_of, planted_pairs, run_here, write_rows
 
+from accord import checkpoint
 from accord.errors import UnavailableError
 from accord.rundir import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory
 from accord.training import __main__ as entry
-from accord.training import checkpoint
 from accord.training.__main__ import build
 from accord.training.context import EventLog, Heartbeat, RunContext, RunStopped, StopSignal
 from accord.training.loop import train

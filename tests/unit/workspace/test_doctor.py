@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from accord.launch.processes import identify
 from accord.workspace import doctor, machine
 from accord.workspace.doctor import GIB, Check, check
 from accord.workspace.layout import Layout
-from accord.workspace.processes import identify
 from accord.workspace.state import ServiceRecord, WorkspaceState, write_state
 
 real_cgroup_free_bytes = machine.cgroup_free_bytes

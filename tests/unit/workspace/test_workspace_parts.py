@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from accord.errors import DeadlineExceededError, FailedPreconditionError, NotFoundError, UnavailableError
+from accord.launch.processes import ProcessId, identify, is_alive, last_lines, open_log, start_process, stop_processes
 from accord.workspace import configuration
 from accord.workspace.basemodel import CONVERT_COMMAND, absolute_base_model, ensure_model_folder
 from accord.workspace.configuration import default_threads, port_is_taken
 from accord.workspace.health import last_words
 from accord.workspace.layout import Layout
-from accord.workspace.processes import ProcessId, identify, is_alive, last_lines, open_log, start_service, stop_processes
 from accord.workspace.state import ServiceRecord
 
 
@@ -46,12 +46,12 @@ def test_a_service_has_its_own_session_log_and_threads(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_text("earlier\n")
     code = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.getcwd()); print('oops', file=sys.stderr)"
-    process = start_service(child(code), log=log, folder=tmp_path, threads=3)
+    process = start_process(child(code), log=log, folder=tmp_path, threads=3)
     assert os.getsid(process.pid) == process.pid
     assert process.wait(20) == 0
     assert log.read_text() == f"earlier\n3 {tmp_path}\noops\n"
     with pytest.raises(UnavailableError, match="cannot be started: No such file or directory"):
-        start_service((str(tmp_path / "nothing"),), log=log, folder=tmp_path, threads=1)
+        start_process((str(tmp_path / "nothing"),), log=log, folder=tmp_path, threads=1)
 
 
 def test_sigterm_first_and_the_whole_session_at_the_end(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_sigterm_first_and_the_whole_session_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accord.workspace.processes._LOG_BYTES", 10)
+    monkeypatch.setattr("accord.launch.processes._LOG_BYTES", 10)
     log = tmp_path / "x.log"
     assert open_log(log) == 0
     log.write_text("short\n")

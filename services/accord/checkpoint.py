@@ -1,8 +1,8 @@
 """Checkpoints: all of a run's state in a folder that is there whole or not at all.
 
 A folder is written beside its place, every file and the folder synced, renamed, and only then does it count; manifest.json, written last
-inside it, names the sha256 of every file and its own. Nothing is pickled. What does not belong here: what the state means
-(`accord.training.loop`).
+inside it, names the sha256 of every file and its own. Nothing is pickled, and nothing here needs torch: the run writes and resumes, the
+trainer lists, verifies and promotes. What does not belong here: what the state means (`accord.training.loop`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that matches its manifest; `state` is JSON, files are beside it in `path`."""
+    """A checkpoint that matches its manifest; `state` is JSON, files are beside it in `path`. `digest` is the manifest's, sizes are bytes."""
 
     path: Path
     step: int
     state: Mapping[str, Any]
     publish: Mapping[str, Any]
+    digest: str
+    size_bytes: int
 
 
 def write_checkpoint(
@@ -69,8 +71,8 @@ def write_checkpoint(
     return target
 
 
-def read_checkpoint(path: Path, *, spec_digest: str) -> Checkpoint:
-    """The checkpoint in a folder, every file compared with its digest.
+def read_checkpoint(path: Path, *, spec_digest: str | None) -> Checkpoint:
+    """The checkpoint in a folder, every file compared with its digest; of any run where `spec_digest` is None.
 
     Raises:
         DataLossError: a file is missing, cut short or changed.
@@ -89,9 +91,16 @@ def read_checkpoint(path: Path, *, spec_digest: str) -> Checkpoint:
         file = path / name
         if not file.is_file() or _entry(file) != entry:
             raise DataLossError(f"checkpoint {path.name}: {name} does not match its digest")
-    if owner != spec_digest:
+    if spec_digest not in (None, owner):
         raise FailedPreconditionError(f"checkpoint {path.name} is of a run with another specification")
-    return Checkpoint(path, step, state, publish)
+    return Checkpoint(path, step, state, publish, stored, sum(int(entry["size_bytes"]) for entry in files.values()))
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The folders that may hold checkpoints, the latest step first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda path: int(path.name), reverse=True)
 
 
 def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str], None]) -> Checkpoint | None:
@@ -101,7 +110,7 @@ def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str],
         FailedPreconditionError: as `read_checkpoint`.
     """
     _recover(folder, spec_digest)
-    for path in _steps(folder):
+    for path in checkpoint_folders(folder):
         try:
             return read_checkpoint(path, spec_digest=spec_digest)
         except DataLossError as error:
@@ -114,8 +123,8 @@ def prune_checkpoints(folder: Path, keep: int, newest: int) -> None:
 
     Checkpoints of later steps go too: the run passed them over as damaged when it was resumed, or it would be behind them.
     """
-    later = [path for path in _steps(folder) if int(path.name) > newest]
-    for path in [*later, *_steps(folder)[len(later) + keep :]]:
+    later = [path for path in checkpoint_folders(folder) if int(path.name) > newest]
+    for path in [*later, *checkpoint_folders(folder)[len(later) + keep :]]:
         shutil.rmtree(path)
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -146,12 +155,6 @@ def _recover(folder: Path, spec_digest: str) -> None:
         except DataLossError:
             continue
         path.rename(target)
-
-
-def _steps(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), reverse=True)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

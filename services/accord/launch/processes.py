@@ -33,14 +33,14 @@ class ProcessId:
     mark: str
 
 
-def identify(pid: int) -> ProcessId | None:
-    """The identity of a living process, None where there is none (or it is a zombie).
+def identify(pid: int, *, zombie_too: bool = False) -> ProcessId | None:
+    """The identity of a living process, None where there is none; a zombie has ended, and counts with `zombie_too` alone.
 
     On Linux the mark is boot and start tick, which a change of the clock leaves alone; elsewhere the start time.
     """
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if process.status() == psutil.STATUS_ZOMBIE and not zombie_too:
             return None
         started = f"{process.create_time():.1f}"
     except psutil.NoSuchProcess:
@@ -57,7 +57,7 @@ def is_alive(process: ProcessId | None) -> bool:
     return process is not None and identify(process.pid) == process
 
 
-def start_service(command: Sequence[str], *, log: Path, folder: Path, threads: int) -> subprocess.Popen[bytes]:
+def start_process(command: Sequence[str], *, log: Path, folder: Path, threads: int) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, its output appended to `log`.
 
     Raises:
