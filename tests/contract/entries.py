@@ -79,7 +79,7 @@ POLICY_SERVICE = "accord.api.policy.v1.PolicyService"
 
 def policy_config(_: Path) -> dict[str, Any]:
     """A policy server on the tiny model and the shared store, with room for two adapters."""
-    return {"base_model": str(tiny.model_folder()), "artefacts": tiny.store().uri, "threads": 1, "max_loaded_adapters": 2}
+    return {"base_model": str(tiny.model_folder()), "artefacts": tiny.store().uri, "threads": 1, "max_adapter_bytes": 2 * tiny.policy_bytes()}
 
 
 def _prompt(text: str) -> common_pb2.Prompt:

@@ -24,7 +24,6 @@ from accord.errors import (
     NotFoundError,
     OutOfRangeError,
     UnavailableError,
-    UnimplementedError,
 )
 from accord.rpc.channels import ChannelConfig
 
@@ -343,12 +342,12 @@ def resumed(policy: PolicyClient) -> Iterator[None]:
 def test_an_abort_ends_what_computes_and_refuses_what_comes_until_the_resumption(server: ServerProcess, policy: PolicyClient) -> None:
     with ThreadPoolExecutor(2) as pool:
         steps = server.metric("accord_policy_decode_steps_total")
-        call = pool.submit(policy.generate, [ask("q", SLOW, n=15), ask("p", SLOW)])
-        eventually(lambda: server.metric("accord_policy_decode_steps_total") > steps)
-        waiting = pool.submit(policy.generate, [ask("q", SLOW)], adapter=FIRST)
+        call = pool.submit(policy.generate, [ask("q", SLOW, n=29), ask("p", SLOW)])
+        eventually(lambda: server.metric("accord_policy_decode_steps_total") > steps + 1)
+        waiting = pool.submit(policy.generate, [ask("q", SLOW, n=3)], adapter=FIRST)
         eventually(lambda: server.metric("accord_queue_depth") == 1)
-        assert policy.pause("abort") == 17
-        assert waiting.result(10).results[0].samples[0].finish_reason == "aborted"
+        assert policy.pause("abort") == 33
+        assert [(sample.finish_reason, sample.token_ids) for sample in waiting.result(10).results[0].samples] == [("aborted", ())] * 3
         samples = [sample for result in call.result(10).results for sample in result.samples]
     assert {sample.finish_reason for sample in samples} == {"aborted"}
     assert all(0 < len(sample.token_ids) < 400 for sample in samples)
@@ -378,11 +377,19 @@ def test_a_pause_that_waits_finishes_what_computes_and_keeps_what_comes(policy: 
         assert call.result(10).text == one(policy, ask("q")).text
 
 
-def test_a_pause_that_keeps_is_not_built_and_says_so(policy: PolicyClient) -> None:
-    with pytest.raises(UnimplementedError, match="abort and wait are allowed") as caught:
-        policy.pause("keep")
-    assert caught.value.field == "mode"
-    assert one(policy, ask("q")).text
+@pytest.mark.usefixtures("resumed")
+def test_a_pause_that_keeps_goes_on_where_it_stood(server: ServerProcess, policy: PolicyClient) -> None:
+    item = ask("q", replace(SLOW, seed=5))
+    undisturbed = one(policy, item)
+    stream = policy.generate_stream([item])
+    next(stream)
+    assert policy.pause("keep") == 0
+    steps = server.metric("accord_policy_decode_steps_total")
+    time.sleep(0.4)
+    assert server.metric("accord_policy_decode_steps_total") == steps
+    policy.resume()
+    assert [event.sample.token_ids for event in stream if event.sample is not None] == [undisturbed.token_ids]
+    assert server.metric("accord_policy_decode_steps_total") > steps
 
 
 @pytest.mark.usefixtures("resumed")
@@ -402,8 +409,19 @@ def test_a_call_to_an_engine_that_does_not_move_ends_at_its_deadline_and_is_neve
     assert server.metric("accord_queue_depth") == 0
 
 
-def test_a_call_behind_a_long_one_ends_at_its_deadline(policy: PolicyClient) -> None:
-    stream = policy.generate_stream([ask("q", SLOW, n=16)])
+def test_a_call_beside_a_long_one_under_another_adapter_does_not_wait_for_it(policy: PolicyClient) -> None:
+    alone = one(policy, ask("p", DRAWN), adapter=FIRST)
+    stream = policy.generate_stream([ask("q", SLOW, n=16)], adapter=SECOND)
+    next(stream)
+    assert one(policy, ask("p", DRAWN), adapter=FIRST).token_ids == alone.token_ids
+    assert one(policy, ask("p", DRAWN)).token_ids != alone.token_ids
+    rest = list(stream)
+    assert sum(event.sample is not None for event in rest) == 16
+    assert sum(event.sample is None for event in rest) > 16, "the long one had ended before"
+
+
+def test_a_call_behind_a_full_engine_ends_at_its_deadline(policy: PolicyClient) -> None:
+    stream = policy.generate_stream([ask("q", SLOW, n=32)])
     next(stream)
     began = time.monotonic()
     with pytest.raises(DeadlineExceededError):
@@ -417,7 +435,7 @@ def test_a_cancelled_stream_frees_its_slot(server: ServerProcess, policy: Policy
     stream = policy.generate_stream([ask("q", SLOW, n=16)])
     assert next(stream).token_ids
     stream.close()
-    assert one(policy, ask("p", Sampling(max_tokens=2)), adapter=SECOND).token_ids  # another adapter: not in the same batch
+    assert one(policy, ask("p", Sampling(max_tokens=2)), adapter=SECOND).token_ids
     assert server.metric("accord_policy_decode_steps_total") - before < 300, "the stream was decoded to its end"
     eventually(lambda: server.metric("accord_rpc_in_flight", service=POLICY.services[0]) == 0)
     steps = server.metric("accord_policy_decode_steps_total")

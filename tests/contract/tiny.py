@@ -51,6 +51,11 @@ def store() -> ArtefactStore:
     return found
 
 
+def policy_bytes() -> int:
+    """Bytes of the largest of the policies."""
+    return max(store().manifest(f"adapters/{name}/versions/1").size_bytes for name in POLICIES)
+
+
 @cache
 def slow_dataset() -> Path:
     """Demonstrations that take a reader seconds."""

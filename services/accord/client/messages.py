@@ -159,7 +159,7 @@ def set_numbers(wire: WireMessage, values: Mapping[str, float | None], field: st
         except (TypeError, ValueError):
             unsigned = _UNSIGNED_BITS.get(wire.DESCRIPTOR.fields_by_name[name].cpp_type)
             allowed = "a number" if unsigned is None else f"a whole number from 0 to {2**unsigned - 1}"
-            raise InvalidArgumentError(f"{name} is {value!r}; it must be {allowed}", field=f"{field}.{name}") from None
+            raise InvalidArgumentError(f"{name} is {value!r}; it must be {allowed}", field=f"{field}.{name}" if field else name) from None
 
 
 @contextlib.contextmanager

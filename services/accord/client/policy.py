@@ -40,7 +40,13 @@ _FINISH: dict[int, FinishReason] = {
     pb.FINISH_REASON_ABORTED: "aborted",
 }
 PauseMode = Literal["abort", "wait", "keep"]
-_SAMPLING_NUMBERS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+Priority = Literal["interactive", "rollout", "labelling"]
+_PRIORITY: dict[Priority, pb.Priority] = {
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "rollout": pb.PRIORITY_ROLLOUT,
+    "labelling": pb.PRIORITY_LABELLING,
+}
+_SAMPLING_NUMBERS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "top_logprobs")
 _PAUSE: dict[PauseMode, pb.PauseMode] = {"abort": pb.PAUSE_MODE_ABORT, "wait": pb.PAUSE_MODE_WAIT, "keep": pb.PAUSE_MODE_KEEP}
 
 
@@ -58,6 +64,15 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     ignore_eos: bool | None = None
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose work a call is: it decides whose turn it is while others wait. Without a caller, the connection is one."""
+
+    priority: Priority = "interactive"
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,10 @@ class GenerateItem:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response; `logprobs` are nats per sampled token, `token_ids` include the end-of-turn token when it was sampled."""
+    """One response; `logprobs` are nats per sampled token, `token_ids` include the end-of-turn token when it was sampled.
+
+    `top_logprobs` are, for each sampled token where they were asked for, the likeliest tokens with their logprobs, likeliest first.
+    """
 
     index: int
     text: str
@@ -80,6 +98,7 @@ class Sample:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     seed: int
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +220,25 @@ def _items_to_proto(items: Sequence[GenerateItem]) -> list[pb.GenerateItem]:
     return found
 
 
-def _generate_request(items: Sequence[GenerateItem], adapter: str, digests: ModelDigests | None) -> pb.GenerateRequest:
-    return pb.GenerateRequest(items=_items_to_proto(items), adapter=adapter, expected_digests=digests_to_proto(digests))
+def _origin(origin: Origin) -> pb.Origin:
+    return pb.Origin(priority=_PRIORITY[origin.priority], caller=origin.caller)
 
 
-def _stream_request(items: Sequence[GenerateItem], adapter: str) -> pb.GenerateStreamRequest:
-    return pb.GenerateStreamRequest(items=_items_to_proto(items), adapter=adapter)
+def _generate_request(
+    items: Sequence[GenerateItem], adapter: str, digests: ModelDigests | None, origin: Origin, version: int | None
+) -> pb.GenerateRequest:
+    request = pb.GenerateRequest(items=_items_to_proto(items), adapter=adapter, expected_digests=digests_to_proto(digests), origin=_origin(origin))
+    set_numbers(request, {"min_policy_version": version}, "")
+    return request
+
+
+def _stream_request(items: Sequence[GenerateItem], adapter: str, origin: Origin) -> pb.GenerateStreamRequest:
+    return pb.GenerateStreamRequest(items=_items_to_proto(items), adapter=adapter, origin=_origin(origin))
 
 
 def _sample(wire: pb.Sample) -> Sample:
-    return Sample(wire.index, wire.text, tuple(wire.token_ids.ids), tuple(wire.logprobs), _FINISH[wire.finish_reason], wire.seed)
+    top = tuple(tuple(zip(place.token_ids, place.logprobs, strict=True)) for place in wire.top_logprobs)
+    return Sample(wire.index, wire.text, tuple(wire.token_ids.ids), tuple(wire.logprobs), _FINISH[wire.finish_reason], wire.seed, top)
 
 
 def _generation(wire: pb.GenerateResponse) -> Generation:
@@ -241,7 +269,7 @@ def _event(wire: pb.GenerateStreamResponse) -> StreamEvent:
 
 
 def _logprobs_request(
-    items: Sequence[LogprobsItem], adapter: str, temperature: float, append_eos: bool, digests: ModelDigests | None
+    items: Sequence[LogprobsItem], adapter: str, temperature: float, append_eos: bool, digests: ModelDigests | None, origin: Origin
 ) -> pb.ComputeLogprobsRequest:
     return pb.ComputeLogprobsRequest(
         items=[
@@ -256,6 +284,7 @@ def _logprobs_request(
         temperature=temperature,
         append_eos=append_eos,
         expected_digests=digests_to_proto(digests),
+        origin=_origin(origin),
     )
 
 
@@ -297,7 +326,8 @@ def _adapter_info(wire: pb.AdapterInfo) -> AdapterInfo:
 class PolicyClient:
     """A blocking client of one policy service; use it as a context manager."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, origin: Origin = Origin()) -> None:
+        self._origin = origin
         self._channel, default_timeout = connect(target)
         self._stub = guard_stub(rpc.PolicyServiceStub(self._channel), default_timeout)
         self._admin = guard_stub(rpc.PolicyAdminServiceStub(self._channel), default_timeout)
@@ -318,15 +348,16 @@ class PolicyClient:
         *,
         adapter: str = "",
         expected_digests: ModelDigests | None = None,
+        min_policy_version: int | None = None,
         timeout_seconds: float | None = None,
     ) -> Generation:
         """Returns the samples of each item; see PolicyService.Generate for the errors."""
-        request = _generate_request(items, adapter, expected_digests)
+        request = _generate_request(items, adapter, expected_digests, self._origin, min_policy_version)
         return _generation(self._stub.Generate(request, timeout=timeout_seconds))
 
     def generate_stream(self, items: Sequence[GenerateItem], *, adapter: str = "", timeout_seconds: float | None = None) -> Iterator[StreamEvent]:
         """Yields text as it is decoded; see PolicyService.GenerateStream."""
-        request = _stream_request(items, adapter)
+        request = _stream_request(items, adapter, self._origin)
         for wire in self._stub.GenerateStream(request, timeout=timeout_seconds):
             yield _event(wire)
 
@@ -341,7 +372,7 @@ class PolicyClient:
         timeout_seconds: float | None = None,
     ) -> Logprobs:
         """Returns the logprobs of given responses; see PolicyService.ComputeLogprobs."""
-        request = _logprobs_request(items, adapter, temperature, append_eos, expected_digests)
+        request = _logprobs_request(items, adapter, temperature, append_eos, expected_digests, self._origin)
         return _logprobs(self._stub.ComputeLogprobs(request, timeout=timeout_seconds))
 
     def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
@@ -378,11 +409,17 @@ class PolicyClient:
         """Lets generation go on."""
         self._admin.ResumeGeneration(pb.ResumeGenerationRequest(), timeout=timeout_seconds)
 
+    def update_weights(self, uri: str, base_model_digest: str, *, timeout_seconds: float | None = None) -> ModelDigests:
+        """Replaces the base model's weights; see PolicyAdminService.UpdateWeights. Returns what is served afterwards."""
+        request = pb.UpdateWeightsRequest(uri=uri, base_model_digest=base_model_digest)
+        return digests_from_proto(self._admin.UpdateWeights(request, timeout=timeout_seconds).digests)
+
 
 class AsyncPolicyClient:
     """As PolicyClient, for asyncio."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, origin: Origin = Origin()) -> None:
+        self._origin = origin
         self._channel, default_timeout = connect_async(target)
         self._stub = guard_stub(rpc.PolicyServiceStub(self._channel), default_timeout)
 
@@ -402,17 +439,18 @@ class AsyncPolicyClient:
         *,
         adapter: str = "",
         expected_digests: ModelDigests | None = None,
+        min_policy_version: int | None = None,
         timeout_seconds: float | None = None,
     ) -> Generation:
         """Returns the samples of each item."""
-        request = _generate_request(items, adapter, expected_digests)
+        request = _generate_request(items, adapter, expected_digests, self._origin, min_policy_version)
         return _generation(await self._stub.Generate(request, timeout=timeout_seconds))
 
     async def generate_stream(
         self, items: Sequence[GenerateItem], *, adapter: str = "", timeout_seconds: float | None = None
     ) -> AsyncIterator[StreamEvent]:
         """Yields text as it is decoded."""
-        request = _stream_request(items, adapter)
+        request = _stream_request(items, adapter, self._origin)
         async for wire in self._stub.GenerateStream(request, timeout=timeout_seconds):
             yield _event(wire)
 
@@ -427,7 +465,7 @@ class AsyncPolicyClient:
         timeout_seconds: float | None = None,
     ) -> Logprobs:
         """Returns the logprobs of given responses."""
-        request = _logprobs_request(items, adapter, temperature, append_eos, expected_digests)
+        request = _logprobs_request(items, adapter, temperature, append_eos, expected_digests, self._origin)
         return _logprobs(await self._stub.ComputeLogprobs(request, timeout=timeout_seconds))
 
     async def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:

@@ -54,13 +54,11 @@ def _load(config: PolicyConfig) -> Served:
     from accord.artefacts.store import ArtefactStore
     from accord.models.base import load_base_model
     from accord.policy.convert import RequestReader
-    from accord.policy.engine import Engine
-    from accord.policy.transformers_backend import TransformersBackend
+    from accord.policy.inprocess import InProcessEngine
 
     base = load_base_model(config.base_model, device=config.device, threads=config.threads)
-    store = ArtefactStore(config.artefacts)
-    backend = TransformersBackend(base, store, max_loaded=config.max_loaded_adapters)
-    return Served(Engine(backend, store, config), RequestReader(base.encoder, backend.info, config), config)
+    engine = InProcessEngine(base, ArtefactStore(config.artefacts), config)
+    return Served(engine, RequestReader(base.encoder, engine.info, config), config)
 
 
 def build(config: PolicyConfig) -> Component:

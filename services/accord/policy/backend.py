@@ -1,14 +1,12 @@
-"""The seam between the servicer and whatever computes: requests and results without protobuf, and the protocol of a backend.
+"""What passes between the servicer and an engine: requests and results without protobuf.
 
-A backend runs in the compute thread alone. What does not belong here: queues and deadlines (`accord.rpc.workqueue`), protobuf
-(`accord.policy.convert`), and how one backend works (a module of its own each).
+What does not belong here: protobuf (`accord.policy.convert`), and who computes (`accord.policy.engine`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from accord.client.messages import ModelDigests
 
@@ -29,6 +27,7 @@ class SamplingSettings:
     stop_token_ids: frozenset[int]
     seed: int
     ignore_eos: bool
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,12 @@ class GenerationRequest:
         return self.n * (len(self.prompt_ids) + self.sampling.max_tokens)
 
 
+TopLogprobs = tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class GeneratedSample:
-    """One response; `logprobs` are nats per token of `token_ids`."""
+    """One response; `logprobs` are nats per token of `token_ids`, `top_logprobs` the likeliest tokens at each place where asked for."""
 
     index: int
     text: str
@@ -56,6 +58,7 @@ class GeneratedSample:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     seed: int
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class LogprobsRequest:
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What a backend serves."""
+    """What an engine serves; `name` is transformers, vllm or tgi."""
 
     name: str
     base_model: str
@@ -92,61 +95,3 @@ class BackendInfo:
     vocabulary_size: int
     eos_token_ids: tuple[int, ...]
     parameters: int
-
-
-class GenerationJob(Protocol):
-    """A generation request in compute, as a backend sees it."""
-
-    @property
-    def request(self) -> GenerationRequest:
-        """What is asked."""
-        ...
-
-    @property
-    def abandoned(self) -> bool:
-        """Nobody waits any more: give its rows up."""
-        ...
-
-    def emit(self, chunk: Chunk) -> None:
-        """Hands over some text, where the request streams."""
-        ...
-
-    def complete(self, samples: Sequence[GeneratedSample]) -> None:
-        """Answers the request, samples in order of index."""
-        ...
-
-
-class Backend(Protocol):
-    """What computes. Every method but `info` is called in the compute thread, one at a time."""
-
-    @property
-    def info(self) -> BackendInfo:
-        """What is served; known once the backend is loaded."""
-        ...
-
-    def load_adapter(self, version: str) -> None:
-        """Makes an adapter version ready.
-
-        Raises:
-            NotFoundError, FailedPreconditionError, DataLossError: it is not there, not for this base model, or damaged.
-        """
-        ...
-
-    def unload_adapter(self, version: str) -> None:
-        """Forgets an adapter version that is loaded."""
-        ...
-
-    def loaded_adapters(self) -> dict[str, tuple[str, int]]:
-        """Digest and bytes of each loaded adapter version by name."""
-        ...
-
-    def generate(self, jobs: Sequence[GenerationJob], adapter: str, step: Callable[[], bool]) -> None:
-        """Answers jobs under one loaded adapter version (empty: the bare base); each is completed as soon as its samples are done.
-
-        `step` is called between decode steps; False asks to stop: what is unfinished is completed with finish reason aborted.
-        """
-        ...
-
-    def compute_logprobs(self, requests: Sequence[LogprobsRequest], adapter: str, step: Callable[[], bool]) -> list[list[list[float]]]:
-        """Logprobs in nats: for each request, for each response, one number for each token."""
-        ...

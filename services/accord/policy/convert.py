@@ -13,6 +13,7 @@ from accord.errors import InvalidArgumentError, OutOfRangeError
 from accord.models.encoding import PromptEncoder
 from accord.policy.backend import BackendInfo, Chunk, GeneratedSample, GenerationRequest, LogprobsRequest, SamplingSettings
 from accord.policy.config import PolicyConfig
+from accord.policy.engine import INTERACTIVE, LABELLING, ROLLOUT, Terms
 from accord.serving.reader import SequenceReader, digests_to_wire
 
 _FINISH = {
@@ -20,6 +21,12 @@ _FINISH = {
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
     "aborted": pb.FINISH_REASON_ABORTED,
+}
+_PRIORITY = {
+    pb.PRIORITY_UNSPECIFIED: INTERACTIVE,
+    pb.PRIORITY_INTERACTIVE: INTERACTIVE,
+    pb.PRIORITY_ROLLOUT: ROLLOUT,
+    pb.PRIORITY_LABELLING: LABELLING,
 }
 _DEFAULT_MAX_TOKENS = 128
 _MIN_TEMPERATURE = 1e-6  # logits divided by less leave float32
@@ -59,8 +66,6 @@ class RequestReader:
             raise InvalidArgumentError(
                 f"n x max_tokens is {n * sampling.max_tokens}; at most {self._config.max_item_tokens} is allowed", field=f"{field}.n"
             )
-        if n > self._config.max_batch_rows:
-            raise InvalidArgumentError(f"n is {n}; at most {self._config.max_batch_rows} is allowed", field=f"{field}.n")
         return GenerationRequest(tuple(prompt), n, sampling, stream)
 
     def logprobs(self, item: pb.LogprobsItem, field: str, *, temperature: float, append_eos: bool) -> LogprobsRequest:
@@ -106,7 +111,13 @@ class RequestReader:
             stop_token_ids=frozenset(wire.stop_token_ids),
             seed=wire.seed if wire.HasField("seed") else secrets.randbits(63),
             ignore_eos=wire.ignore_eos,
+            top_logprobs=wire.top_logprobs if wire.HasField("top_logprobs") else 0,
         )
+
+
+def terms_of(origin: pb.Origin, version: str, deadline: float | None, peer: str) -> Terms:
+    """Returns what holds for a call's requests; a caller that gives no name is its connection."""
+    return Terms(version, deadline, _PRIORITY[origin.priority], origin.caller or peer)
 
 
 def sample_to_proto(sample: GeneratedSample) -> pb.Sample:
@@ -118,6 +129,9 @@ def sample_to_proto(sample: GeneratedSample) -> pb.Sample:
         logprobs=sample.logprobs,
         finish_reason=_FINISH[sample.finish_reason],
         seed=sample.seed,
+        top_logprobs=[
+            pb.TopLogprobs(token_ids=[token for token, _ in place], logprobs=[logprob for _, logprob in place]) for place in sample.top_logprobs
+        ],
     )
 
 

@@ -12,11 +12,11 @@ import accord
 from accord.api.common.v1 import common_pb2
 from accord.api.policy.v1 import policy_pb2 as pb
 from accord.api.policy.v1 import policy_pb2_grpc as rpc
-from accord.errors import AccordError, InvalidArgumentError, UnimplementedError
+from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.policy.backend import Chunk, GeneratedSample, GenerationRequest, LogprobsRequest
 from accord.policy.config import PolicyConfig
-from accord.policy.convert import RequestReader, chunk_to_proto, info_to_proto, sample_to_proto
-from accord.policy.engine import AdapterFacts, Engine, Item
+from accord.policy.convert import RequestReader, chunk_to_proto, info_to_proto, sample_to_proto, terms_of
+from accord.policy.engine import AdapterFacts, Engine, Item, PauseMode, Terms
 from accord.rpc.calls import CallContext
 from accord.rpc.status import item_status
 from accord.serving.fields import naming
@@ -25,6 +25,9 @@ from accord.serving.reader import check_digests, digests_to_wire
 
 Slot = tuple[GenerationRequest | LogprobsRequest | None, AccordError | None]
 Slots = list[Slot]
+Request = pb.GenerateRequest | pb.GenerateStreamRequest | pb.ComputeLogprobsRequest
+_PAUSE: dict[int, PauseMode] = {pb.PAUSE_MODE_ABORT: "abort", pb.PAUSE_MODE_WAIT: "wait", pb.PAUSE_MODE_KEEP: "keep"}
+_VERSION_POLL_SECONDS, _ANSWER_SECONDS = 0.1, 0.2
 
 
 class Served:
@@ -43,18 +46,18 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         self._holder = holder
 
     async def Generate(self, request: pb.GenerateRequest, context: CallContext) -> pb.GenerateResponse:
-        served, version = await self._prepare(request)
+        served, terms = await self._prepare(request, context)
         started = time.monotonic()
         slots = await asyncio.to_thread(_read_all, served, request, stream=False)
-        results = await _compute(served.engine, slots, version, context.deadline)
-        reply = pb.GenerateResponse(adapter_version=version, digests=digests_to_wire(served.engine.backend.info.digests))
+        results = await _compute(served.engine, slots, terms)
+        reply = pb.GenerateResponse(adapter_version=terms.version, digests=digests_to_wire(served.engine.info.digests))
         for item, (accepted, error), samples in zip(request.items, slots, results, strict=True):
             reply.items.append(_generate_result(item.item_id, accepted, error, samples))
         reply.usage.CopyFrom(_usage(slots, started, sum(len(s.token_ids) for done in results if done for s in done)))
         return reply
 
     async def GenerateStream(self, request: pb.GenerateStreamRequest, context: CallContext) -> AsyncIterator[pb.GenerateStreamResponse]:
-        served, version = await self._prepare(request)
+        served, terms = await self._prepare(request, context)
         slots = await asyncio.to_thread(_read_all, served, request, stream=True)
         for index, (_, error) in enumerate(slots):
             if error is not None:
@@ -62,9 +65,9 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         accepted = [(index, work) for index, (work, _) in enumerate(slots) if work is not None]
         if not accepted:
             return
-        items = served.engine.submit([work for _, work in accepted], version, context.deadline)
+        items = served.engine.submit([work for _, work in accepted], terms)
         merged: asyncio.Queue[pb.GenerateStreamResponse | AccordError | None] = asyncio.Queue(maxsize=1024)
-        tasks = [asyncio.create_task(_follow(index, work, item, version, merged)) for (index, work), item in zip(accepted, items, strict=True)]
+        tasks = [asyncio.create_task(_follow(index, work, item, terms.version, merged)) for (index, work), item in zip(accepted, items, strict=True)]
         try:
             open_items = len(tasks)
             while open_items:
@@ -79,14 +82,14 @@ class PolicyServicer(rpc.PolicyServiceServicer):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            served.engine.release(version)
+            served.engine.release(terms.version)
 
     async def ComputeLogprobs(self, request: pb.ComputeLogprobsRequest, context: CallContext) -> pb.ComputeLogprobsResponse:
-        served, version = await self._prepare(request)
+        served, terms = await self._prepare(request, context)
         started = time.monotonic()
         slots = await asyncio.to_thread(_read_all_logprobs, served, request)
-        results = await _compute(served.engine, slots, version, context.deadline)
-        reply = pb.ComputeLogprobsResponse(adapter_version=version, digests=digests_to_wire(served.engine.backend.info.digests))
+        results = await _compute(served.engine, slots, terms)
+        reply = pb.ComputeLogprobsResponse(adapter_version=terms.version, digests=digests_to_wire(served.engine.info.digests))
         for item, (accepted, error), rows in zip(request.items, slots, results, strict=True):
             reply.items.append(_logprobs_result(item.item_id, accepted, error, rows))
         scored = sum(len(response) for work, _ in slots if isinstance(work, LogprobsRequest) for response in work.responses)
@@ -95,12 +98,14 @@ class PolicyServicer(rpc.PolicyServiceServicer):
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: CallContext) -> pb.GetModelInfoResponse:
         served = self._holder.get()
-        return info_to_proto(served.engine.backend.info, max_queue_items=served.config.max_queue_items, server_version=accord.__version__)
+        return info_to_proto(served.engine.info, max_queue_items=served.config.max_queue_items, server_version=accord.__version__)
 
-    async def _prepare(self, request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ComputeLogprobsRequest) -> tuple[Served, str]:
+    async def _prepare(self, request: Request, context: CallContext) -> tuple[Served, Terms]:
         served = self._holder.get()
-        check_digests(request.expected_digests, served.engine.backend.info.digests)
-        return served, await asyncio.to_thread(served.engine.resolve, request.adapter)
+        check_digests(request.expected_digests, served.engine.info.digests)
+        wanted = request.min_policy_version if request.HasField("min_policy_version") else 0
+        version = await _resolve(served.engine, request.adapter, wanted, context)
+        return served, terms_of(request.origin, version, context.deadline, context.peer())
 
 
 class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):
@@ -132,48 +137,75 @@ class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):
         )
 
     async def PauseGeneration(self, request: pb.PauseGenerationRequest, context: CallContext) -> pb.PauseGenerationResponse:
-        if request.mode == pb.PAUSE_MODE_KEEP:
-            raise UnimplementedError("pausing with mode keep comes with in-flight batching; abort and wait are allowed", field="mode")
         engine = self._holder.get().engine
-        aborted = await engine.pause(abort=request.mode == pb.PAUSE_MODE_ABORT, timeout_seconds=context.time_remaining() or 60.0)
+        aborted = await engine.pause(_PAUSE[request.mode], timeout_seconds=context.time_remaining() or 60.0)
         return pb.PauseGenerationResponse(aborted_samples=aborted)
 
     async def ResumeGeneration(self, request: pb.ResumeGenerationRequest, context: CallContext) -> pb.ResumeGenerationResponse:
         self._holder.get().engine.resume()
         return pb.ResumeGenerationResponse()
 
+    async def UpdateWeights(self, request: pb.UpdateWeightsRequest, context: CallContext) -> pb.UpdateWeightsResponse:
+        engine = self._holder.get().engine
+        await engine.update_weights(request.uri, request.base_model_digest, deadline=context.deadline)
+        return pb.UpdateWeightsResponse(digests=digests_to_wire(engine.info.digests))
+
+
+async def _resolve(engine: Engine, adapter: str, wanted: int, context: CallContext) -> str:
+    """The version that answers; waits until the adapter's newest is at least `wanted`."""
+    if wanted and (not adapter or "/versions/" in adapter):
+        raise InvalidArgumentError("only the name of an adapter without a version can be waited for", field="min_policy_version")
+    while True:
+        newest = ""
+        try:
+            newest = await asyncio.to_thread(engine.resolve, adapter)
+        except NotFoundError:
+            if not wanted:
+                raise
+        if not wanted or (newest and int(newest.rsplit("/", 1)[-1]) >= wanted):
+            return newest
+        left = context.time_remaining()
+        if left is not None and left < _ANSWER_SECONDS + _VERSION_POLL_SECONDS:
+            raise FailedPreconditionError(
+                f"{adapter} has no version {wanted} or newer within the deadline; its newest is {newest or 'none'}", field="min_policy_version"
+            )
+        await asyncio.sleep(_VERSION_POLL_SECONDS)
+
 
 def _read_all(served: Served, request: pb.GenerateRequest | pb.GenerateStreamRequest, *, stream: bool) -> Slots:
     """Each item's request or error. Tokenizing megabytes takes seconds: called in a thread."""
-    return [_slot(partial(served.reader.generation, item, f"items[{index}]", stream=stream)) for index, item in enumerate(request.items)]
+    read = partial(served.reader.generation, stream=stream)
+    return [_slot(served.engine, partial(read, item), f"items[{index}]") for index, item in enumerate(request.items)]
 
 
 def _read_all_logprobs(served: Served, request: pb.ComputeLogprobsRequest) -> Slots:
     """As `_read_all`. The temperature is the call's, and so is an error in it."""
     temperature = served.reader.temperature(request.temperature if request.HasField("temperature") else 1.0, "temperature")
     read = partial(served.reader.logprobs, temperature=temperature, append_eos=request.append_eos)
-    return [_slot(partial(read, item, f"items[{index}]")) for index, item in enumerate(request.items)]
+    return [_slot(served.engine, partial(read, item), f"items[{index}]") for index, item in enumerate(request.items)]
 
 
-def _slot(read: Callable[[], GenerationRequest | LogprobsRequest]) -> Slot:
+def _slot(engine: Engine, read: Callable[[str], GenerationRequest | LogprobsRequest], field: str) -> Slot:
     try:
-        return read(), None
+        found = read(field)
+        engine.check(found, field)
+        return found, None
     except AccordError as error:
         return None, error
 
 
-async def _compute(engine: Engine, slots: Slots, version: str, deadline: float | None) -> list[Any]:
+async def _compute(engine: Engine, slots: Slots, terms: Terms) -> list[Any]:
     """Results in the order of the slots; None where the item itself was bad. An error of the computation is the call's."""
     accepted = [work for work, _ in slots if work is not None]
     if not accepted:
         return [None] * len(slots)
-    items = engine.submit(accepted, version, deadline)
+    items = engine.submit(accepted, terms)
     try:
         done = iter(await asyncio.gather(*(item.result() for item in items)))
     finally:
         for item in items:
             item.cancel()
-        engine.release(version)
+        engine.release(terms.version)
     return [None if work is None else next(done) for work, _ in slots]
 
 

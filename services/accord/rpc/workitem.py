@@ -28,12 +28,16 @@ class WorkRequest(Generic[PayloadT]):
         cost: size of the work in the queue's own unit (tokens, say), at least 1.
         key: only items of one key share a batch (an adapter version, say).
         deadline: `time.monotonic()` seconds after which nobody wants the result; None for never.
+        priority: 0 goes first; only a `FairQueue` looks at it, and at `caller`.
+        caller: who asks; callers of one priority take turns.
     """
 
     payload: PayloadT
     cost: int = 1
     key: Hashable = None
     deadline: float | None = None
+    priority: int = 0
+    caller: str = ""
 
 
 class WorkItem(Generic[PayloadT, ResultT]):
@@ -44,6 +48,8 @@ class WorkItem(Generic[PayloadT, ResultT]):
         self.cost = request.cost
         self.key = request.key
         self.deadline = request.deadline
+        self.priority = request.priority
+        self.caller = request.caller
         self.sequence = -1
         self.submitted = time.monotonic()
         self.cancelled = False

@@ -1,96 +1,25 @@
-"""The bounded queue between the asyncio handlers and the one compute thread of the policy and reward services.
+"""The queue whose batches hold one key: for services that compute batch after batch.
 
-Handlers `submit` on the event loop and await `WorkItem.result()` (or iterate `WorkItem.values()`); the compute thread takes batches of one
-key. Work that nobody waits for any more (cancelled, or past its deadline) is dropped here and never reaches compute.
-
-What does not belong here: the thread itself (`accord.rpc.worker`), and anything that knows what a payload is.
+What does not belong here: bounds and deadlines (`accord.rpc.boundedqueue`), the thread itself (`accord.rpc.worker`).
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Generic
+from collections.abc import Hashable
 
-from prometheus_client import Counter, Gauge, Histogram
-
-from accord.errors import DeadlineExceededError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from accord.rpc.boundedqueue import BoundedQueue
 from accord.rpc.workitem import PayloadT, ResultT, WorkItem, WorkRequest
 
 __all__ = ["WorkItem", "WorkQueue", "WorkRequest"]
 
-_DEPTH = Gauge("accord_queue_depth", "Items that wait for compute", ["queue"])
-_COST = Gauge("accord_queue_cost", "Summed cost of the items that wait for compute", ["queue"])
-_WAIT = Histogram("accord_queue_wait_seconds", "Time from submit to compute", ["queue"])
-_EXPIRED = Counter("accord_queue_expired_before_compute_total", "Items whose deadline passed in the queue", ["queue"])
-_CANCELLED = Counter("accord_queue_cancelled_before_compute_total", "Items whose caller left while they were in the queue", ["queue"])
 
-_THROUGHPUT_WINDOW_SECONDS = 30.0
-_RETRY_AFTER_CEILING_SECONDS = 60.0
-
-
-class WorkQueue(Generic[PayloadT, ResultT]):
-    """A first-in-first-out queue, bounded by items and by summed cost, whose batches hold one key.
-
-    Args:
-        max_items: most items that may wait.
-        max_cost: most summed cost that may wait.
-        name: label of the metrics and of messages.
-        retry_after_seconds: least wait that a refused caller is told; the estimate from recent throughput may be longer.
-    """
+class WorkQueue(BoundedQueue[PayloadT, ResultT]):
+    """First in, first out, in batches of one key. Arguments as `BoundedQueue`."""
 
     def __init__(self, *, max_items: int, max_cost: int, name: str, retry_after_seconds: float = 1.0) -> None:
-        if max_items < 1 or max_cost < 1:
-            raise ValueError(f"max_items is {max_items} and max_cost {max_cost}; both must be at least 1")
-        self.max_items = max_items
-        self.max_cost = max_cost
-        self.name = name
-        self._retry_after_seconds = retry_after_seconds
-        self._condition = threading.Condition()
-        self._waiting: dict[Hashable, dict[int, WorkItem[PayloadT, ResultT]]] = {}
-        self._sequence = 0
-        self._depth = 0
-        self._cost = 0
-        self._closed: str | None = None
-        self._throughput = _Throughput()
-        self._wait_histogram = _WAIT.labels(name)
-        self._gauge_depth, self._gauge_cost = _DEPTH.labels(name), _COST.labels(name)
-
-    def __len__(self) -> int:
-        return self._depth
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed is not None
-
-    def submit(self, payload: PayloadT, *, cost: int = 1, key: Hashable = None, deadline: float | None = None) -> WorkItem[PayloadT, ResultT]:
-        """The accepted item; to be called on the loop that awaits the result. Arguments as in `WorkRequest`; raises as `submit_all`."""
-        return self.submit_all([WorkRequest(payload, cost, key, deadline)])[0]
-
-    def submit_all(self, requests: Sequence[WorkRequest[PayloadT]]) -> list[WorkItem[PayloadT, ResultT]]:
-        """The accepted items in the order of `requests`: all of them or none.
-
-        Raises:
-            InvalidArgumentError: the requests could never fit, however empty the queue.
-            ResourceExhaustedError: the queue is full; carries when to try again.
-            UnavailableError: the queue is closed.
-        """
-        cost = sum(request.cost for request in requests)
-        self._check_fits(len(requests), cost, min((request.cost for request in requests), default=1))
-        with self._condition:
-            if self._closed is not None:
-                raise UnavailableError(self._closed, retry_after_seconds=self._retry_after_seconds)
-            if not self._has_room(len(requests), cost):
-                self._drop_expired()
-            if not self._has_room(len(requests), cost):
-                raise self._full(len(requests), cost)
-            items = [self._add(WorkItem(request, self._item_done)) for request in requests]
-            self._publish()
-            self._condition.notify_all()
-        return items
+        super().__init__(max_items=max_items, max_cost=max_cost, name=name, retry_after_seconds=retry_after_seconds)
+        self._by_key: dict[Hashable, dict[int, WorkItem[PayloadT, ResultT]]] = {}
 
     def take_batch(
         self, *, max_cost: int, max_items: int, linger_seconds: float = 0.0, timeout_seconds: float | None = None
@@ -118,82 +47,22 @@ class WorkQueue(Generic[PayloadT, ResultT]):
                 self._condition.wait(wait)
         return []
 
-    def close(self, reason: str = "the service is stopping") -> None:
-        """Unblocks `take_batch`, fails what still waits with UnavailableError, and refuses what comes later. A second call does nothing."""
-        with self._condition:
-            if self._closed is not None:
-                return
-            self._closed = f"{self.name}: {reason}"
-            rest = list(self._items())
-            self._condition.notify_all()
-        for item in rest:
-            item.fail(UnavailableError(f"{self.name}: {reason}", retry_after_seconds=self._retry_after_seconds))
+    # With the lock held.
 
-    # Everything below runs with the lock held, except `_item_done`, which takes it.
+    def _entered(self, item: WorkItem[PayloadT, ResultT]) -> None:
+        self._by_key.setdefault(item.key, {})[item.sequence] = item
 
-    def _check_fits(self, count: int, cost: int, least: int) -> None:
-        if least < 1:
-            raise InvalidArgumentError(f"an item's cost is {least}; at least 1 is allowed")
-        if count > self.max_items:
-            raise InvalidArgumentError(f"{count} items at once; {self.name} holds at most {self.max_items}")
-        if cost > self.max_cost:
-            raise InvalidArgumentError(f"a cost of {cost} at once; {self.name} holds at most {self.max_cost}")
-
-    def _has_room(self, count: int, cost: int) -> bool:
-        return self._depth + count <= self.max_items and self._cost + cost <= self.max_cost
-
-    def _full(self, count: int, cost: int) -> ResourceExhaustedError:
-        overflow = max(1, self._cost + cost - self.max_cost, (self._cost * (self._depth + count - self.max_items)) // max(1, self._depth))
-        estimate = self._throughput.seconds_for(overflow)
-        return ResourceExhaustedError(
-            f"{self.name} is full: {self._depth} of {self.max_items} items, cost {self._cost} of {self.max_cost}",
-            retry_after_seconds=min(max(self._retry_after_seconds, estimate), max(_RETRY_AFTER_CEILING_SECONDS, self._retry_after_seconds)),
-        )
-
-    def _add(self, item: WorkItem[PayloadT, ResultT]) -> WorkItem[PayloadT, ResultT]:
-        item.sequence = self._sequence
-        self._sequence += 1
-        self._waiting.setdefault(item.key, {})[item.sequence] = item
-        self._depth += 1
-        self._cost += item.cost
-        return item
-
-    def _remove(self, item: WorkItem[PayloadT, ResultT]) -> bool:
-        same_key = self._waiting.get(item.key, {})
-        if same_key.pop(item.sequence, None) is None:
-            return False
+    def _left(self, item: WorkItem[PayloadT, ResultT]) -> None:
+        same_key = self._by_key[item.key]
+        del same_key[item.sequence]
         if not same_key:
-            self._waiting.pop(item.key, None)
-        self._depth -= 1
-        self._cost -= item.cost
-        return True
-
-    def _publish(self) -> None:
-        self._gauge_depth.set(self._depth)
-        self._gauge_cost.set(self._cost)
-
-    def _item_done(self, item: WorkItem[PayloadT, ResultT]) -> None:
-        """Called once by each item, from whichever thread completed, failed or cancelled it."""
-        with self._condition:
-            if not self._remove(item):
-                if not item.cancelled:
-                    self._throughput.record(item.cost)
-                return
-            self._publish()
-        if item.cancelled:
-            _CANCELLED.labels(self.name).inc()
-
-    def _drop_expired(self) -> None:
-        for item in [item for item in self._items() if item.expired]:
-            _EXPIRED.labels(self.name).inc()
-            waited = time.monotonic() - item.submitted
-            item.fail(DeadlineExceededError(f"the deadline passed after {waited:.3g} s in the queue of {self.name}, before compute"))
+            del self._by_key[item.key]
 
     def _head(self, max_cost: int, max_items: int) -> tuple[list[WorkItem[PayloadT, ResultT]], bool]:
         """The items that a batch taken now would hold, and whether it can grow no further."""
-        if not self._waiting:
+        if not self._by_key:
             return [], False
-        oldest = min(self._waiting.values(), key=lambda same_key: next(iter(same_key)))
+        oldest = min(self._by_key.values(), key=lambda same_key: next(iter(same_key)))
         batch: list[WorkItem[PayloadT, ResultT]] = []
         cost = 0
         for item in oldest.values():
@@ -202,36 +71,3 @@ class WorkQueue(Generic[PayloadT, ResultT]):
             batch.append(item)
             cost += item.cost
         return batch, cost >= max_cost or len(batch) >= max_items
-
-    def _take(self, batch: list[WorkItem[PayloadT, ResultT]]) -> list[WorkItem[PayloadT, ResultT]]:
-        now = time.monotonic()
-        for item in batch:
-            self._remove(item)
-            self._wait_histogram.observe(now - item.submitted)
-        self._publish()
-        return batch
-
-    def _items(self) -> Iterable[WorkItem[PayloadT, ResultT]]:
-        return (item for same_key in self._waiting.values() for item in same_key.values())
-
-
-class _Throughput:
-    """Cost completed a second over the last half minute; not thread-safe."""
-
-    def __init__(self) -> None:
-        self._completed: deque[tuple[float, int]] = deque()
-        self._total = 0
-
-    def record(self, cost: int) -> None:
-        now = time.monotonic()
-        self._completed.append((now, cost))
-        self._total += cost
-        while self._completed and self._completed[0][0] < now - _THROUGHPUT_WINDOW_SECONDS:
-            self._total -= self._completed.popleft()[1]
-
-    def seconds_for(self, cost: int) -> float:
-        """How long `cost` takes at the recent speed; 0 where nothing was completed recently."""
-        if not self._completed:
-            return 0.0
-        elapsed = max(time.monotonic() - self._completed[0][0], 0.1)
-        return cost * elapsed / max(self._total, 1)

@@ -10,6 +10,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_ROLLOUT: _ClassVar[Priority]
+    PRIORITY_LABELLING: _ClassVar[Priority]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -24,6 +31,10 @@ class PauseMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PAUSE_MODE_ABORT: _ClassVar[PauseMode]
     PAUSE_MODE_WAIT: _ClassVar[PauseMode]
     PAUSE_MODE_KEEP: _ClassVar[PauseMode]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_ROLLOUT: Priority
+PRIORITY_LABELLING: Priority
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_EOS: FinishReason
 FINISH_REASON_STOP: FinishReason
@@ -35,7 +46,7 @@ PAUSE_MODE_WAIT: PauseMode
 PAUSE_MODE_KEEP: PauseMode
 
 class SamplingParams(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "stop_token_ids", "seed", "ignore_eos")
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "stop_token_ids", "seed", "ignore_eos", "top_logprobs")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +57,7 @@ class SamplingParams(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_p: float
@@ -56,7 +68,16 @@ class SamplingParams(_message.Message):
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
     seed: int
     ignore_eos: bool
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+    top_logprobs: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
+
+class Origin(_message.Message):
+    __slots__ = ("priority", "caller")
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    priority: Priority
+    caller: str
+    def __init__(self, priority: _Optional[_Union[Priority, str]] = ..., caller: _Optional[str] = ...) -> None: ...
 
 class GenerateItem(_message.Message):
     __slots__ = ("item_id", "prompt", "sampling", "n")
@@ -71,30 +92,44 @@ class GenerateItem(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("items", "adapter", "expected_digests")
+    __slots__ = ("items", "adapter", "expected_digests", "origin", "min_policy_version")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    MIN_POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[GenerateItem]
     adapter: str
     expected_digests: _common_pb2.ModelDigests
-    def __init__(self, items: _Optional[_Iterable[_Union[GenerateItem, _Mapping]]] = ..., adapter: _Optional[str] = ..., expected_digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ...) -> None: ...
+    origin: Origin
+    min_policy_version: int
+    def __init__(self, items: _Optional[_Iterable[_Union[GenerateItem, _Mapping]]] = ..., adapter: _Optional[str] = ..., expected_digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., min_policy_version: _Optional[int] = ...) -> None: ...
+
+class TopLogprobs(_message.Message):
+    __slots__ = ("token_ids", "logprobs")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("index", "text", "token_ids", "logprobs", "finish_reason", "seed")
+    __slots__ = ("index", "text", "token_ids", "logprobs", "finish_reason", "seed", "top_logprobs")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     index: int
     text: str
     token_ids: _common_pb2.TokenIds
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     finish_reason: FinishReason
     seed: int
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_common_pb2.TokenIds, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+    top_logprobs: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_common_pb2.TokenIds, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ...) -> None: ...
 
 class GenerateItemResult(_message.Message):
     __slots__ = ("item_id", "status", "samples", "prompt_token_ids")
@@ -121,14 +156,18 @@ class GenerateResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[GenerateItemResult, _Mapping]]] = ..., adapter_version: _Optional[str] = ..., digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
-    __slots__ = ("items", "adapter", "expected_digests")
+    __slots__ = ("items", "adapter", "expected_digests", "origin", "min_policy_version")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    MIN_POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[GenerateItem]
     adapter: str
     expected_digests: _common_pb2.ModelDigests
-    def __init__(self, items: _Optional[_Iterable[_Union[GenerateItem, _Mapping]]] = ..., adapter: _Optional[str] = ..., expected_digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ...) -> None: ...
+    origin: Origin
+    min_policy_version: int
+    def __init__(self, items: _Optional[_Iterable[_Union[GenerateItem, _Mapping]]] = ..., adapter: _Optional[str] = ..., expected_digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., min_policy_version: _Optional[int] = ...) -> None: ...
 
 class GenerateChunk(_message.Message):
     __slots__ = ("text", "token_ids")
@@ -173,18 +212,22 @@ class LogprobsItem(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[_common_pb2.Response, _Mapping]]] = ...) -> None: ...
 
 class ComputeLogprobsRequest(_message.Message):
-    __slots__ = ("items", "adapter", "temperature", "append_eos", "expected_digests")
+    __slots__ = ("items", "adapter", "temperature", "append_eos", "expected_digests", "origin", "min_policy_version")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     APPEND_EOS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    MIN_POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[LogprobsItem]
     adapter: str
     temperature: float
     append_eos: bool
     expected_digests: _common_pb2.ModelDigests
-    def __init__(self, items: _Optional[_Iterable[_Union[LogprobsItem, _Mapping]]] = ..., adapter: _Optional[str] = ..., temperature: _Optional[float] = ..., append_eos: _Optional[bool] = ..., expected_digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ...) -> None: ...
+    origin: Origin
+    min_policy_version: int
+    def __init__(self, items: _Optional[_Iterable[_Union[LogprobsItem, _Mapping]]] = ..., adapter: _Optional[str] = ..., temperature: _Optional[float] = ..., append_eos: _Optional[bool] = ..., expected_digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., min_policy_version: _Optional[int] = ...) -> None: ...
 
 class ResponseLogprobs(_message.Message):
     __slots__ = ("token_ids", "logprobs", "sequence_logprob")
@@ -315,3 +358,17 @@ class ResumeGenerationRequest(_message.Message):
 class ResumeGenerationResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class UpdateWeightsRequest(_message.Message):
+    __slots__ = ("uri", "base_model_digest")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    base_model_digest: str
+    def __init__(self, uri: _Optional[str] = ..., base_model_digest: _Optional[str] = ...) -> None: ...
+
+class UpdateWeightsResponse(_message.Message):
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _common_pb2.ModelDigests
+    def __init__(self, digests: _Optional[_Union[_common_pb2.ModelDigests, _Mapping]] = ...) -> None: ...

@@ -272,6 +272,11 @@ class PolicyAdminServiceStub:
                 request_serializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.ResumeGenerationRequest.SerializeToString,
                 response_deserializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.ResumeGenerationResponse.FromString,
                 _registered_method=True)
+        self.UpdateWeights = channel.unary_unary(
+                '/accord.api.policy.v1.PolicyAdminService/UpdateWeights',
+                request_serializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.UpdateWeightsRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.UpdateWeightsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyAdminServiceServicer:
@@ -300,7 +305,7 @@ class PolicyAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseGeneration(self, request, context):
-        """Stops generation between two decode steps. INVALID_ARGUMENT: no mode. UNIMPLEMENTED: mode keep.
+        """Stops generation between two decode steps. INVALID_ARGUMENT: no mode. UNIMPLEMENTED: a mode that the backend does not have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -308,6 +313,15 @@ class PolicyAdminServiceServicer:
 
     def ResumeGeneration(self, request, context):
         """Lets generation go on. Resuming what is not paused is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateWeights(self, request, context):
+        """Replaces the base model's weights by others of the same model, after what computes is finished; adapters are forgotten. For full
+        fine-tuning. NOT_FOUND: no such folder. FAILED_PRECONDITION: another digest than asked for, or not the same kind of model.
+        UNIMPLEMENTED: the backend's weights are not ours to replace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -340,6 +354,11 @@ def add_PolicyAdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeGeneration,
                     request_deserializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.ResumeGenerationRequest.FromString,
                     response_serializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.ResumeGenerationResponse.SerializeToString,
+            ),
+            'UpdateWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateWeights,
+                    request_deserializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.UpdateWeightsRequest.FromString,
+                    response_serializer=accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.UpdateWeightsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -478,6 +497,33 @@ class PolicyAdminService:
             '/accord.api.policy.v1.PolicyAdminService/ResumeGeneration',
             accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.ResumeGenerationRequest.SerializeToString,
             accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.ResumeGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.policy.v1.PolicyAdminService/UpdateWeights',
+            accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.UpdateWeightsRequest.SerializeToString,
+            accord_dot_api_dot_policy_dot_v1_dot_policy__pb2.UpdateWeightsResponse.FromString,
             options,
             channel_credentials,
             insecure,

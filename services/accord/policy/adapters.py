@@ -1,0 +1,141 @@
+"""Which adapter versions the in-process engine holds: fetched and verified beside the compute thread, least recently used out first, by bytes.
+
+A version that a request in flight uses stays. What does not belong here: the layers (`accord.models.inference`), names (`accord.artefacts`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import Gauge
+
+from accord.artefacts.store import ArtefactStore
+from accord.errors import AccordError, FailedPreconditionError, InternalError, NotFoundError
+from accord.models.inference import InferenceModel
+from accord.policy.engine import AdapterFacts
+from accord.serving.fields import naming
+from accord.serving.reader import check_adapter_base
+
+_ADAPTERS = Gauge("accord_policy_loaded_adapters", "Adapter versions in memory")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    folder: Path
+    facts: AdapterFacts
+
+
+class AdapterShelf:
+    """Used by the compute thread alone, but for `facts`.
+
+    Args:
+        model: takes the adapters.
+        store: where they come from.
+        max_bytes: of all adapters in memory.
+        wake: called from another thread when a fetch has ended.
+    """
+
+    def __init__(self, model: InferenceModel, store: ArtefactStore, *, max_bytes: int, wake: Callable[[], None]) -> None:
+        self._model = model
+        self._store = store
+        self._max_bytes = max_bytes
+        self._wake = wake
+        self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-fetch")
+        self._fetching: dict[str, Future[_Fetched]] = {}
+        self._held: OrderedDict[str, AdapterFacts] = OrderedDict()
+        self._pins: Tally[str] = Tally()
+        self.facts: dict[str, AdapterFacts] = {}
+
+    def ready(self, version: str) -> bool:
+        """Whether a version can be used now; where not, it is being fetched, or waits for others to leave.
+
+        Raises:
+            NotFoundError, FailedPreconditionError, DataLossError: it is not there, not for this model, or damaged.
+        """
+        if not version:
+            return True
+        if version in self._held:
+            self._held.move_to_end(version)
+            return True
+        future = self._fetching.get(version)
+        if future is None:
+            future = self._fetching[version] = self._fetcher.submit(self._fetch, version, self._model.base.digests.base_model)
+            future.add_done_callback(lambda _: self._wake())
+        if not future.done():
+            return False
+        try:
+            with naming("adapter"):
+                return self._install(version, future.result())
+        except AccordError:
+            del self._fetching[version]
+            raise
+        except Exception as error:
+            del self._fetching[version]
+            raise InternalError(f"{version} could not be loaded: {type(error).__name__}") from error
+
+    def pin(self, version: str) -> None:
+        """A request in flight uses it."""
+        self._pins[version] += 1
+
+    def unpin(self, version: str) -> None:
+        """The counterpart of `pin`."""
+        self._pins[version] -= 1
+
+    def pinned(self, version: str) -> bool:
+        """Whether a request in flight uses it."""
+        return self._pins[version] > 0
+
+    def unload(self, version: str) -> AdapterFacts:
+        """Forgets a version.
+
+        Raises:
+            NotFoundError: it is not loaded.
+        """
+        if version not in self._held:
+            raise NotFoundError(f"{version} is not loaded; loaded: {', '.join(self._held) or 'none'}", field="name")
+        facts = self._held.pop(version)
+        self._model.remove_adapter(version)
+        self._publish()
+        return facts
+
+    def move(self, model: InferenceModel) -> None:
+        """Forgets all versions and goes on with another model; nothing may be pinned."""
+        self._model = model
+        self._held.clear()
+        self._fetching.clear()
+        self._publish()
+
+    def close(self) -> None:
+        """Ends the fetching thread."""
+        self._fetcher.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, version: str, base_model: str) -> _Fetched:
+        manifest = self._store.manifest(version)
+        check_adapter_base(version, manifest.base_model_digest, base_model)
+        return _Fetched(self._store.fetch(version), AdapterFacts(manifest.digest, manifest.size_bytes))
+
+    def _install(self, version: str, fetched: _Fetched) -> bool:
+        size = fetched.facts.size_bytes
+        if size > self._max_bytes:
+            raise FailedPreconditionError(f"{version} has {size} bytes; this engine holds at most {self._max_bytes} of adapters", field="adapter")
+        held = sum(facts.size_bytes for facts in self._held.values())
+        for other in [name for name in self._held if not self.pinned(name)]:
+            if held + size <= self._max_bytes:
+                break
+            held -= self.unload(other).size_bytes
+        if held + size > self._max_bytes:
+            return False  # those in use leave first
+        self._model.load_adapter(version, fetched.folder)
+        del self._fetching[version]
+        self._held[version] = fetched.facts
+        self._publish()
+        return True
+
+    def _publish(self) -> None:
+        self.facts = dict(sorted(self._held.items()))
+        _ADAPTERS.set(len(self._held))
