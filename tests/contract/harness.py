@@ -191,6 +191,11 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             self._process.kill()
         self._process.wait(30)
 
+    def resident_bytes(self) -> int:
+        """Resident memory of the process."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples of one Prometheus metric that carry these labels; 0 where there is none."""
         with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as reply:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_SMALLEST, _BANK_TOKENS = 64, 4096
+_SMALLEST, _BANK_TOKENS = 64, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,17 @@ class KvPool:
         return max(_SMALLEST, 1 << (tokens - 1).bit_length())
 
     def take(self, tokens: int) -> Slot | None:
-        """A slot of at least that many tokens, or None while there is no room; lowest slots first, so that rows stay close together."""
+        """A slot of at least that many tokens, or None while there is no room; a longer one where only such are left."""
         length = self.slot_tokens(tokens)
         for bank in self._banks.get(length, ()):
             if bank.free:
-                return Slot(bank, heapq.heappop(bank.free))
+                return _lowest(bank)
         grown = self._grow(length)
-        return None if grown is None else Slot(grown, heapq.heappop(grown.free))
+        if grown is not None:
+            return _lowest(grown)
+        longer = (bank for size in sorted(self._banks) if size > length for bank in self._banks[size] if bank.free)
+        found = next(longer, None)
+        return None if found is None else _lowest(found)
 
     def give_back(self, slot: Slot) -> None:
         """Frees a slot."""
@@ -127,3 +131,8 @@ class KvPool:
             self._banks[length] = kept
         else:
             del self._banks[length]
+
+
+def _lowest(bank: Bank) -> Slot:
+    """Lowest first, so that the rows of a bank stay close together."""
+    return Slot(bank, heapq.heappop(bank.free))

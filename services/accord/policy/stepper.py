@@ -25,6 +25,7 @@ from accord.policy.prefix_cache import BLOCK, Key, PrefixCache
 from accord.policy.sampling import RowSampling, sample
 
 _TOKENS = Counter("accord_policy_tokens_total", "Tokens computed", ["kind"])
+_BEGUN = Counter("accord_policy_requests_begun_total", "Requests that reached compute")
 _STEPS = Counter("accord_policy_decode_steps_total", "Passes of the model")
 _ROWS = Histogram("accord_policy_batch_rows", "Sequences in a pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
 _KV_BYTES = Gauge("accord_policy_kv_bytes", "Bytes of key-value slots")
@@ -91,6 +92,7 @@ class Stepper:
         if unit is None:
             return False
         self._units.append(unit)
+        _BEGUN.inc()
         _KV_BYTES.set(self._pool.held_bytes)
         return True
 
@@ -149,11 +151,12 @@ class Stepper:
             asked, samplers, scores = self._asked(reads)
             logits = self._model.logits(hidden[torch.tensor(asked, device=hidden.device)]) if asked else hidden
             self._advance(reads)
+            # Counted before anybody is answered: who looks at the metrics after a reply finds its work in them.
+            _STEPS.inc()
+            _ROWS.observe(len(reads))
+            _TOKENS.labels("read").inc(hidden.shape[0])
             self._score(logits, scores)
             self._sample(logits, samplers)
-        _STEPS.inc()
-        _ROWS.observe(len(reads))
-        _TOKENS.labels("read").inc(hidden.shape[0])
 
     def _compose(self) -> Iterator[_Read]:
         decoding = [row for unit in self._units if isinstance(unit, Generation) and unit.prompt.complete for row in unit.rows if row.finish is None]
@@ -224,12 +227,12 @@ class Stepper:
         places = torch.tensor([place for _, _, place in flat], device=logits.device)
         tokens = torch.tensor([target.token for _, target, _ in flat], device=logits.device)
         found = (scaled[places, tokens] - normalizers[places]).tolist()
+        _TOKENS.labels("scored").inc(len(flat))
         for (unit, target, _), logprob in zip(flat, found, strict=True):
             unit.take(target, logprob)
         for unit in {id(unit): unit for unit, _, _ in scores}.values():
             if unit.complete:
                 unit.answer()
-        _TOKENS.labels("scored").inc(len(flat))
 
     def _sample(self, logits: Tensor, samplers: Sequence[tuple[Row, int]]) -> None:
         if not samplers:
@@ -250,13 +253,13 @@ class Stepper:
             seen = torch.stack([none if row.seen is None else row.seen for row in rows]).to(logits.device)
         tokens, logprobs = sample(logits, sampling, uniforms, seen)
         top = _top_logprobs(logits, rows, sampling)
+        _TOKENS.labels("generated").inc(len(rows))
         for row, token, logprob, likeliest in zip(rows, tokens.tolist(), logprobs.tolist(), top, strict=True):
             row.append(token, logprob, likeliest, self._ends)
             if row.finish is not None:
                 self._pool.give_back(row.slot)
                 if row.owner.complete:
                     row.owner.answer()
-        _TOKENS.labels("generated").inc(len(rows))
 
     def _free(self, unit: Unit) -> None:
         for slot in unit.slots:

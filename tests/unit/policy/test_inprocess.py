@@ -1,0 +1,116 @@
+"""The engine when something goes wrong in its compute thread: what its callers and its health hear, and that it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from accord.artefacts.store import ArtefactStore
+from accord.errors import DeadlineExceededError, InternalError, UnavailableError
+from accord.models.base import load_base_model
+from accord.models.testing import tiny_model_folder
+from accord.policy.backend import GenerationRequest, SamplingSettings
+from accord.policy.config import PolicyConfig
+from accord.policy.engine import Terms
+from accord.policy.inprocess import InProcessEngine
+
+
+def request(tokens: int = 4) -> GenerationRequest:
+    settings = SamplingSettings(
+        max_tokens=tokens, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, stop=(), stop_token_ids=frozenset(), seed=0,
+        ignore_eos=True,
+    )  # fmt: skip
+    return GenerationRequest((5, 6, 7), 1, settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def engine(folder: Path, tmp_path: Path) -> AsyncIterator[InProcessEngine]:
+    config = PolicyConfig(artefacts=str(tmp_path), threads=1, stall_seconds=0.2)
+    made = InProcessEngine(load_base_model(str(folder), threads=1), ArtefactStore(str(tmp_path)), config)
+    yield made
+    await asyncio.to_thread(made.stop, 10)
+
+
+async def ask(engine: InProcessEngine, tokens: int = 4) -> int:
+    (item,) = engine.submit([request(tokens)], Terms())
+    samples = await asyncio.wait_for(item.result(), 10)
+    return len(samples[0].token_ids)  # type: ignore[index, union-attr, arg-type]
+
+
+async def test_a_stuck_pass_is_a_fault_that_says_what_was_computed_and_passes(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await ask(engine) == 4
+    assert engine.fault() is None
+    stuck, real = threading.Event(), engine._stepper.step
+
+    def step() -> None:
+        stuck.wait(10)
+        real()
+
+    monkeypatch.setattr(engine._stepper, "step", step)
+    (item,) = engine.submit([request()], Terms())
+    await asyncio.sleep(0.4)
+    fault = engine.fault()
+    assert fault is not None
+    assert "1 prompts being read" in fault
+    assert "the bare base model" in fault
+    assert "0.2 s are allowed" in fault
+    stuck.set()
+    assert await asyncio.wait_for(item.result(), 10)
+    assert engine.fault() is None
+
+
+async def test_a_pass_that_fails_fails_its_requests_and_no_other(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> None:
+        raise RuntimeError("prompt text must not get out")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._stepper, "step", step)
+        with pytest.raises(InternalError, match="see server log") as caught:
+            await ask(engine)
+        assert "prompt text" not in str(caught.value)
+    assert await ask(engine) == 4
+    assert engine.fault() is None
+    assert engine._stepper.rows == 0
+
+
+async def test_stopping_fails_what_is_in_compute_and_what_comes(engine: InProcessEngine) -> None:
+    (item,) = engine.submit([request(400)], Terms())
+    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(engine.stop, 10)
+    with pytest.raises(UnavailableError):
+        await item.result()
+    with pytest.raises(UnavailableError):
+        engine.submit([request()], Terms())
+
+
+async def test_a_pause_that_cannot_come_in_time_says_so(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, real = threading.Event(), engine._stepper.step
+    monkeypatch.setattr(engine._stepper, "step", lambda: (stuck.wait(10), real()))
+    (item,) = engine.submit([request()], Terms())
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineExceededError, match="did not stop in time"):
+        await engine.pause("wait", timeout_seconds=0.2)
+    engine.resume()
+    stuck.set()
+    assert await asyncio.wait_for(item.result(), 10)
+
+
+async def test_a_cancelled_request_leaves_within_a_pass(engine: InProcessEngine) -> None:
+    (item,) = engine.submit([request(500)], Terms())
+    await asyncio.sleep(0.1)
+    assert engine._stepper.rows == 1
+    item.cancel()
+    for _ in range(100):
+        if engine._stepper.rows == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert engine._stepper.rows == 0
