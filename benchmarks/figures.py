@@ -53,6 +53,10 @@ class Figures:
         self._machine[name] = value
         print(f"  machine: {name} {value:.4g}", flush=True)
 
+    def rate(self, name: str) -> float:
+        """A property of the machine measured before."""
+        return float(self._machine[name])
+
     def write(self, path: Path | None) -> None:
         """Writes the JSON, where a file is asked for."""
         if path is not None:

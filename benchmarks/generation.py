@@ -6,6 +6,8 @@ mixed      many requests of unlike lengths: the engine, and transformers' static
 alone      the same requests, transformers one at a time
 shared     8 samples of one prompt of 256 tokens, and 8 requests without any sharing
 wire       a call of 64 tokens through the server, and the same request in the engine alone
+judge      scoring after 600 tokens that all requests share, with the prefix cache and without
+floor      a decode pass against what memory and cores allow
 memory     what 32 slots of 512 tokens add to the process, and what the arithmetic says
 overload   ten times the calls that the server can answer, for a minute
 deadlines  a thousand calls whose deadline passes in the queue
@@ -31,7 +33,10 @@ from accord.client.policy import AsyncPolicyClient, GenerateItem, PolicyClient, 
 from accord.data.readers import read_pairs
 from accord.errors import AccordError, DeadlineExceededError, ResourceExhaustedError
 from accord.models.base import BaseModel, load_base_model
-from accord.policy.backend import GenerationRequest, SamplingSettings
+from accord.models.inference import InferenceModel
+from accord.models.kvpool import KvPool
+from accord.models.ragged import Piece
+from accord.policy.backend import GenerationRequest, LogprobsRequest, SamplingSettings
 from accord.policy.config import PolicyConfig
 from accord.policy.engine import Terms
 from accord.policy.inprocess import InProcessEngine
@@ -43,7 +48,7 @@ from tests.contract.harness import ServerProcess
 
 THREADS = 2
 MEAN_TOKENS, SHORTEST, LONGEST = 48, 16, 256
-PARTS = ("mixed", "alone", "shared", "memory", "wire", "overload", "deadlines")
+PARTS = ("mixed", "alone", "shared", "judge", "floor", "memory", "wire", "overload", "deadlines")
 
 
 def request(prompt: Sequence[int], tokens: int, n: int = 1) -> GenerationRequest:
@@ -120,10 +125,10 @@ def ceilings(figures: Figures) -> None:
 
     torch.set_num_threads(THREADS)
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    big = torch.zeros(64 * 2**20)
+    big = torch.zeros(256 * 2**20)
     seconds(lambda: left @ right)
     figures.machine_figure("gemm_gflops", max(2 * 1024**3 / seconds(lambda: left @ right) / 1e9 for _ in range(10)))
-    figures.machine_figure("read_gbytes_per_second", max(big.numel() * 4 / seconds(lambda: big.sum()) / 1e9 for _ in range(5)))
+    figures.machine_figure("read_gbytes_per_second", max(big.numel() * 4 / seconds(big.sum) / 1e9 for _ in range(5)))
 
 
 def mixed(figures: Figures, folder: str, rounds: int, count: int, *, alone: bool) -> None:
@@ -157,6 +162,58 @@ def shared(figures: Figures, folder: str, rounds: int) -> None:
         reach = ">= 2" if answer == 16 else ""
         figures.add(f"8 samples of a 256-token prompt over 8 requests, {answer} tokens each", "times", ratios(took["apart"], took["together"]), reach)
     served.stop(10)
+
+
+def judge(figures: Figures, folder: str, rounds: int) -> None:
+    """Verdicts after a template of 600 tokens and 300 tokens of their own, as a judge of pairs asks for them."""
+    base = load_base_model("embedded", threads=THREADS)
+    text = [token for each in workload(base, 60, seed=2) for token in each.prompt_ids]
+
+    def verdicts(number: int) -> list[LogprobsRequest]:
+        own = [tuple(text[600 + 300 * row : 900 + 300 * row]) for row in range(8)]
+        return [LogprobsRequest((number, *text[:599], *tail), ((33,), (34,)), 1.0) for tail in own]  # each round a template that is new
+
+    cached = engine(base, folder)
+    plain = engine(load_base_model("embedded", threads=THREADS), folder, prefix_cache_bytes=0)
+    rounds_left = {"cached": iter(range(10, 10 + rounds)), "plain": iter(range(10, 10 + rounds))}
+
+    def run(name: str, served: InProcessEngine) -> Callable[[], object]:
+        return lambda: asyncio.run(score(served, verdicts(next(rounds_left[name]))))
+
+    took = in_turn(rounds, cached=run("cached", cached), plain=run("plain", plain))
+    cached.stop(10)
+    plain.stop(10)
+    figures.add("8 verdicts after 600 shared and 300 own tokens, over no cache", "times", ratios(took["plain"], took["cached"]), ">= 2.2")
+
+
+async def score(served: InProcessEngine, requests: Sequence[LogprobsRequest]) -> None:
+    """All at once."""
+    items = served.submit(requests, Terms())
+    await asyncio.gather(*(item.result() for item in items))
+
+
+def floor(figures: Figures, rounds: int) -> None:
+    """A pass in which every row reads one token, over the larger of reading the weights once and multiplying by them, at the rates measured here."""
+    import torch
+
+    model = InferenceModel(load_base_model("embedded", threads=THREADS))
+    weights = 4 * model.base.parameters
+    pool = KvPool(model.shape, max_tokens=16384)
+    for rows in (1, 8, 32):
+        slots = [slot for slot in (pool.take(256) for _ in range(rows)) if slot is not None]
+        found = []
+        with torch.inference_mode():
+            for slot in slots:
+                model.forward([Piece(slot, range(100, 228), 0, 0)])
+            for number in range(10 * rounds):
+                place = 128 + number % 100
+                pieces = [Piece(slot, (7,), place, place) for slot in slots]
+                took = seconds(lambda: model.logits(model.forward(pieces)))  # noqa: B023
+                gflops, gbytes = figures.rate("gemm_gflops"), figures.rate("read_gbytes_per_second")
+                found.append(took / max(weights / gbytes / 1e9, 2 * model.base.parameters * rows / gflops / 1e9))
+        for slot in slots:
+            pool.give_back(slot)
+        figures.add(f"decode pass over the floor, {rows} rows", "times", found, "<= 2.0" if rows != 8 else "")
 
 
 def wire(figures: Figures, folder: str, rounds: int) -> None:
@@ -330,6 +387,10 @@ def main() -> None:
             mixed(figures, folder, options.rounds, options.requests, alone="alone" in parts)
         if "shared" in parts:
             shared(figures, folder, options.rounds)
+        if "judge" in parts:
+            judge(figures, folder, options.rounds)
+        if "floor" in parts:
+            floor(figures, options.rounds)
         if "memory" in parts:
             memory(figures, folder)
         if "wire" in parts:

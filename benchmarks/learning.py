@@ -1,6 +1,6 @@
 """Does it learn on real text? A reward model, DPO and PPO with the embedded model on the embedded sample, through the running services.
 
-    python benchmarks/learning.py [--home build/bench/learning] [--seeds 3]
+    python benchmarks/learning.py [--home build/bench/learning] [--seeds 3] [--json FILE]
 
 Prints, for each seed: held-out accuracy of the reward model with its interval beside the length baseline; the held-out implicit-reward margin of
 DPO before and after; PPO's mean score of the last rollouts against the first and the KL that it cost; and the largest gap and KL between the
@@ -9,20 +9,27 @@ logprobs that came back over gRPC and those that the trainer recomputed. Writes 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 from accord.client.trainer import TrainerClient
 from accord.runspec import parse_spec
 from accord.workspace import Workspace
+from figures import Figures, options_of
 
 DATA = {"uri": "sample:conversation"}
 HELD_OUT = {"uri": "sample:conversation", "split": "test"}
 SIZE = {"batch_size": 8, "micro_batch_size": 2, "max_prompt_tokens": 256, "max_response_tokens": 128, "lora": {"rank": 8}}
+
+_UNITS = {
+    "eval_accuracy": ("of pairs", "> 0.6"),
+    "dpo_margin_after": ("nats", "above before"),
+    "ppo_score_last": ("", "above first"),
+    "ppo_kl_last": ("nats", "bounded"),
+    "sampler_approx_kl_max": ("nats", "< 1e-6"),
+    "first_ratio_error": ("", "0"),
+}
 
 
 def run(trainer: TrainerClient, name: str, spec: dict[str, Any]) -> tuple[str, list[dict[str, float]]]:
@@ -73,23 +80,22 @@ def one_seed(trainer: TrainerClient, seed: int) -> dict[str, float]:
 
 def main() -> None:
     """Runs the seeds and prints medians with their spread."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--home", type=Path, default=Path("build/bench/learning"))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    figures = Figures("learning")
     workspace = Workspace(options.home)
-    started = time.monotonic()
     services = workspace.up(report=print)
     try:
         with TrainerClient(services.trainer) as trainer:
             rows = [one_seed(trainer, seed) for seed in range(options.seeds)]
     finally:
         workspace.down()
-    print(f"\n{options.seeds} seeds, {time.monotonic() - started:.0f} s; median (minimum to maximum)")
     for name in rows[0]:
-        values = [row[name] for row in rows]
-        print(f"  {name:24} {statistics.median(values):10.4g}  ({min(values):.4g} to {max(values):.4g})")
-    (options.home / "learning.json").write_text(json.dumps(rows, indent=1))
+        unit, reach = _UNITS.get(name, ("", ""))
+        figures.add(name.replace("_", " "), unit, [row[name] for row in rows], reach)
+    figures.write(options.json)
 
 
 if __name__ == "__main__":

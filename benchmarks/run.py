@@ -1,27 +1,74 @@
-"""Runs all benchmarks; figures go to build/bench.
+"""Runs all benchmarks and draws what they found: build/bench/figures.md and build/bench/figures.png.
 
-python benchmarks/run.py
+    python benchmarks/run.py [generation.py services.py learning.py]
+
+Without names it runs those that take minutes; learning.py trains for half an hour and more and is run by name.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-BENCHMARKS = ("services.py", "learning.py")
+BENCHMARKS = ("generation.py", "services.py")
+FOLDER = Path("build/bench")
 
 
-def main() -> int:
+def main(names: list[str]) -> int:
     """Runs one after the other; the exit code is that of the first that fails."""
-    folder = Path(__file__).resolve().parent
-    for name in BENCHMARKS:
+    here = Path(__file__).resolve().parent
+    for name in names or BENCHMARKS:
         print(f"== {name}", flush=True)
-        done = subprocess.run([sys.executable, str(folder / name)], check=False)
+        done = subprocess.run([sys.executable, str(here / name), "--json", str(FOLDER / f"{Path(name).stem}.json")], check=False)
         if done.returncode:
             return done.returncode
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    (FOLDER / "figures.md").write_text(table(found), encoding="utf-8")
+    draw(found, FOLDER / "figures.png")
+    print(f"{FOLDER / 'figures.md'} and {FOLDER / 'figures.png'} hold the figures")
     return 0
 
 
+def table(found: list[dict[str, Any]]) -> str:
+    """All figures as Markdown."""
+    lines = []
+    for part in found:
+        machine = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in part["machine"].items())
+        lines += [f"## {part['title']}", "", machine, "", "| figure | median | lowest to highest | rounds | asked for |", "|---|---|---|---|---|"]
+        for figure in part["figures"]:
+            spread = f"{figure['low']:.4g} to {figure['high']:.4g}"
+            lines.append(f"| {figure['name']} | {figure['median']:.4g} {figure['unit']} | {spread} | {figure['rounds']} | {figure['reach']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """The ratios with their spread; a line at 1, where nothing is gained."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [figure for part in found for figure in part["figures"] if figure["unit"] == "times"]
+    if not rows:
+        return
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.42 * len(rows)), layout="constrained")
+    for place, row in enumerate(reversed(rows)):
+        axes.barh(place, row["median"], height=0.5, color="#2a6f97")
+        axes.plot([row["low"], row["high"]], [place, place], color="#12242f", linewidth=1.5)
+        asked = f"   (asked for: {row['reach']})" if row["reach"] else ""
+        axes.text(max(row["high"], 0) + 0.05, place, f"{row['median']:.2f}{asked}", va="center", fontsize=8)
+    axes.axvline(1, color="#888888", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=8)
+    axes.set_xlim(0, 1.45 * max(row["high"] for row in rows))
+    axes.set_xlabel("times; line: lowest to highest round")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

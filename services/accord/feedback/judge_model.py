@@ -14,7 +14,7 @@ from typing import Protocol
 from prometheus_client import Counter
 
 from accord.client.messages import ModelDigests
-from accord.client.policy import AsyncPolicyClient, GenerateItem, Generation, Logprobs, LogprobsItem, ModelInfo, PolicyClient
+from accord.client.policy import AsyncPolicyClient, GenerateItem, Generation, Logprobs, LogprobsItem, ModelInfo, Origin, PolicyClient
 from accord.errors import (
     AccordError,
     CancelledError,
@@ -61,7 +61,7 @@ class RemotePolicy(AsyncPolicyClient):
     """A PolicyService at an address. Implements `PolicyCalls`."""
 
     def __init__(self, config: ChannelConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, origin=Origin("labelling", "feedback"))
         self._config = config
         self._threads = ThreadPoolExecutor(2, "adapters")  # its own: a slow judge must not hold up the threads that write the ledger
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.client.feedback import FeedbackClient, Judge, LabelCard, LabelJob, LabelJobSpec
-from accord.client.policy import PolicyClient
+from accord.client.policy import Origin, PolicyClient
 from accord.client.reward import RewardClient
 from accord.client.trainer import Run, TrainerClient
 from accord.errors import AccordError, InternalError
@@ -56,7 +56,7 @@ class Clients:
     trainer: TrainerClient = field(init=False)
 
     def __enter__(self) -> Clients:
-        self.policy = PolicyClient(self.addresses.policy)
+        self.policy = PolicyClient(self.addresses.policy, origin=Origin("labelling", "study"))
         self.reward = RewardClient(self.addresses.reward)
         self.feedback = FeedbackClient(self.addresses.feedback)
         self.trainer = TrainerClient(self.addresses.trainer)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accord.client.messages import TokenIds
-from accord.client.policy import GenerateItem, PolicyClient, Sampling
+from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardClient, ScoreItem
 from accord.errors import DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
@@ -73,7 +73,7 @@ class RolloutSource:
         self._context = context
         self._reward_model = reward_model
         # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
-        self._policy = PolicyClient(ChannelConfig(address=endpoints.policy, attempts=1))
+        self._policy = PolicyClient(ChannelConfig(address=endpoints.policy, attempts=1), origin=Origin("rollout", context.run.name))
         self._reward = RewardClient(ChannelConfig(address=endpoints.reward, attempts=1))
 
     def check_services(self) -> None:

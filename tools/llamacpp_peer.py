@@ -1,0 +1,81 @@
+"""A llama.cpp server on this machine's CPU, in an environment of its own: the peer of benchmarks that runs the embedded model's own GGUF file.
+
+`python tools/llamacpp_peer.py` installs the PyPI package `xllamacpp` (one wheel of 34 MB) into build/llamacpp-peer once and serves on loopback
+until it is interrupted. The weights are those that the embedded model was converted from, still in 4 bits (Q4_1).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT / "build" / "llamacpp-peer"
+PACKAGE = "xllamacpp==2026.10.11549"
+_SERVE = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+rows, threads = int(sys.argv[2]), int(sys.argv[3])
+params.n_parallel, params.n_ctx = rows, 512 * rows
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+params.hostnames, params.port = ["127.0.0.1"], 0
+params.cont_batching, params.kv_unified, params.cache_prompt = True, True, False
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def install(home: Path = HOME) -> Path:
+    """Returns the environment's Python, after installing where that has not been done."""
+    python, stamp = home / "bin" / "python", home / ".installed"
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == PACKAGE):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", PACKAGE], check=True)
+        stamp.write_text(PACKAGE, encoding="utf-8")
+    return python
+
+
+@contextmanager
+def running(*, rows: int = 32, threads: int = 2, home: Path = HOME) -> Iterator[str]:
+    """Yields the URL of a server that is ready, and ends it afterwards."""
+    sys.path.insert(0, str(ROOT / "services"))
+    from accord.models.embedded import find_gguf
+
+    python = install(home)
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(python), "-c", _SERVE, str(find_gguf()), str(rows), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("http"):
+                    yield line.strip()
+                    return
+            raise RuntimeError(f"llama.cpp ended with code {process.wait(30)}; see its log")
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def main() -> None:
+    """Installs and serves."""
+    with running() as url:
+        print(f"llama.cpp serves at {url}; Ctrl-C ends it", flush=True)
+        try:
+            sys.stdin.read()
+        except KeyboardInterrupt:
+            return
+
+
+if __name__ == "__main__":
+    main()
