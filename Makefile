@@ -4,7 +4,7 @@ STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench clean
+.PHONY: help setup demo study test test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -57,8 +57,18 @@ prompts-check: setup ## no released rubric has changed
 golden: setup ## rewrite the golden files of tests/golden
 	$(PY) -m pytest -q tests/golden --update-golden
 
-bench: setup ## all benchmarks; figures go to build/bench
+bench: setup ## the benchmarks that take minutes; table, plot and JSON go to build/bench
 	$(PY) benchmarks/run.py
+
+bench-peers: setup ## the policy server beside vLLM and llama.cpp, which are installed on first use (3 GB)
+	$(PY) benchmarks/run.py peers.py
+
+vllm-peer: setup ## a real vLLM on this CPU in build/vllm-peer (3.4 GB), and the contract tests against it; not part of make test
+	$(PY) tools/vllm_peer.py install
+	$(PY) -m pytest -q -m slow tests/contract/test_vllm_peer.py
+
+llamacpp-peer: setup ## serves the embedded model's GGUF by llama.cpp on loopback until Ctrl-C
+	$(PY) tools/llamacpp_peer.py
 
 clean: ## the virtual environment and build output
 	rm -rf .venv build

@@ -101,7 +101,7 @@ def main() -> None:
     requests = workload(load_base_model("embedded", threads=2), options.requests)
     with tempfile.TemporaryDirectory() as folder, policy_server(folder, prefix_cache_bytes=0) as server:
         if "vllm" in options.only:
-            with vllm_peer.running(loras=0, prefix_caching=False) as url:
+            with vllm_peer.running(bare=True) as url:
                 compare(figures, "vllm", url, vllm_peer.MODEL_NAME, server.address, requests, options.rounds)
         if "llamacpp" in options.only:
             with llamacpp_peer.running(rows=max(CALLERS)) as url:

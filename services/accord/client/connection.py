@@ -12,15 +12,16 @@ Target = ChannelConfig | str
 
 def connect(target: Target) -> tuple[grpc.Channel, float]:
     """Returns a blocking channel and the seconds that a call without a timeout of its own gets."""
-    config = _config(target)
+    config = channel_config(target)
     return open_channel(config), config.default_timeout_seconds
 
 
 def connect_async(target: Target) -> tuple[grpc.aio.Channel, float]:
     """As `connect`, for asyncio; call it on the event loop that will use the channel."""
-    config = _config(target)
+    config = channel_config(target)
     return open_async_channel(config), config.default_timeout_seconds
 
 
-def _config(target: Target) -> ChannelConfig:
+def channel_config(target: Target) -> ChannelConfig:
+    """Returns the target as a configuration."""
     return ChannelConfig(address=target) if isinstance(target, str) else target

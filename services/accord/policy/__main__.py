@@ -32,8 +32,11 @@ class PolicyComponent:
         )
 
     async def start(self) -> None:
-        """Loads the base model in a thread and starts the compute thread."""
-        self._holder.value = await asyncio.to_thread(_load, self._config)
+        """Loads the base model in a thread and starts the compute thread, or waits for the server that this one forwards to."""
+        if self._config.backend == "transformers":
+            self._holder.value = await asyncio.to_thread(_load, self._config)
+        else:
+            self._holder.value = await _connect(self._config)
 
     async def drain(self) -> None:
         """Nothing runs besides the calls in flight."""
@@ -41,12 +44,12 @@ class PolicyComponent:
             self._holder.value.engine.resume()
 
     async def close(self) -> None:
-        """Stops the compute thread."""
+        """Stops what computes."""
         if self._holder.value is not None:
             await asyncio.to_thread(self._holder.value.engine.stop, _STOP_SECONDS)
 
     def fault(self) -> str | None:
-        """Whether the compute thread lives and moves."""
+        """Whether what computes lives and moves."""
         return None if self._holder.value is None else self._holder.value.engine.fault()
 
 
@@ -59,6 +62,17 @@ def _load(config: PolicyConfig) -> Served:
     base = load_base_model(config.base_model, device=config.device, threads=config.threads)
     engine = InProcessEngine(base, ArtefactStore(config.artefacts), config)
     return Served(engine, RequestReader(base.encoder, engine.info, config), config)
+
+
+async def _connect(config: PolicyConfig) -> Served:
+    from accord.artefacts.store import ArtefactStore
+    from accord.policy.convert import RequestReader
+    from accord.policy.remote_build import build_remote
+
+    assert config.remote is not None
+    assert config.backend != "transformers"
+    engine, encoder = await build_remote(config.backend, config.remote, ArtefactStore(config.artefacts), config)
+    return Served(engine, RequestReader(encoder, engine.info, config), config)
 
 
 def build(config: PolicyConfig) -> Component:

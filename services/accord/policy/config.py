@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal, Self
 
+from pydantic import Field, model_validator
+
+from accord.policy.remote_config import RemoteConfig
 from accord.rpc.config import FrozenModel, ServerConfig
 
 
@@ -11,6 +14,8 @@ class PolicyConfig(FrozenModel):
     """Configuration of `python -m accord.policy`. Sizes in tokens unless the name says otherwise."""
 
     server: ServerConfig = ServerConfig()
+    backend: Literal["transformers", "vllm", "tgi"] = Field(default="transformers", description="computes here, or forwards to another server")
+    remote: RemoteConfig | None = Field(default=None, description="the other server of backend vllm or tgi")
     base_model: str = Field(default="embedded", min_length=1, description="embedded, a folder or a hub id")
     artefacts: str = Field(min_length=1, description="URI of the artefact store that holds the adapters")
     device: str = Field(default="cpu", description="a torch device")
@@ -29,3 +34,9 @@ class PolicyConfig(FrozenModel):
     max_prompt_bytes: int = Field(default=262_144, ge=1, description="longest text of one prompt or response")
     max_adapter_bytes: int = Field(default=512 * 2**20, ge=1, description="memory for adapter versions; the least recently used goes first")
     stall_seconds: float = Field(default=8.0, gt=0, description="a pass longer than this turns health to NOT_SERVING")
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if (self.backend == "transformers") != (self.remote is None):
+            raise ValueError(f"backend {self.backend} {'takes no remote' if self.remote else 'needs remote with the url of its server'}")
+        return self

@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,6 +17,10 @@ from pydantic import Field
 
 from accord.errors import InvalidArgumentError, UnavailableError
 from accord.rpc.config import FrozenModel
+
+OwnBalancing = Literal["least_loaded", "prefix"]
+"""Ways to choose a replica that gRPC does not have and `accord.client.replicas` does."""
+LoadBalancing = Literal["round_robin", "pick_first"] | OwnBalancing
 
 _POLL_SECONDS = 0.1
 _PROBE_SECONDS = 1.0
@@ -34,14 +38,34 @@ class ChannelTls(FrozenModel):
 class ChannelConfig(FrozenModel):
     """How to reach one service. Durations in seconds, sizes in bytes."""
 
-    address: str = Field(min_length=1, description="host:port, dns:///host:port for every address of a name, or unix:/path")
+    address: str = Field(
+        min_length=1,
+        description="host:port, dns:///host:port for every address of a name, ipv4:1.2.3.4:50051,1.2.3.5:50051 (or ipv6:) for a list, or unix:/path",
+    )
     tls: ChannelTls | None = Field(default=None, description="use TLS; plain text where absent")
     default_timeout_seconds: float = Field(default=60.0, gt=0, description="deadline of a call that is given none")
     max_message_bytes: int = Field(default=32 * 2**20, ge=1024, le=2**31 - 1, description="largest message received or sent")
-    attempts: int = Field(default=4, ge=1, le=5, description="tries of one call while the service is unavailable or full; 1 never retries")
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=5,
+        description="tries of one call while the service is unavailable or full; 1 never retries. With least_loaded and prefix a try asks each "
+        "replica at most once",
+    )
     initial_backoff_seconds: float = Field(default=0.2, gt=0, description="wait before the first retry; doubles each time")
     max_backoff_seconds: float = Field(default=5.0, gt=0, description="longest wait between tries")
-    load_balancing: Literal["round_robin", "pick_first"] = Field(default="round_robin", description="over the addresses of the name")
+    load_balancing: LoadBalancing = Field(
+        default="round_robin",
+        description="over the addresses: round_robin in turn, pick_first one of them; for a policy service also least_loaded, the replica with the "
+        "fewest of this client's items, and prefix, the same replica for the same beginning of a prompt, so that its prefix cache hits (see "
+        "prefix_characters, prefix_load_factor). Clients of other services refuse these two, and so do the calls that change one replica",
+    )
+    prefix_characters: int = Field(
+        default=256, ge=1, description="with prefix: how much of a prompt's beginning chooses its replica; a token id counts as 4 characters"
+    )
+    prefix_load_factor: float = Field(
+        default=1.5, ge=1, description="with prefix: a replica with more than this times the mean of outstanding items leaves prompts to the next"
+    )
 
 
 def open_channel(config: ChannelConfig) -> grpc.Channel:
@@ -64,7 +88,15 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, str | int]]:
     """Channel arguments: the service config (load balancing, retries), message limits and keepalive.
 
     RESOURCE_EXHAUSTED is retried because Accord's servers say with `grpc-retry-pushback-ms` when that helps and when it does not.
+
+    Raises:
+        InvalidArgumentError: `load_balancing` is one of `OwnBalancing`: one channel cannot do it.
     """
+    if config.load_balancing in get_args(OwnBalancing):
+        raise InvalidArgumentError(
+            f"{config.load_balancing} chooses among replicas of a policy service; calls to other services take round_robin or pick_first",
+            field="load_balancing",
+        )
     service: dict[str, Any] = {"loadBalancingConfig": [{config.load_balancing: {}}]}
     if config.attempts > 1:
         service["methodConfig"] = [

@@ -47,12 +47,13 @@ def _guard_method(method: Any, default_timeout_seconds: float) -> Callable[..., 
 
     def call(request: object, *, timeout: float | None = None, metadata: Sequence[tuple[str, str | bytes]] = (), **options: object) -> object:
         seconds = default_timeout_seconds if timeout is None else timeout
-        return guarded(method, request, timeout=seconds, metadata=_with_request_id(metadata), **options)
+        return guarded(method, request, timeout=seconds, metadata=with_request_id(metadata), **options)
 
     return call
 
 
-def _with_request_id(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str | bytes], ...]:
+def with_request_id(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[tuple[str, str | bytes], ...]:
+    """`metadata` with the ``x-request-id`` that structlog's context holds, unless it has one."""
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     if request_id is None or any(key == REQUEST_ID_KEY for key, _ in metadata):
         return tuple(metadata)

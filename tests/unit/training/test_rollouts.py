@@ -72,7 +72,7 @@ class FakeReward:
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch) -> tuple[FakePolicy, FakeReward]:
     policy, reward = FakePolicy(), FakeReward()
-    monkeypatch.setattr(rollout, "PolicyClient", lambda target: policy)
+    monkeypatch.setattr(rollout, "PolicyClient", lambda target, **_: policy)
     monkeypatch.setattr(rollout, "RewardClient", lambda target: reward)
     monkeypatch.setattr("accord.training.waiting._FIRST_SECONDS", 0.01)
     return policy, reward
