@@ -170,7 +170,7 @@ def judge(figures: Figures, folder: str, rounds: int) -> None:
     text = [token for each in workload(base, 60, seed=2) for token in each.prompt_ids]
 
     def verdicts(number: int) -> list[LogprobsRequest]:
-        own = [tuple(text[600 + 300 * row : 900 + 300 * row]) for row in range(8)]
+        own = [tuple(text[600 + 300 * row : 900 + 300 * row]) for row in range(16)]
         return [LogprobsRequest((number, *text[:599], *tail), ((33,), (34,)), 1.0) for tail in own]  # each round a template that is new
 
     cached = engine(base, folder)
@@ -183,7 +183,7 @@ def judge(figures: Figures, folder: str, rounds: int) -> None:
     took = in_turn(rounds, cached=run("cached", cached), plain=run("plain", plain))
     cached.stop(10)
     plain.stop(10)
-    figures.add("8 verdicts after 600 shared and 300 own tokens, over no cache", "times", ratios(took["plain"], took["cached"]), ">= 2.2")
+    figures.add("16 verdicts after 600 shared and 300 own tokens, over no cache", "times", ratios(took["plain"], took["cached"]), ">= 2.2")
 
 
 async def score(served: InProcessEngine, requests: Sequence[LogprobsRequest]) -> None:

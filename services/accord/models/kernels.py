@@ -67,6 +67,9 @@ class Linears(nn.Module):
         self._bias = torch.cat(biases) if biases else None
         self.packed = pack and weight.device.type == "cpu" and weight.dtype == torch.float32 and packing_supported()
         self._weight = _pack(weight) if self.packed else weight.contiguous()
+        if self.packed:  # looked up once, not at every call
+            self._packed_linear = torch.ops.mkldnn._linear_pointwise.default
+            self._packed_sum = torch.ops.mkldnn._linear_pointwise.binary
 
     @property
     def out_features(self) -> int:
@@ -76,7 +79,7 @@ class Linears(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """The layers' outputs side by side, with each row's adapter."""
         if self.packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+            out: Tensor = self._packed_linear(rows, self._weight, self._bias, "none", [], "")
         else:
             out = F.linear(rows, self._weight, self._bias)
         return self._adapt(rows, out)
@@ -84,7 +87,7 @@ class Linears(nn.Module):
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
         """`residual` + forward(rows), in one pass over memory where the kernel can."""
         if self.packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self._weight, self._bias, "add")
+            out: Tensor = self._packed_sum(rows, residual, self._weight, self._bias, "add")
         else:
             out = F.linear(rows, self._weight, self._bias) + residual
         return self._adapt(rows, out)

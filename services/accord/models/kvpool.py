@@ -1,7 +1,8 @@
 """Memory for keys and values: slots of fixed length in banks, so that one attention call serves all rows of a bank.
 
-A slot's length is known when it is taken (prompt and most tokens to generate), so a row that has begun never runs out of memory. What does
-not belong here: which request gets a slot when (`accord.policy`).
+A slot's length is known when it is taken (prompt and most tokens to generate), so a row that has begun never runs out of memory. On a CPU a
+bank is as large as the whole budget, and only the slots that were ever opened count: the system gives memory to pages when they are written.
+What does not belong here: which request gets a slot when (`accord.policy`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_SMALLEST, _BANK_TOKENS = 64, 2048
+_SMALLEST, _BANK_TOKENS_ELSEWHERE = 64, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,22 @@ class KvShape:
 
 @dataclass(eq=False, slots=True)
 class Bank:
-    """Slots of one length; `kv` has shape (slots, layers, 2, kv heads, tokens, head size)."""
+    """Slots of one length; `kv` has shape (layers, 2, slots, kv heads, tokens, head size): what a layer attends to adjoins."""
 
     kv: Tensor
     tokens: int
+    opened: int = 0
     free: list[int] = field(default_factory=list)
 
     @property
     def slots(self) -> int:
-        """How many slots it has."""
-        return int(self.kv.shape[0])
+        """How many slots it can have."""
+        return int(self.kv.shape[2])
+
+    @property
+    def idle(self) -> bool:
+        """Whether no slot is taken."""
+        return len(self.free) == self.opened
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +63,7 @@ class Slot:
     @property
     def kv(self) -> Tensor:
         """Shape (layers, 2, kv heads, tokens, head size)."""
-        return self.bank.kv[self.index]
+        return self.bank.kv[:, :, self.index]
 
 
 class KvPool:
@@ -74,12 +82,12 @@ class KvPool:
 
     @property
     def held_tokens(self) -> int:
-        """Tokens of the banks that exist now."""
+        """Tokens of the slots that have been opened."""
         return self._held
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the banks that exist now."""
+        """Bytes of the slots that have been opened."""
         return self._held * self.shape.bytes_per_token
 
     def slot_tokens(self, tokens: int) -> int:
@@ -91,48 +99,43 @@ class KvPool:
         length = self.slot_tokens(tokens)
         for bank in self._banks.get(length, ()):
             if bank.free:
-                return _lowest(bank)
-        grown = self._grow(length)
-        if grown is not None:
-            return _lowest(grown)
+                return Slot(bank, heapq.heappop(bank.free))
+        if self._held + length > self.max_tokens:
+            for other in list(self._banks):
+                self._drop_idle(other)
+        if self._held + length <= self.max_tokens:
+            return self._open(length)
         longer = (bank for size in sorted(self._banks) if size > length for bank in self._banks[size] if bank.free)
         found = next(longer, None)
-        return None if found is None else _lowest(found)
+        return None if found is None else Slot(found, heapq.heappop(found.free))
 
     def give_back(self, slot: Slot) -> None:
         """Frees a slot."""
         heapq.heappush(slot.bank.free, slot.index)
 
-    def clear(self) -> None:
-        """Drops every bank without a row."""
-        for length in list(self._banks):
-            self._drop_empty(length)
+    def _open(self, length: int) -> Slot:
+        banks = self._banks.setdefault(length, [])
+        bank = next((bank for bank in banks if bank.opened < bank.slots), None)
+        if bank is None:
+            bank = Bank(self._memory(length), length)
+            banks.append(bank)
+        bank.opened += 1
+        self._held += length
+        return Slot(bank, bank.opened - 1)
 
-    def _grow(self, length: int) -> Bank | None:
-        slots = max(1, _BANK_TOKENS // length)
-        if self._held + slots * length > self.max_tokens:
-            for other in list(self._banks):
-                if other != length:
-                    self._drop_empty(other)
-        slots = min(slots, (self.max_tokens - self._held) // length)
-        if slots < 1:
-            return None
-        # Zeros, not empty: what no row has written is masked, and a masked NaN would still spoil the sum. Pages are touched when written.
-        shape = (slots, self.shape.layers, 2, self.shape.kv_heads, length, self.shape.head_size)
-        bank = Bank(torch.zeros(shape, dtype=self.shape.dtype, device=self.shape.device), length, list(range(slots)))
-        self._banks.setdefault(length, []).append(bank)
-        self._held += slots * length
-        return bank
+    def _memory(self, length: int) -> Tensor:
+        """Zeros: what no row has written is masked, and a masked NaN would still spoil the sum."""
+        shape, on_cpu = self.shape, torch.device(self.shape.device).type == "cpu"
+        slots = max(1, (self.max_tokens if on_cpu else _BANK_TOKENS_ELSEWHERE) // length)
+        sizes = (shape.layers, 2, slots, shape.kv_heads, length, shape.head_size)
+        if on_cpu and shape.dtype == torch.float32:
+            return torch.from_numpy(np.zeros(sizes, dtype=np.float32))  # unlike torch.zeros, writes no page
+        return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
 
-    def _drop_empty(self, length: int) -> None:
-        kept = [bank for bank in self._banks[length] if len(bank.free) < bank.slots]
-        self._held -= sum(bank.slots * bank.tokens for bank in self._banks[length] if bank not in kept)
+    def _drop_idle(self, length: int) -> None:
+        kept = [bank for bank in self._banks[length] if not bank.idle]
+        self._held -= sum(bank.opened * bank.tokens for bank in self._banks[length] if bank.idle)
         if kept:
             self._banks[length] = kept
         else:
             del self._banks[length]
-
-
-def _lowest(bank: Bank) -> Slot:
-    """Lowest first, so that the rows of a bank stay close together."""
-    return Slot(bank, heapq.heappop(bank.free))

@@ -52,18 +52,26 @@ class LlamaLayer(nn.Module):
         self.gate_up = Linears(_named(mlp, f"{name}.mlp", _MLP), routing, pack=pack)
         self.down = Linears(_named(mlp, f"{name}.mlp", ("down_proj",)), routing, pack=pack)
         self._inner = mlp.gate_proj.out_features
+        self._mean = torch.full((self._width, 1), 1 / self._width, dtype=self._before.dtype, device=self._before.device)
 
     def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], ragged: Plan, **_: object) -> Tensor:
         """Maps (1, T, hidden) to the same shape."""
         rows = hidden_states[0]
         count, heads, kv_heads = rows.shape[0], self._heads, self._kv_heads
-        qkv = self.qkv(F.rms_norm(rows, (self._width,), self._before, self._epsilon)).view(count, heads + 2 * kv_heads, self._head_size)
+        qkv = self.qkv.forward(self._norm(rows, self._before)).view(count, heads + 2 * kv_heads, self._head_size)
         turned = _rotate(qkv[:, : heads + kv_heads], *position_embeddings)
         found = ragged.attend(self.layer_idx, turned[:, :heads], turned[:, heads:], qkv[:, heads + kv_heads :], self._scaling)
         rows = self.out.plus(found.view(count, -1), rows)
-        both = self.gate_up(F.rms_norm(rows, (self._width,), self._after, self._epsilon))
+        both = self.gate_up.forward(self._norm(rows, self._after))
         inner = F.silu(both[:, : self._inner]).mul_(both[:, self._inner :])
         return self.down.plus(inner, rows)[None]
+
+    def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Root mean square norm (Zhang and Sennrich 2019, arXiv:1910.07467). In float32 by a product: PyTorch's own takes four times as long here."""
+        if rows.dtype != torch.float32:
+            return torch.rms_norm(rows, (self._width,), weight, self._epsilon)
+        scale = torch.mm(rows * rows, self._mean).add_(self._epsilon).rsqrt_()
+        return torch.mul(rows, scale).mul_(weight)
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Singles:
-    """The decoding rows of one bank: rows of the pass, their slots and places, and the mask over the bank's first `slots` x `length` places."""
+    """The decoding rows of one bank: rows of the pass, their slots and places, and the mask over `length` places for each slot and key head."""
 
     bank: Bank
     rows: Tensor
@@ -112,8 +112,9 @@ def _singles(members: Sequence[tuple[int, Piece]]) -> _Singles:
     length = max(places) + 1
     ends = torch.ones(slots, dtype=torch.long)  # a slot without a row here looks at its first place; its result is not used
     ends[torch.tensor(index) - first] = torch.tensor(places) + 1
-    mask = torch.zeros((slots, 1, 1, length), dtype=bank.kv.dtype)
-    mask.masked_fill_(torch.arange(length) >= ends[:, None, None, None], float("-inf"))
+    mask = torch.zeros((slots, 1, length), dtype=bank.kv.dtype)
+    mask.masked_fill_(torch.arange(length) >= ends[:, None, None], float("-inf"))
+    mask = mask.repeat_interleave(bank.kv.shape[3], dim=0)
     spread = None
     if index != list(range(first, first + slots)) or rows != list(range(rows[0], rows[0] + slots)):
         spread = torch.full((slots,), rows[0])
@@ -138,22 +139,23 @@ def _chunk(piece: Piece, row: int) -> _Chunk:
 
 
 def _attend_singles(singles: _Singles, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, out: Tensor) -> None:
-    kv = singles.bank.kv[:, layer]
+    kv = singles.bank.kv[layer]
     heads, size = query.shape[1:]
     kv_heads = key.shape[1]
     first, last = singles.first, singles.first + singles.slots
     if singles.spread is None:
         run = slice(int(singles.rows[0]), int(singles.rows[0]) + singles.slots)
-        kv[singles.index, :, :, singles.places] = torch.stack((key[run], value[run]), dim=1)
+        kv[:, singles.index, :, singles.places] = torch.stack((key[run], value[run]), dim=1)
         asked = query[run]
     else:
-        kv[singles.index, :, :, singles.places] = torch.stack((key[singles.rows], value[singles.rows]), dim=1)
+        kv[:, singles.index, :, singles.places] = torch.stack((key[singles.rows], value[singles.rows]), dim=1)
         asked = query[singles.spread]
-    # The query heads that share a key head are queries at one position: no key is copied for them.
-    grouped = asked.reshape(singles.slots, kv_heads, heads // kv_heads, size)
-    found = F.scaled_dot_product_attention(
-        grouped, kv[first:last, 0, :, : singles.length], kv[first:last, 1, :, : singles.length], attn_mask=singles.mask, scale=scaling
-    ).reshape(singles.slots, heads, size)
+    # The query heads that share a key head are queries at one position: no key is copied for them. With so few queries two plain products
+    # beat the fused kernel.
+    batch = singles.slots * kv_heads
+    keys, values = (part.reshape(batch, -1, size)[:, : singles.length] for part in kv[:, first:last])
+    scores = torch.baddbmm(singles.mask, asked.reshape(batch, heads // kv_heads, size), keys.transpose(1, 2), alpha=scaling)
+    found = torch.bmm(torch.softmax(scores, dim=-1), values).view(singles.slots, heads, size)
     if singles.spread is None:
         out[run] = found
     else:
