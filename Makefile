@@ -4,7 +4,7 @@ STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean
+.PHONY: help setup demo study test test-peers test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -21,8 +21,11 @@ study: setup ## the full study; continues where it stopped
 	.venv/bin/accord doctor --home study && .venv/bin/accord study --recipe full --home study
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
-	$(PY) -m pytest -q -m "not slow and not cluster" tests
-	@echo "not run here: tests marked slow (make test-slow) and cluster (later work, see ARCHITECTURE.md)"
+	$(PY) -m pytest -q -m "not slow and not peers and not cluster" tests
+	@echo "not run here: tests marked peers (make test-peers), slow (make test-slow) and cluster (later work, see ARCHITECTURE.md)"
+
+test-peers: setup ## replicas, and the policy service before doubles of vLLM and TGI, at depth; three minutes
+	$(PY) -m pytest -q -m peers tests
 
 test-slow: setup ## tests that take minutes
 	$(PY) -m pytest -q -m slow tests

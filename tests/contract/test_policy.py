@@ -240,7 +240,7 @@ def test_a_bad_item_never_fails_its_neighbours(policy: PolicyClient) -> None:
 def test_a_bad_response_never_fails_its_neighbours(policy: PolicyClient) -> None:
     items = [LogprobsItem(tiny.user("q"), (response,)) for response in ("good", "", "x" * 600, "bad \x00", "good")]
     results = policy.compute_logprobs(items).results
-    assert results[0].responses == results[4].responses
+    assert results[0].responses[0].logprobs == close_to(results[4].responses[0].logprobs)
     assert [type(result.error) for result in results[1:4]] == [InvalidArgumentError, OutOfRangeError, InvalidArgumentError]
     assert [result.error.field for result in results[1:4] if result.error] == [
         "items[1].responses[0].text",

@@ -41,6 +41,7 @@ from accord.policy.remote import RemoteEngine
 from accord.policy.remote_build import build_remote
 from accord.policy.remote_config import RemoteConfig
 
+pytestmark = pytest.mark.peers
 FIRST, SECOND, THIRD = (f"adapters/{name}/versions/1" for name in tiny.POLICIES)
 KINDS = ("vllm", "tgi")
 SETTINGS = SamplingSettings(

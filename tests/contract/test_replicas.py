@@ -24,6 +24,7 @@ from accord.client.reward import RewardClient
 from accord.errors import FailedPreconditionError, InvalidArgumentError, OutOfRangeError, ResourceExhaustedError, UnavailableError
 from accord.rpc.channels import ChannelConfig
 
+pytestmark = pytest.mark.peers
 FIRST = f"adapters/{tiny.POLICIES[0]}/versions/1"
 DRAWN = Sampling(temperature=0.8, max_tokens=24, seed=11)
 

@@ -100,7 +100,7 @@ def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytes
     """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
     targets: list[Any] = []
     for name in ("PolicyClient", "RewardClient"):
-        monkeypatch.setattr(rollout, name, targets.append)
+        monkeypatch.setattr(rollout, name, lambda target, **_: targets.append(target))
     RolloutSource(context, "rm")
     assert [(target.address, target.attempts) for target in targets] == [("127.0.0.1:1", 1)] * 2
 
