@@ -257,6 +257,22 @@ def test_a_new_version_never_disturbs_what_is_in_flight(policy: PolicyClient) ->
     assert other.results[0].samples[0].token_ids != alone.token_ids[:5]
 
 
+def test_an_adapter_waits_for_room_and_newcomers_do_not_keep_it_waiting(policy: PolicyClient) -> None:
+    long = Sampling(max_tokens=400, ignore_eos=True)
+    streams = [policy.generate_stream([ids((9,), long)], adapter=version) for version in (FIRST, SECOND)]
+    for stream in streams:
+        next(stream)
+    with ThreadPoolExecutor(2) as pool:
+        third = pool.submit(policy.generate, [ids((8,), replace(DRAWN, max_tokens=4))], adapter=THIRD, timeout_seconds=30)
+        time.sleep(0.2)
+        late = pool.submit(policy.generate, [ids((7,), long)], adapter=FIRST, timeout_seconds=60)
+        assert third.result(40).adapter_version == THIRD
+        assert not late.done(), "who came later waited for its turn"
+        assert late.result(60).adapter_version == FIRST
+    for stream in streams:
+        stream.close()
+
+
 # Full weights
 
 
@@ -286,3 +302,9 @@ def test_full_weights_are_replaced_by_digest_after_what_is_in_flight(tmp_path: P
         assert after.results[0].samples[0].token_ids != before.token_ids
         with pytest.raises(FailedPreconditionError, match="trained on base model"):
             policy.generate([ids((5,))], adapter=FIRST)
+        # As a trainer does it: pause, replace, resume.
+        policy.pause("wait")
+        policy.update_weights(str(tiny.model_folder()), tiny.base_model().digests.base_model)
+        policy.resume()
+        assert policy.generate([item]).results[0].samples[0].token_ids == before.token_ids
+        assert policy.generate([ids((5,))], adapter=FIRST).adapter_version == FIRST

@@ -44,6 +44,7 @@ class InferenceModel:
         hook_attention(base.model)
         self._linears = dict(_replace(base.model, self._routing, pack))
         self._head = self._linears.pop("lm_head")
+        _own_weights(base.model)
         self.shape: KvShape = kv_shape(base.model)
         self._sizes: dict[str, int] = {}
         self._check(reference)
@@ -156,6 +157,13 @@ def _replace(model: Any, routing: Routing, pack: bool) -> Iterator[tuple[str, Li
             packed = Linears({name: module}, routing, pack=pack)
             _put(model, name, packed)
             yield ("lm_head" if module is model.get_output_embeddings() else name), packed
+
+
+def _own_weights(model: Any) -> None:
+    """Copies what is left of the plain weights: as views of the mapped file they would keep all of it in memory."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

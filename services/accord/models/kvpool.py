@@ -8,9 +8,10 @@ What does not belong here: which request gets a slot when (`accord.policy`).
 from __future__ import annotations
 
 import heapq
+import math
+import mmap
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,8 +129,12 @@ class KvPool:
         shape, on_cpu = self.shape, torch.device(self.shape.device).type == "cpu"
         slots = max(1, (self.max_tokens if on_cpu else _BANK_TOKENS_ELSEWHERE) // length)
         sizes = (shape.layers, 2, slots, shape.kv_heads, length, shape.head_size)
-        if on_cpu and shape.dtype == torch.float32:
-            return torch.from_numpy(np.zeros(sizes, dtype=np.float32))  # unlike torch.zeros, writes no page
+        if on_cpu:
+            # Unlike torch.zeros it writes no page; and small pages, or every slot that is opened would bring megabytes of its neighbours along.
+            pages = mmap.mmap(-1, math.prod(sizes) * shape.dtype.itemsize)
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
+            return torch.frombuffer(pages, dtype=shape.dtype).view(sizes)
         return torch.zeros(sizes, dtype=shape.dtype, device=shape.device)
 
     def _drop_idle(self, length: int) -> None:

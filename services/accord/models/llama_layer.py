@@ -45,7 +45,7 @@ class LlamaLayer(nn.Module):
         self._kv_heads = attention.k_proj.out_features // self._head_size
         self._scaling = float(attention.scaling)
         self._width = attention.q_proj.in_features
-        self._before, self._after = layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()
+        self._before, self._after = layer.input_layernorm.weight.detach().clone(), layer.post_attention_layernorm.weight.detach().clone()
         self._epsilon = float(layer.input_layernorm.variance_epsilon)
         self.qkv = Linears(_named(attention, f"{name}.self_attn", _ATTENTION), routing, pack=pack)
         self.out = Linears(_named(attention, f"{name}.self_attn", ("o_proj",)), routing, pack=pack)

@@ -18,6 +18,7 @@ from accord.artefacts.store import ArtefactStore
 from accord.errors import AccordError, FailedPreconditionError, InternalError, NotFoundError
 from accord.models.inference import InferenceModel
 from accord.policy.engine import AdapterFacts
+from accord.rpc.fairqueue import Verdict
 from accord.serving.fields import naming
 from accord.serving.reader import check_adapter_base
 
@@ -51,23 +52,23 @@ class AdapterShelf:
         self._pins: Tally[str] = Tally()
         self.facts: dict[str, AdapterFacts] = {}
 
-    def ready(self, version: str) -> bool:
-        """Whether a version can be used now; where not, it is being fetched, or waits for others to leave.
+    def ready(self, version: str) -> Verdict:
+        """Whether a version can be used now: "take"; "skip" while it is being fetched; "stop" while it needs the room of others in use.
 
         Raises:
             NotFoundError, FailedPreconditionError, DataLossError: it is not there, not for this model, or damaged.
         """
         if not version:
-            return True
+            return "take"
         if version in self._held:
             self._held.move_to_end(version)
-            return True
+            return "take"
         future = self._fetching.get(version)
         if future is None:
             future = self._fetching[version] = self._fetcher.submit(self._fetch, version, self._model.base.digests.base_model)
             future.add_done_callback(lambda _: self._wake())
         if not future.done():
-            return False
+            return "skip"
         try:
             with naming("adapter"):
                 return self._install(version, future.result())
@@ -119,7 +120,7 @@ class AdapterShelf:
         check_adapter_base(version, manifest.base_model_digest, base_model)
         return _Fetched(self._store.fetch(version), AdapterFacts(manifest.digest, manifest.size_bytes))
 
-    def _install(self, version: str, fetched: _Fetched) -> bool:
+    def _install(self, version: str, fetched: _Fetched) -> Verdict:
         size = fetched.facts.size_bytes
         if size > self._max_bytes:
             raise FailedPreconditionError(f"{version} has {size} bytes; this engine holds at most {self._max_bytes} of adapters", field="adapter")
@@ -129,12 +130,12 @@ class AdapterShelf:
                 break
             held -= self.unload(other).size_bytes
         if held + size > self._max_bytes:
-            return False  # those in use leave first
+            return "stop"  # those in use leave first, and nobody new keeps them
         self._model.load_adapter(version, fetched.folder)
         del self._fetching[version]
         self._held[version] = fetched.facts
         self._publish()
-        return True
+        return "take"
 
     def _publish(self) -> None:
         self.facts = dict(sorted(self._held.items()))

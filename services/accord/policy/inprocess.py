@@ -18,7 +18,14 @@ from prometheus_client import Histogram
 from accord.artefacts.names import AdapterName
 from accord.artefacts.store import ArtefactStore
 from accord.client.messages import ModelDigests
-from accord.errors import AccordError, DeadlineExceededError, InternalError, InvalidArgumentError, UnavailableError
+from accord.errors import (
+    AccordError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from accord.models.base import BaseModel
 from accord.models.inference import InferenceModel
 from accord.policy.adapters import AdapterShelf
@@ -127,7 +134,7 @@ class InProcessEngine:
         self._pause = mode
         self._queue.wake()
         give_up = time.monotonic() + timeout_seconds
-        while not self._paused.is_set():
+        while not self._paused.is_set() and self._pause == mode:  # another call may have resumed
             if time.monotonic() > give_up:
                 raise DeadlineExceededError("generation did not stop in time; it stops when it can, ResumeGeneration takes that back")
             await asyncio.sleep(_POLL_SECONDS)
@@ -143,9 +150,17 @@ class InProcessEngine:
         base = await asyncio.to_thread(load_update, uri, digest, self._model.base, self._config.threads)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[str] = loop.create_future()
-        self._update = (base, done, loop)
+        if self._update is not None:
+            raise FailedPreconditionError("other weights wait to be served already; try again when they are", field="uri")
+        self._update = update = (base, done, loop)
         self._queue.wake()
-        return await asyncio.wait_for(done, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        try:
+            return await asyncio.wait_for(done, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise DeadlineExceededError("what computes did not end in time for the new weights; the old ones are served") from None
+        finally:
+            if self._update is update:
+                self._update = None
 
     def fault(self) -> str | None:
         """Why the compute thread cannot be counted on, and what it does, or None."""
@@ -178,10 +193,10 @@ class InProcessEngine:
 
     def _turn(self) -> None:
         self._let_go(self._stepper.leave())
-        if self._pause is not None and self._stand_still(self._pause):
-            return
         if self._update is not None and not self._stepper.active:
             self._replace_weights()
+        if self._pause is not None and self._stand_still(self._pause):
+            return
         if self._pause is None and self._update is None:
             self._admit()
         if not self._stepper.active:
@@ -226,13 +241,12 @@ class InProcessEngine:
         if isinstance(payload, AdapterCommand) and not payload.load:
             return "skip" if self._shelf.pinned(version) else "take"
         try:
-            if not self._shelf.ready(version):
-                return "skip"
+            ready = self._shelf.ready(version)
         except AccordError as error:
             item.fail(error)
             return "skip"
-        if isinstance(payload, AdapterCommand):
-            return "take"
+        if ready != "take" or isinstance(payload, AdapterCommand):
+            return ready
         request = request_of(item)
         rows = request.n if isinstance(request, GenerationRequest) else 1
         limit = self._config.max_batch_rows - (self._config.interactive_rows if item.priority > INTERACTIVE else 0)
@@ -269,9 +283,10 @@ class InProcessEngine:
             unit.item.fail(error)
 
     def _replace_weights(self) -> None:
-        assert self._update is not None
-        base, done, loop = self._update
-        self._update = None
+        update, self._update = self._update, None
+        if update is None:  # its caller has given up meanwhile
+            return
+        base, done, loop = update
         try:
             self._serve(base)
             self._shelf.move(self._model)
