@@ -206,7 +206,7 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
 
     def CreateRun(self, request: trainer_pb.CreateRunRequest, context: Any) -> trainer_pb.CreateRunResponse:
         name = f"runs/{request.spec.adapter}-{request.request_id[:6]}"
-        run = trainer_pb.Run(name=name, spec=request.spec, state=trainer_pb.RUN_STATE_QUEUED, total_steps=request.spec.steps, directory="/work/r")
+        run = trainer_pb.Run(name=name, spec=request.spec, state=trainer_pb.RUN_STATE_QUEUED, total_steps=request.spec.steps, directory="/srv/r")
         self.runs.setdefault(name, FakeRun(run, self._script(run)))
         return trainer_pb.CreateRunResponse(run=run)
 

@@ -37,7 +37,7 @@ def test_train_follows_to_the_end(accord: Accord, start: Start) -> None:
     (known,) = trainer.runs.values()
     assert (known.run.spec.steps, known.run.spec.lora.rank, known.run.spec.adapter) == (2, 4, "sft")
     said = result.stderr.splitlines()
-    assert said[0] == "runs/sft-abcdef in /work/r"
+    assert said[0] == "runs/sft-abcdef in /srv/r"
     assert said[1:3] == ["sample:summarization (train): 140 demonstrations", "alarm: mean k1 is -0.700"]
     assert said[-1] == 'next: accord generate "A prompt" --adapter adapters/sft/versions/1'
 
@@ -66,7 +66,7 @@ def test_a_failed_run_is_exit_code_1_with_its_reason(accord: Accord, start: Star
         assert result.exit_code == 1
     result = accord("train", "sft", "--trainer", start(FakeTrainer(outcome=pb.RUN_STATE_FAILED)))
     assert "failed after" in result.stdout
-    assert result.stderr.splitlines()[-1] == "the disk is full; its log: /work/r/log.txt"
+    assert result.stderr.splitlines()[-1] == "the disk is full; its log: /srv/r/log.txt"
 
 
 def test_train_detached(accord: Accord, start: Start) -> None:
