@@ -59,16 +59,19 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
             self._drop_expired()
             self._drop_overdue()
             taken: list[WorkItem[PayloadT, ResultT]] = []
-            skipped: set[int] = set()
-            while (item := self._next(skipped)) is not None:
+            lines = [iter(list(line.values())) for line in self._lines.values()]
+            heads = [(item, line) for line in lines if (item := next(line, None)) is not None]
+            while heads:
+                item, line = best = min(heads, key=lambda head: self._rank(head[0]))
                 verdict = decide(item)
                 if verdict == "stop":
                     break
-                if verdict == "skip":
-                    skipped.add(item.sequence)
-                    continue
-                self._given[item.caller] += item.cost
-                taken += self._take([item])
+                if verdict == "take":
+                    self._given[item.caller] += item.cost
+                    taken += self._take([item])
+                heads.remove(best)
+                if (following := next(line, None)) is not None:
+                    heads.append((following, line))
             return taken
 
     def wait(self, timeout_seconds: float) -> None:
@@ -116,19 +119,9 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
             if not self._caller_cost:
                 self._given.clear()
 
-    def _next(self, skipped: set[int]) -> WorkItem[PayloadT, ResultT] | None:
-        now = time.monotonic()
-        best: WorkItem[PayloadT, ResultT] | None = None
-        best_rank: tuple[int, int, int] = (0, 0, 0)
-        for (priority, caller), line in self._lines.items():
-            item = next((each for each in line.values() if each.sequence not in skipped), None)
-            if item is None:
-                continue
-            raised = max(0, priority - int((now - item.submitted) / self._aging_seconds))
-            rank = (raised, self._given[caller], item.sequence)
-            if best is None or rank < best_rank:
-                best, best_rank = item, rank
-        return best
+    def _rank(self, item: WorkItem[PayloadT, ResultT]) -> tuple[int, int, int]:
+        raised = max(0, item.priority - int((time.monotonic() - item.submitted) / self._aging_seconds))
+        return raised, self._given.get(item.caller, 0), item.sequence
 
     def _drop_overdue(self) -> None:
         oldest = time.monotonic() - self._max_wait_seconds
