@@ -37,7 +37,7 @@ from accord.policy.stepper import Stepper, Unit, request_of
 from accord.policy.weights import load_update
 from accord.rpc.fairqueue import FairQueue, Verdict
 from accord.rpc.logs import describe_exception
-from accord.rpc.workitem import WorkItem, WorkRequest
+from accord.rpc.workitem import WorkRequest
 from accord.serving.fields import naming
 
 _STEP_SECONDS = Histogram("accord_policy_step_seconds", "Time of one pass", buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5))
@@ -316,6 +316,3 @@ def _settle(done: asyncio.Future[str], outcome: str | AccordError) -> None:
         done.set_exception(outcome)
     else:
         done.set_result(outcome)
-
-
-__all__ = ["InProcessEngine", "WorkItem"]

@@ -75,12 +75,6 @@ class PrefixCache:
         self._bytes += size
         _BYTES.set(self._bytes)
 
-    def clear(self) -> None:
-        """Forgets everything: the weights have changed."""
-        self._blocks.clear()
-        self._bytes = 0
-        _BYTES.set(0)
-
     @staticmethod
     def count(*, reused: int, computed: int) -> None:
         """Counts a prompt's tokens for the hit rate."""

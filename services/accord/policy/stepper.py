@@ -128,10 +128,6 @@ class Stepper:
             self._free(unit)
         return gone
 
-    def clear_prefixes(self) -> None:
-        """Forgets cached prefixes."""
-        self._cache.clear()
-
     def describe(self) -> str:
         """What a pass computes now, in words."""
         generations = [unit for unit in self._units if isinstance(unit, Generation)]
