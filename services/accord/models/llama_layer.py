@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from accord.models.fused import FusedPlan, fused_gate, fused_norm
 from accord.models.kernels import Linears, Routing
 from accord.models.ragged import Plan
 
@@ -53,6 +54,19 @@ class LlamaLayer(nn.Module):
         self.down = Linears(_named(mlp, f"{name}.mlp", ("down_proj",)), routing, pack=pack)
         self._inner = mlp.gate_proj.out_features
         self._mean = torch.full((self._width, 1), 1 / self._width, dtype=self._before.dtype, device=self._before.device)
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        """Query heads, key heads and head size."""
+        return {"heads": self._heads, "kv_heads": self._kv_heads, "size": self._head_size}
+
+    def fused(self, rows: Tensor, plan: FusedPlan) -> Tensor:
+        """Maps (T, hidden) to the same shape by compiled kernels."""
+        qkv = self.qkv.forward(fused_norm(rows, self._before, self._epsilon))
+        found = plan.attend(self.layer_idx, qkv.view(rows.shape[0], -1, self._head_size), self._scaling)
+        rows = self.out.plus(found.view(rows.shape[0], -1), rows)
+        inner = fused_gate(self.gate_up.forward(fused_norm(rows, self._after, self._epsilon)))
+        return self.down.plus(inner, rows)
 
     def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], ragged: Plan, **_: object) -> Tensor:
         """Maps (1, T, hidden) to the same shape."""

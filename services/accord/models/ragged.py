@@ -60,8 +60,8 @@ class _Singles:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """A piece of several tokens: rows first to end of the pass."""
+class Chunk:
+    """A piece of several tokens: rows first to end of the pass, their slot (layers, 2, kv heads, places, D), and what they see of it."""
 
     first: int
     end: int
@@ -77,7 +77,7 @@ class Plan:
     """How the attention of one pass is computed, the same for every layer."""
 
     singles: tuple[_Singles, ...]
-    chunks: tuple[_Chunk, ...]
+    chunks: tuple[Chunk, ...]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Stores keys and values (T, kv heads, D) and returns what the queries (T, heads, D) attend to, of their shape."""
@@ -92,13 +92,13 @@ class Plan:
 def make_plan(pieces: Sequence[Piece]) -> Plan:
     """The plan for pieces in the order of the pass."""
     by_bank: dict[int, list[tuple[int, Piece]]] = {}
-    chunks: list[_Chunk] = []
+    chunks: list[Chunk] = []
     row = 0
     for piece in pieces:
         if piece.single:
             by_bank.setdefault(id(piece.slot.bank), []).append((row, piece))
         else:
-            chunks.append(_chunk(piece, row))
+            chunks.append(make_chunk(piece, row))
         row += len(piece.tokens)
     return Plan(tuple(_singles(members) for members in by_bank.values()), tuple(chunks))
 
@@ -126,7 +126,8 @@ def _singles(members: Sequence[tuple[int, Piece]]) -> _Singles:
     )  # fmt: skip
 
 
-def _chunk(piece: Piece, row: int) -> _Chunk:
+def make_chunk(piece: Piece, row: int) -> Chunk:
+    """The chunk of a piece whose first token is that row of the pass."""
     count = len(piece.tokens)
     end = piece.store + count
     visible = piece.shared + end - piece.own if piece.own else end
@@ -135,7 +136,7 @@ def _chunk(piece: Piece, row: int) -> _Chunk:
         mask = torch.zeros((count, visible), dtype=piece.slot.bank.kv.dtype)
         mask[:, visible - count :].masked_fill_(torch.ones((count, count), dtype=torch.bool).triu(1), float("-inf"))
         mask = mask.to(piece.slot.bank.kv.device)
-    return _Chunk(row, row + count, piece.slot.kv, piece.store, piece.shared, piece.own, mask)
+    return Chunk(row, row + count, piece.slot.kv, piece.store, piece.shared, piece.own, mask)
 
 
 def _attend_singles(singles: _Singles, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, out: Tensor) -> None:
@@ -162,12 +163,20 @@ def _attend_singles(singles: _Singles, layer: int, query: Tensor, key: Tensor, v
         out[singles.rows] = found[singles.index - first]
 
 
-def _attend_chunk(chunk: _Chunk, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, out: Tensor) -> None:
+def _attend_chunk(chunk: Chunk, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, out: Tensor) -> None:
     kv = chunk.kv[layer]
     rows = slice(chunk.first, chunk.end)
     end = chunk.store + chunk.end - chunk.first
     kv[0, :, chunk.store : end] = key[rows].transpose(0, 1)
     kv[1, :, chunk.store : end] = value[rows].transpose(0, 1)
+    attend_stored(chunk, layer, query, scaling, out)
+
+
+def attend_stored(chunk: Chunk, layer: int, query: Tensor, scaling: float, out: Tensor) -> None:
+    """What the chunk's queries, of (T, heads, D) of the pass, attend to once its keys and values are stored, into out of the same shape."""
+    kv = chunk.kv[layer]
+    rows = slice(chunk.first, chunk.end)
+    end = chunk.store + chunk.end - chunk.first
     seen = kv[:, :, :end] if not chunk.own else torch.cat((kv[:, :, : chunk.shared], kv[:, :, chunk.own : end]), dim=2)
     found = F.scaled_dot_product_attention(
         query[rows].transpose(0, 1)[None], seen[0][None], seen[1][None], attn_mask=chunk.mask, is_causal=chunk.mask is None, scale=scaling,
@@ -207,4 +216,4 @@ def hook_attention(model: Any) -> None:
     model.set_attn_implementation(ATTENTION)
 
 
-__all__ = ["Bank", "KvPool", "KvShape", "Piece", "Plan", "Slot", "hook_attention", "kv_shape", "make_plan"]
+__all__ = ["Bank", "Chunk", "KvPool", "KvShape", "Piece", "Plan", "Slot", "attend_stored", "hook_attention", "kv_shape", "make_chunk", "make_plan"]
