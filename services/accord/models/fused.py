@@ -30,16 +30,16 @@ class FusedPlan:
 
     Args:
         pieces: in the order of the pass.
-        cos, sin: of the rotation, (rows, head size / 2); as many rows as the pass computes, at least the pieces' tokens.
+        angles: of the rotation, (rows, head size): half cosines, half sines; as many rows as the pass computes, at least the pieces' tokens.
         heads, kv_heads, size: query heads, key heads and head size.
     """
 
-    def __init__(self, pieces: Sequence[Piece], cos: Tensor, sin: Tensor, *, heads: int, kv_heads: int, size: int) -> None:
-        from accord.models import fused_kernels
+    def __init__(self, pieces: Sequence[Piece], angles: Tensor, *, heads: int, kv_heads: int, size: int) -> None:
+        from accord.models.fused_kernels import attend, turn_and_store, use_threads
 
-        fused_kernels.use_threads()
-        self._attend, self._store = fused_kernels.attend(heads // kv_heads, size), fused_kernels.turn_and_store(size)
-        self._cos, self._sin = cos.contiguous().numpy(), sin.contiguous().numpy()
+        use_threads()
+        self._attend, self._store = attend(heads // kv_heads, size), turn_and_store(size)
+        self._angles = angles.numpy()
         self._heads, self._kv_heads = heads, kv_heads
         singles: list[Token] = []
         chunked: list[Token] = []
@@ -55,17 +55,15 @@ class FusedPlan:
         self._singles, self._chunked = _balanced(singles), np.array(chunked, dtype=np.int64)
         places = max((token[-1] for token in singles), default=0) + 1
         self._scores = np.empty((len(singles) * kv_heads, heads // kv_heads, places + 1), dtype=np.float32)
-        self._out = torch.zeros((cos.shape[0], heads, size))  # rows that no piece has must hold numbers
+        self._out = torch.zeros((angles.shape[0], heads, size))  # rows that no piece has must hold numbers
 
     def attend(self, layer: int, qkv: Tensor, scaling: float) -> Tensor:
         """Attention over (T, heads + 2 kv heads, D), which it changes: stores keys and values; (T, heads, D), good until the next call."""
         array = qkv.numpy()
         if len(self._singles):
-            self._attend(
-                array, self._cos, self._sin, self._singles, layer, self._kv_heads, np.float32(scaling), self._scores, self._out.numpy()
-            )
+            self._attend(array, self._angles, self._singles, layer, self._kv_heads, np.float32(scaling), self._scores, self._out.numpy())
         if self._chunks:
-            self._store(array, self._cos, self._sin, self._chunked, layer, self._heads, self._kv_heads)
+            self._store(array, self._angles, self._chunked, layer, self._heads, self._kv_heads)
         for chunk in self._chunks:
             attend_stored(chunk, layer, qkv[:, : self._heads], scaling, self._out)
         return self._out
@@ -73,19 +71,19 @@ class FusedPlan:
 
 def fused_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Root mean square norm of (T, width)."""
-    from accord.models import fused_kernels
+    from accord.models.fused_kernels import norm
 
     out = torch.empty_like(rows)
-    fused_kernels.norm(rows.numpy(), weight.numpy(), np.float32(epsilon), out.numpy())
+    norm(rows.numpy(), weight.numpy(), np.float32(epsilon), out.numpy())
     return out
 
 
 def fused_gate(both: Tensor) -> Tensor:
     """SiLU of the left half times the right half: (T, 2 n) to (T, n)."""
-    from accord.models import fused_kernels
+    from accord.models.fused_kernels import gate
 
     out = torch.empty((both.shape[0], both.shape[1] // 2))
-    fused_kernels.gate(both.numpy(), out.numpy())
+    gate(both.numpy(), out.numpy())
     return out
 
 

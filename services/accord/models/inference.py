@@ -34,20 +34,20 @@ class InferenceModel:
 
     Args:
         base: a loaded base model, without adapters.
-        pack: whether linear layers may use packed kernels; off for comparisons.
+        kernels: whether packed and compiled kernels may be used where they are supported; off for comparisons.
     """
 
-    def __init__(self, base: BaseModel, *, pack: bool = True) -> None:
+    def __init__(self, base: BaseModel, *, kernels: bool = True) -> None:
         self.base = base
         self._routing = Routing()
         self._decoder = getattr(base.model, base.model.base_model_prefix)
         self.vocabulary_size = base.vocabulary_size
         reference = _reference_logits(base)
         hook_attention(base.model)
-        self._linears = dict(_replace(base.model, self._routing, pack))
+        self._linears = dict(_replace(base.model, self._routing, kernels))
         self._head = self._linears.pop("lm_head")
         _own_weights(base.model)
-        self._fused = pack and _can_fuse(self._decoder, base)
+        self.fused = kernels and _can_fuse(self._decoder, base)
         self.shape: KvShape = kv_shape(base.model)
         self._sizes: dict[str, int] = {}
         self._check(reference)
@@ -60,7 +60,7 @@ class InferenceModel:
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         """Reads the pieces into their slots; hidden states after the last norm, (tokens of all pieces, hidden). Pieces of one adapter adjoin."""
         self._routing.groups = _groups(pieces)
-        if self._fused:
+        if self.fused:
             return self._fused_forward(pieces)
         device = self.base.device
         tokens = torch.tensor([token for piece in pieces for token in piece.tokens], device=device)
@@ -75,9 +75,10 @@ class InferenceModel:
         count = len(tokens)
         more = [0] * (_FEWEST_ROWS - count)
         rows = self._decoder.embed_tokens(torch.tensor(tokens + more))
-        cos, sin = (part[0, :, : part.shape[2] // 2] for part in self._decoder.rotary_emb(rows[None], torch.tensor([positions + more])))
+        cos, sin = self._decoder.rotary_emb(rows[None], torch.tensor([positions + more]))
+        half = cos.shape[2] // 2  # both halves are equal
         layers = self._decoder.layers
-        plan = FusedPlan(pieces, cos, sin, **layers[0].geometry)
+        plan = FusedPlan(pieces, torch.cat((cos[0, :, :half], sin[0, :, :half]), dim=1), **layers[0].geometry)
         for layer in layers:
             rows = layer.fused(rows, plan)
         hidden: Tensor = self._decoder.norm(rows[:count])
@@ -155,8 +156,9 @@ class InferenceModel:
 
 
 def _can_fuse(decoder: Any, base: BaseModel) -> bool:
-    plain = torch.device(base.device).type == "cpu" and base.model.dtype == torch.float32
-    return plain and all(isinstance(layer, LlamaLayer) for layer in decoder.layers) and fused_supported()
+    layers = list(getattr(decoder, "layers", ()))
+    lean = bool(layers) and all(isinstance(layer, LlamaLayer) for layer in layers)
+    return lean and torch.device(base.device).type == "cpu" and base.model.dtype == torch.float32 and fused_supported()
 
 
 _PROBE = (11, 3, 250, 77, 5, 19, 200, 42)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from accord.errors import DataLossError, FailedPreconditionError
 from accord.models import inference
 from accord.models.adapter_files import read_weights
 from accord.models.base import BaseModel, load_base_model
+from accord.models.fused import FusedPlan, fused_gate, fused_norm, fused_supported
 from accord.models.inference import InferenceModel
 from accord.models.kernels import Linears, Routing, packing_supported
 from accord.models.kvpool import KvPool, KvShape
@@ -99,13 +101,67 @@ def test_each_run_of_rows_gets_its_adapter_alone() -> None:
         assert close(linears(rows)[:3], plain[:3])
 
 
+# Compiled kernels
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 16), (8, 2, 128)])
+def test_a_decoding_token_attends_as_pytorch_says(heads: int, kv_heads: int, size: int) -> None:
+    """Rows of several banks at unlike places, some above a block of keys; layer 1 of 2; what is not theirs stays as it was."""
+    shape = KvShape(layers=2, kv_heads=kv_heads, head_size=size, dtype=torch.float32, device="cpu")
+    pool = KvPool(shape, max_tokens=4096)
+    places = (0, 1, 31, 32, 33, 150, 299)
+    slots = [pool.take(place + 1) for place in places]
+    with torch.inference_mode():
+        for slot in slots:
+            slot.kv.copy_(torch.randn(slot.kv.shape) * 3)
+        qkv = torch.randn(len(places), heads + 2 * kv_heads, size) * 3
+        angles = torch.randn(len(places), size // 2)
+        pieces = [Piece(slot, [7], place, place) for slot, place in zip(slots, places, strict=True)]
+        plan = FusedPlan(pieces, torch.cat((angles.cos(), angles.sin()), dim=1), heads=heads, kv_heads=kv_heads, size=size)
+        turned = (
+            torch.view_as_complex(torch.stack(qkv[:, : heads + kv_heads].chunk(2, dim=-1), dim=-1)) * torch.polar(torch.ones(()), angles)[:, None]
+        )
+        turned = torch.cat((turned.real, turned.imag), dim=-1)
+        before = [slot.kv.clone() for slot in slots]
+        wanted = []
+        for row, (kv, place) in enumerate(zip(before, places, strict=True)):
+            kv[1, 0, :, place], kv[1, 1, :, place] = turned[row, heads:], qkv[row, heads + kv_heads :]
+            keys, values = (part[:, : place + 1].repeat_interleave(heads // kv_heads, dim=0) for part in kv[1])
+            wanted.append(nn.functional.scaled_dot_product_attention(turned[row, :heads, None], keys, values, scale=0.2)[:, 0])
+        found = plan.attend(1, qkv, 0.2)
+        assert close(found, torch.stack(wanted))
+        for slot, kv in zip(slots, before, strict=True):
+            assert close(slot.kv, kv)
+
+
+def test_norm_and_gate_at_the_ends_of_float32() -> None:
+    rows = torch.tensor([[0.0, -0.0, 1e-20, -1e-20, 80.0, -80.0, 200.0, -200.0, 3e4, -3e4, 1.0, -1.0]])
+    with torch.inference_mode():
+        assert close(fused_gate(torch.cat((rows, torch.ones_like(rows)), dim=1)), nn.functional.silu(rows))
+        assert close(fused_norm(rows, torch.ones(12), 1e-5), torch.rms_norm(rows, (12,), None, 1e-5))
+        assert bool(fused_norm(torch.full((1, 4), torch.nan), torch.ones(4), 1e-5).isnan().all())
+
+
+def test_without_the_compiler_the_plain_path_serves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accord.models.fused_kernels", None)  # importing it fails
+    fused_supported.cache_clear()
+    try:
+        model = InferenceModel(load_base_model(str(folder), threads=1))
+        assert not model.fused
+    finally:
+        fused_supported.cache_clear()
+
+
 # Passes
 
 
-def test_pieces_of_many_sequences_in_one_pass_give_each_sequences_own_logits(folder: Path) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_pieces_of_many_sequences_in_one_pass_give_each_sequences_own_logits(folder: Path, kernels: bool) -> None:
     """Random splits into chunks and single tokens, slots of several banks, rows that come and go."""
+    assert fused_supported(), "numba is installed and finds PyTorch's OpenMP; without it the test would compare a thing with itself"
     wanted = [expected(load_base_model(str(folder), threads=1), tokens) for tokens in SEQUENCES]
-    model = InferenceModel(load_base_model(str(folder), threads=1))
+    model = InferenceModel(load_base_model(str(folder), threads=1), kernels=kernels)
+    assert model.fused is kernels
     draw = random.Random(3)
     for _ in range(6):
         pool = KvPool(model.shape, max_tokens=8192)
@@ -130,11 +186,12 @@ def test_pieces_of_many_sequences_in_one_pass_give_each_sequences_own_logits(fol
             assert close(torch.cat(parts), logits)
 
 
-def test_responses_behind_one_prompt_do_not_see_each_other(folder: Path) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_responses_behind_one_prompt_do_not_see_each_other(folder: Path, kernels: bool) -> None:
     base = load_base_model(str(folder), threads=1)
     prompt, responses = SEQUENCES[2], ([7, 8, 9], [200], [31, 32, 33, 34])
     wanted = [expected(base, prompt + response)[len(prompt) :] for response in responses]
-    model = InferenceModel(base)
+    model = InferenceModel(base, kernels=kernels)
     slot = KvPool(model.shape, max_tokens=256).take(64)
     place, pieces = len(prompt), []
     for response in responses:
