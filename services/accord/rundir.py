@@ -25,6 +25,7 @@ import yaml
 from pydantic import Field
 
 from accord.errors import DataLossError, NotFoundError
+from accord.rpc.channels import LoadBalancing
 from accord.rpc.config import load_config
 from accord.runspec import RunSpec, Spec
 
@@ -36,6 +37,7 @@ class Endpoints(Spec):
     """Where a run reaches the services; an empty address means that the run must not need it."""
 
     policy: str = ""
+    policy_balancing: LoadBalancing = Field("round_robin", description="how the replicas behind the policy address are chosen")
     reward: str = ""
     feedback: str = ""
 

@@ -18,11 +18,14 @@ from tests.contract import tiny
 from tests.contract.entries import POLICY, policy_config
 from tests.contract.harness import ServerProcess, eventually
 
+from accord.client.feedback import FeedbackClient, Judge, LabelPairItem
 from accord.client.messages import TokenIds
 from accord.client.policy import AsyncPolicyClient, GenerateItem, Generation, LogprobsItem, PolicyClient, Sampling
 from accord.client.reward import RewardClient
 from accord.errors import FailedPreconditionError, InvalidArgumentError, OutOfRangeError, ResourceExhaustedError, UnavailableError
 from accord.rpc.channels import ChannelConfig
+from accord.text.chat import Message
+from accord.text.tasks import Task
 
 pytestmark = pytest.mark.peers
 FIRST = f"adapters/{tiny.POLICIES[0]}/versions/1"
@@ -435,3 +438,26 @@ class Relay(contextlib.AbstractContextManager["Relay"]):
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
+
+
+# A service in front of them
+
+
+@pytest.mark.parametrize("balancing", ["prefix", "round_robin"])
+def test_a_feedback_service_chooses_its_judges_replicas_as_it_is_told(three: list[ServerProcess], tmp_path: Path, balancing: str) -> None:
+    """One conversation stays on few replicas by prefix and goes to all in turn; the adapter of the judge is found in both ways."""
+    config = {
+        "policy": "ipv4:" + ",".join(server.address for server in three), "policy_balancing": balancing, "concurrency": 1,
+        "ledger": str(tmp_path / "ledger.sqlite"), "jobs": str(tmp_path / "jobs"),
+    }  # fmt: skip
+    before = [begun(server) for server in three]
+    with ServerProcess("accord.feedback", config, tmp_path) as server, FeedbackClient(ChannelConfig(address=server.address, attempts=1)) as feedback:
+        for number in range(6):
+            messages = (Message("user", "How do I keep basil alive on a balcony?"),)
+            pair = LabelPairItem(Task.CONVERSATION, messages, f"advice {number}", "other words", f"p{number}")
+            label = feedback.label_pair(pair, Judge("likelihood", adapter=FIRST), timeout_seconds=60)
+            assert label.preference is not None
+            assert FIRST in label.judge
+    grown = [begun(server) - earlier for server, earlier in zip(three, before, strict=True)]
+    assert (0 in grown) is (balancing == "prefix")
+    assert sum(grown) > 0

@@ -41,7 +41,7 @@ class FeedbackComponent:
         """Opens the ledger and takes up the jobs. The judge may be away: calls that need it say so, jobs wait for it."""
         config = self._config
         self._ledger = await asyncio.to_thread(Ledger, config.ledger)
-        channel = ChannelConfig(address=config.policy, tls=config.policy_tls)
+        channel = ChannelConfig(address=config.policy, tls=config.policy_tls, load_balancing=config.policy_balancing)
         self._model = JudgeModel(RemotePolicy(channel), config.policy, timeout_seconds=config.judge_timeout_seconds)
         self._desk = Desk(self._ledger, make_judges(self._model), concurrency=config.concurrency, batch_pairs=config.batch_pairs)
         labeller = Labeller(self._ledger, self._model, self._desk, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from accord.feedback.records import Kind
-from accord.rpc.channels import ChannelTls
+from accord.rpc.channels import ChannelTls, LoadBalancing
 from accord.rpc.config import FrozenModel, ServerConfig
 
 _MESSAGE_BYTES = 32 * 2**20
@@ -19,6 +19,9 @@ class FeedbackConfig(FrozenModel):
     server: ServerConfig = Field(default=ServerConfig(), validate_default=True)
     policy: str = Field(min_length=1, description="address of the PolicyService that judges")
     policy_tls: ChannelTls | None = Field(default=None, description="use TLS towards the judge; plain text where absent")
+    policy_balancing: LoadBalancing = Field(
+        default="round_robin", description="how the judge's replicas are chosen; prefix keeps a rubric's template on one of them"
+    )
     ledger: str = Field(min_length=1, description="path of the SQLite file that holds every judgement and label")
     jobs: str = Field(min_length=1, description="folder of the label jobs, one file each")
     default_judge: Kind = Field(default="likelihood", description="the kind of judge where a caller names none")

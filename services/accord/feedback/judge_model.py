@@ -69,7 +69,8 @@ class RemotePolicy(AsyncPolicyClient):
         """Loads an adapter ahead of its use, to learn its version and digest."""
 
         def load() -> tuple[str, str]:
-            with PolicyClient(self._config) as client:
+            # One replica says what the version is; the others load it when they are asked for it.
+            with PolicyClient(self._config.model_copy(update={"load_balancing": "round_robin"})) as client:
                 info = client.load_adapter(name, timeout_seconds=timeout_seconds)
             return info.name, info.digest
 

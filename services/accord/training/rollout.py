@@ -73,7 +73,8 @@ class RolloutSource:
         self._context = context
         self._reward_model = reward_model
         # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
-        self._policy = PolicyClient(ChannelConfig(address=endpoints.policy, attempts=1), origin=Origin("rollout", context.run.name))
+        policy = ChannelConfig(address=endpoints.policy, load_balancing=endpoints.policy_balancing, attempts=1)
+        self._policy = PolicyClient(policy, origin=Origin("rollout", context.run.name))
         self._reward = RewardClient(ChannelConfig(address=endpoints.reward, attempts=1))
 
     def check_services(self) -> None:
