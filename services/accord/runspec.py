@@ -9,20 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from google.protobuf import json_format
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from accord.api.trainer.v1 import trainer_pb2
-from accord.errors import InvalidArgumentError
+from accord.errors import InvalidArgumentError, UnimplementedError
 from accord.rpc.config import parse_config
 
-Algorithm = Literal["sft", "reward_model", "dpo", "ppo", "evaluate"]
-ALGORITHMS: tuple[Algorithm, ...] = ("sft", "reward_model", "dpo", "ppo", "evaluate")
+Algorithm = Literal["sft", "reward_model", "dpo", "ppo", "grpo", "rloo", "online_dpo", "evaluate"]
+ALGORITHMS: tuple[Algorithm, ...] = ("sft", "reward_model", "dpo", "ppo", "grpo", "rloo", "online_dpo", "evaluate")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PairLoss = Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-LEARNING_RATES: dict[str, float] = {"sft": 2e-4, "reward_model": 2e-4, "dpo": 1e-4, "ppo": 5e-5, "evaluate": 1e-4}
+LEARNING_RATES: dict[str, float] = {
+    "sft": 2e-4,
+    "reward_model": 2e-4,
+    "dpo": 1e-4,
+    "ppo": 5e-5,
+    "grpo": 5e-5,
+    "rloo": 5e-5,
+    "online_dpo": 5e-5,
+    "evaluate": 1e-4,
+}
 
 
 class Spec(BaseModel):
@@ -78,6 +88,8 @@ class RewardModelSpec(Spec):
     eval_data: DataSpec | None = None
     soft_labels: bool = True
     centering_coefficient: NonNegative = 0.0
+    rating_margin: NonNegative = 0.0
+    rating_weights: bool = False
 
 
 class DpoSpec(Spec):
@@ -86,48 +98,134 @@ class DpoSpec(Spec):
     data: DataSpec
     eval_data: DataSpec | None = None
     beta: Positive = 0.1
-    loss: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"] = "sigmoid"
+    loss: PairLoss = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     soft_labels: bool = True
+    rating_margin: NonNegative = 0.0
+    rating_weights: bool = False
 
     @model_validator(mode="after")
-    def _smoothing_has_a_loss(self) -> DpoSpec:
-        if self.label_smoothing and self.loss not in ("cdpo", "robust"):
-            raise ValueError(f"label_smoothing {self.label_smoothing} needs loss cdpo or robust, not {self.loss}")
+    def _smoothing_has_a_loss(self) -> Self:
+        _check_smoothing(self.loss, self.label_smoothing)
+        return self
+
+    @model_validator(mode="after")
+    def _margins_have_a_loss(self) -> Self:
+        if self.rating_margin and self.loss != "sigmoid":
+            raise ValueError(f"rating_margin {self.rating_margin} needs loss sigmoid, not {self.loss}")
         return self
 
 
-class PpoSpec(Spec):
-    """PPO with InstructGPT's pretraining term; defaults of Huang et al. 2024 (arXiv:2403.17031)."""
+class OnlineDpoSpec(Spec):
+    """Online DPO (Guo et al. 2024, arXiv:2402.04792): two samples, a label of the feedback service, a step."""
+
+    data: DataSpec
+    eval_data: DataSpec | None = None
+    beta: Positive = 0.1
+    loss: PairLoss = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    soft_labels: bool = True
+    temperature: float = Field(0.9, gt=0, le=10)
+    judge: Literal["", "likelihood", "verdict", "rating"] = ""
+    rubric: str = Field("", max_length=256)
+    judge_adapter: str = Field("", max_length=256)
+
+    @model_validator(mode="after")
+    def _smoothing_has_a_loss(self) -> Self:
+        _check_smoothing(self.loss, self.label_smoothing)
+        return self
+
+
+class RolloutSpec(Spec):
+    """What the algorithms share that sample through the policy service and score through the reward service."""
 
     data: DataSpec
     eval_data: DataSpec | None = None
     reward_model: str = Field(min_length=1, max_length=256)
+    more_reward_models: tuple[str, ...] = Field((), max_length=15)
+    ensemble_std_coefficient: NonNegative = 1.0
+    minibatch_size: int | None = Field(None, ge=1, le=65536)
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    temperature: float = Field(0.7, gt=0, le=10)
+    missing_eos_penalty: NonNegative = 1.0
+
+    @property
+    def reward_models(self) -> tuple[str, ...]:
+        """All that score."""
+        return (self.reward_model, *self.more_reward_models)
+
+
+class GrpoSpec(RolloutSpec):
+    """Group Relative Policy Optimization (Shao et al. 2024, arXiv:2402.03300)."""
+
+    group_size: int = Field(8, ge=2, le=128)
+    kl_coef: NonNegative = 0.04
+    epochs: int = Field(1, ge=1, le=64)
+    scale_advantages: bool = True
+    loss_normalization: Literal["response", "tokens", "constant"] = "response"
+
+
+class RlooSpec(RolloutSpec):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740)."""
+
+    group_size: int = Field(4, ge=2, le=128)
+    kl_coef: NonNegative = 0.05
+    epochs: int = Field(1, ge=1, le=64)
+
+
+class PpoSpec(RolloutSpec):
+    """PPO with InstructGPT's pretraining term; defaults of Huang et al. 2024 (arXiv:2403.17031)."""
+
     value_from_reward_model: bool = True
     kl_coef: NonNegative = 0.05
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     kl_target: Positive = 6.0
     kl_horizon: Positive = 10000.0
     epochs: int = Field(4, ge=1, le=64)
-    minibatch_size: int | None = Field(None, ge=1, le=65536)
-    clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip_range: Positive = 0.2
     value_coefficient: NonNegative = 0.1
     discount: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    temperature: float = Field(0.7, gt=0, le=10)
-    missing_eos_penalty: NonNegative = 1.0
     ptx_coefficient: NonNegative = 0.0
     ptx_data: DataSpec | None = None
     ptx_rows_per_rollout: int = Field(1, ge=1, le=64)
     normalize_scores: bool = False
     target_kl: NonNegative = 0.0
+    max_staleness: int = Field(0, ge=0, le=1)
+    reuse_sampler_logprobs: bool = False
+    sampler_gap_bound: Positive = 0.05
 
     @model_validator(mode="after")
     def _pretraining_has_text(self) -> PpoSpec:
         if self.ptx_coefficient > 0 and self.ptx_data is None:
             raise ValueError(f"ptx_coefficient {self.ptx_coefficient} needs ptx_data")
         return self
+
+
+class GuardsSpec(Spec):
+    """What is watched beside the reward, and what happens when a bound is passed; bounds of 0 are off."""
+
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    held_out_reward_model: str = Field("", max_length=256)
+    max_held_out_drop: NonNegative = 1.0
+    max_kl: NonNegative = 0.0
+    max_length_ratio: NonNegative = 0.0
+    max_repetition: float = Field(0.0, ge=0, le=1)
+    patience: int = Field(3, ge=1, le=1000)
+
+
+class TrackingSpec(Spec):
+    """Where metrics go besides the run's own files."""
+
+    tensorboard: bool = False
+    mlflow_uri: str = Field("", max_length=1024)
+
+
+class DistributionSpec(Spec):
+    """How a run is spread over processes."""
+
+    processes: int = Field(1, ge=1, le=1024)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
 
 class EvaluateSpec(Spec):
@@ -138,7 +236,7 @@ class EvaluateSpec(Spec):
 
 
 class RunSpec(Spec):
-    """One run. Exactly one of sft, reward_model, dpo, ppo, evaluate is set."""
+    """One run. Exactly one of the algorithms is set."""
 
     adapter: str = Field("", max_length=100, pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$")
     parent_adapter: str = ""
@@ -155,10 +253,18 @@ class RunSpec(Spec):
     checkpoint_every_steps: int = Field(0, ge=0)
     checkpoints_kept: int = Field(2, ge=1, le=1000)
     eval_every_steps: int = Field(0, ge=0)
+    activation_checkpointing: bool = False
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    guards: GuardsSpec = GuardsSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    distribution: DistributionSpec = DistributionSpec()
     sft: SftSpec | None = None
     reward_model: RewardModelSpec | None = None
     dpo: DpoSpec | None = None
     ppo: PpoSpec | None = None
+    grpo: GrpoSpec | None = None
+    rloo: RlooSpec | None = None
+    online_dpo: OnlineDpoSpec | None = None
     evaluate: EvaluateSpec | None = None
 
     @model_validator(mode="after")
@@ -171,6 +277,13 @@ class RunSpec(Spec):
                 raise ValueError("adapter: a name for the adapter to publish is required")
             if self.steps < 1:
                 raise ValueError("steps: at least 1 is required")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> Self:
+        part = self.grpo or self.rloo
+        if part is not None and self.batch_size % part.group_size:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of group_size {part.group_size}")
         return self
 
     @property
@@ -189,6 +302,11 @@ class RunSpec(Spec):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
+def _check_smoothing(loss: str, label_smoothing: float) -> None:
+    if label_smoothing and loss not in ("cdpo", "robust"):
+        raise ValueError(f"label_smoothing {label_smoothing} needs loss cdpo or robust, not {loss}")
+
+
 def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
     """Returns the specification in a mapping (from YAML or JSON).
 
@@ -202,6 +320,31 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
         return parse_config(values, RunSpec, source=source)
     except InvalidArgumentError as error:
         raise error if error.field else InvalidArgumentError(error.message, field=source) from error
+
+
+_NOT_BUILT = (
+    "grpo", "rloo", "online_dpo", "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
+    "ppo.more_reward_models", "ppo.max_staleness", "ppo.reuse_sampler_logprobs", "ppo.sampler_gap_bound", "dpo.rating_margin", "dpo.rating_weights",
+    "reward_model.rating_margin", "reward_model.rating_weights",
+)  # fmt: skip
+
+
+def check_built(spec: RunSpec) -> None:
+    """Refuses what is in the contract and not built yet: nothing that is asked for is left out in silence.
+
+    Raises:
+        UnimplementedError: a field has another value than its default; it is named.
+    """
+    for path in _NOT_BUILT:
+        value: Any = spec
+        default: Any = None
+        for name in path.split("."):
+            if value is None:
+                break
+            default = type(value).model_fields[name].get_default(call_default_factory=True)
+            value = getattr(value, name)
+        if value is not None and value != default:
+            raise UnimplementedError(f"{path} is in the contract and not built yet; leave it out", field=f"spec.{path}")
 
 
 def spec_to_proto(spec: RunSpec) -> trainer_pb2.RunSpec:

@@ -5,11 +5,28 @@ from pydantic import BaseModel
 
 from accord import runspec
 from accord.api.trainer.v1 import trainer_pb2
-from accord.errors import InvalidArgumentError
+from accord.errors import InvalidArgumentError, UnimplementedError
 
 
 @pytest.mark.parametrize(
-    "name", ["RunSpec", "LoraSpec", "OptimizerSpec", "DataSpec", "SftSpec", "RewardModelSpec", "DpoSpec", "PpoSpec", "EvaluateSpec"]
+    "name",
+    [
+        "RunSpec",
+        "LoraSpec",
+        "OptimizerSpec",
+        "DataSpec",
+        "SftSpec",
+        "RewardModelSpec",
+        "DpoSpec",
+        "PpoSpec",
+        "EvaluateSpec",
+        "GrpoSpec",
+        "RlooSpec",
+        "OnlineDpoSpec",
+        "GuardsSpec",
+        "TrackingSpec",
+        "DistributionSpec",
+    ],
 )
 def test_fields_are_those_of_the_contract(name: str) -> None:
     model: type[BaseModel] = getattr(runspec, name)
@@ -45,3 +62,18 @@ def test_round_trip_keeps_every_value() -> None:
 def test_bad_specifications_name_the_field(values: dict, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         runspec.parse_spec(values)
+
+
+def test_what_is_not_built_is_refused_by_name() -> None:
+    """Until `check_built` has nothing to refuse."""
+    data = {"uri": "sample:conversation"}
+    plain = {"adapter": "a", "steps": 1, "dpo": {"data": data}}
+    runspec.check_built(runspec.parse_spec(plain))
+    for path, values in {
+        "grpo": {"adapter": "a", "steps": 1, "grpo": {"data": data, "reward_model": "adapters/r/versions/1"}},
+        "guards": plain | {"guards": {"max_kl": 3.0}},
+        "dpo.rating_margin": {"adapter": "a", "steps": 1, "dpo": {"data": data, "rating_margin": 1.0}},
+    }.items():
+        with pytest.raises(UnimplementedError, match=f"{path} is in the contract") as caught:
+            runspec.check_built(runspec.parse_spec(values))
+        assert caught.value.field == f"spec.{path}"

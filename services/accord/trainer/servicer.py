@@ -20,7 +20,7 @@ from accord.data.readers import check_source
 from accord.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
-from accord.runspec import RunSpec
+from accord.runspec import RunSpec, check_built
 from accord.serving.fields import naming
 from accord.trainer import checkpoints
 from accord.trainer.config import TrainerConfig
@@ -150,6 +150,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
+        check_built(spec)
         for field, name in (("parent_adapter", spec.parent_adapter), ("ppo.reward_model", spec.ppo.reward_model if spec.ppo else "")):
             if name:
                 with naming(f"spec.{field}"):

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnimplementedError
 from accord.rundir import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
+from accord.runspec import check_built
 
 if TYPE_CHECKING:
     from accord.training.context import RunContext, StopSignal
     from accord.training.loop import Algorithm
 
-_CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPreconditionError)
+_CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPreconditionError, UnimplementedError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +47,7 @@ def _run(run: RunFile, directory: RunDirectory) -> RunResult:
     events.state("starting")
     with Heartbeat(events):
         try:
+            check_built(run.spec)
             if run.spec.evaluate is not None:
                 return _evaluate(run, directory, stop)
             return _train(run, directory, events, stop)

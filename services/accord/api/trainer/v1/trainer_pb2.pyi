@@ -80,35 +80,43 @@ class SftSpec(_message.Message):
     def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ...) -> None: ...
 
 class RewardModelSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "soft_labels", "centering_coefficient")
+    __slots__ = ("data", "eval_data", "soft_labels", "centering_coefficient", "rating_margin", "rating_weights")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     SOFT_LABELS_FIELD_NUMBER: _ClassVar[int]
     CENTERING_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    RATING_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    RATING_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     soft_labels: bool
     centering_coefficient: float
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., soft_labels: _Optional[bool] = ..., centering_coefficient: _Optional[float] = ...) -> None: ...
+    rating_margin: float
+    rating_weights: bool
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., soft_labels: _Optional[bool] = ..., centering_coefficient: _Optional[float] = ..., rating_margin: _Optional[float] = ..., rating_weights: _Optional[bool] = ...) -> None: ...
 
 class DpoSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "beta", "loss", "label_smoothing", "soft_labels")
+    __slots__ = ("data", "eval_data", "beta", "loss", "label_smoothing", "soft_labels", "rating_margin", "rating_weights")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     BETA_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LABEL_SMOOTHING_FIELD_NUMBER: _ClassVar[int]
     SOFT_LABELS_FIELD_NUMBER: _ClassVar[int]
+    RATING_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    RATING_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     beta: float
     loss: str
     label_smoothing: float
     soft_labels: bool
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., beta: _Optional[float] = ..., loss: _Optional[str] = ..., label_smoothing: _Optional[float] = ..., soft_labels: _Optional[bool] = ...) -> None: ...
+    rating_margin: float
+    rating_weights: bool
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., beta: _Optional[float] = ..., loss: _Optional[str] = ..., label_smoothing: _Optional[float] = ..., soft_labels: _Optional[bool] = ..., rating_margin: _Optional[float] = ..., rating_weights: _Optional[bool] = ...) -> None: ...
 
 class PpoSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "reward_model", "value_from_reward_model", "kl_coef", "kl_controller", "kl_target", "kl_horizon", "epochs", "minibatch_size", "clip_range", "value_clip_range", "value_coefficient", "discount", "gae_lambda", "temperature", "missing_eos_penalty", "ptx_coefficient", "ptx_data", "ptx_rows_per_rollout", "normalize_scores", "target_kl")
+    __slots__ = ("data", "eval_data", "reward_model", "value_from_reward_model", "kl_coef", "kl_controller", "kl_target", "kl_horizon", "epochs", "minibatch_size", "clip_range", "value_clip_range", "value_coefficient", "discount", "gae_lambda", "temperature", "missing_eos_penalty", "ptx_coefficient", "ptx_data", "ptx_rows_per_rollout", "normalize_scores", "target_kl", "more_reward_models", "ensemble_std_coefficient", "max_staleness", "reuse_sampler_logprobs", "sampler_gap_bound")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +139,11 @@ class PpoSpec(_message.Message):
     PTX_ROWS_PER_ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_SCORES_FIELD_NUMBER: _ClassVar[int]
     TARGET_KL_FIELD_NUMBER: _ClassVar[int]
+    MORE_REWARD_MODELS_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_STD_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    REUSE_SAMPLER_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_GAP_BOUND_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     reward_model: str
@@ -153,7 +166,130 @@ class PpoSpec(_message.Message):
     ptx_rows_per_rollout: int
     normalize_scores: bool
     target_kl: float
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., value_from_reward_model: _Optional[bool] = ..., kl_coef: _Optional[float] = ..., kl_controller: _Optional[str] = ..., kl_target: _Optional[float] = ..., kl_horizon: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., value_clip_range: _Optional[float] = ..., value_coefficient: _Optional[float] = ..., discount: _Optional[float] = ..., gae_lambda: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., ptx_coefficient: _Optional[float] = ..., ptx_data: _Optional[_Union[DataSpec, _Mapping]] = ..., ptx_rows_per_rollout: _Optional[int] = ..., normalize_scores: _Optional[bool] = ..., target_kl: _Optional[float] = ...) -> None: ...
+    more_reward_models: _containers.RepeatedScalarFieldContainer[str]
+    ensemble_std_coefficient: float
+    max_staleness: int
+    reuse_sampler_logprobs: bool
+    sampler_gap_bound: float
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., value_from_reward_model: _Optional[bool] = ..., kl_coef: _Optional[float] = ..., kl_controller: _Optional[str] = ..., kl_target: _Optional[float] = ..., kl_horizon: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., value_clip_range: _Optional[float] = ..., value_coefficient: _Optional[float] = ..., discount: _Optional[float] = ..., gae_lambda: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., ptx_coefficient: _Optional[float] = ..., ptx_data: _Optional[_Union[DataSpec, _Mapping]] = ..., ptx_rows_per_rollout: _Optional[int] = ..., normalize_scores: _Optional[bool] = ..., target_kl: _Optional[float] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., max_staleness: _Optional[int] = ..., reuse_sampler_logprobs: _Optional[bool] = ..., sampler_gap_bound: _Optional[float] = ...) -> None: ...
+
+class GrpoSpec(_message.Message):
+    __slots__ = ("data", "eval_data", "reward_model", "more_reward_models", "ensemble_std_coefficient", "group_size", "kl_coef", "epochs", "minibatch_size", "clip_range", "temperature", "missing_eos_penalty", "scale_advantages", "loss_normalization")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MORE_REWARD_MODELS_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_STD_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    KL_COEF_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    MINIBATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_RANGE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_EOS_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    SCALE_ADVANTAGES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
+    data: DataSpec
+    eval_data: DataSpec
+    reward_model: str
+    more_reward_models: _containers.RepeatedScalarFieldContainer[str]
+    ensemble_std_coefficient: float
+    group_size: int
+    kl_coef: float
+    epochs: int
+    minibatch_size: int
+    clip_range: float
+    temperature: float
+    missing_eos_penalty: float
+    scale_advantages: bool
+    loss_normalization: str
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., group_size: _Optional[int] = ..., kl_coef: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., scale_advantages: _Optional[bool] = ..., loss_normalization: _Optional[str] = ...) -> None: ...
+
+class RlooSpec(_message.Message):
+    __slots__ = ("data", "eval_data", "reward_model", "more_reward_models", "ensemble_std_coefficient", "group_size", "kl_coef", "epochs", "minibatch_size", "clip_range", "temperature", "missing_eos_penalty")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MORE_REWARD_MODELS_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_STD_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    KL_COEF_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    MINIBATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_RANGE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_EOS_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    data: DataSpec
+    eval_data: DataSpec
+    reward_model: str
+    more_reward_models: _containers.RepeatedScalarFieldContainer[str]
+    ensemble_std_coefficient: float
+    group_size: int
+    kl_coef: float
+    epochs: int
+    minibatch_size: int
+    clip_range: float
+    temperature: float
+    missing_eos_penalty: float
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., group_size: _Optional[int] = ..., kl_coef: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ...) -> None: ...
+
+class OnlineDpoSpec(_message.Message):
+    __slots__ = ("data", "eval_data", "beta", "loss", "label_smoothing", "soft_labels", "temperature", "judge", "rubric", "judge_adapter")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
+    BETA_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_SMOOTHING_FIELD_NUMBER: _ClassVar[int]
+    SOFT_LABELS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    data: DataSpec
+    eval_data: DataSpec
+    beta: float
+    loss: str
+    label_smoothing: float
+    soft_labels: bool
+    temperature: float
+    judge: str
+    rubric: str
+    judge_adapter: str
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., beta: _Optional[float] = ..., loss: _Optional[str] = ..., label_smoothing: _Optional[float] = ..., soft_labels: _Optional[bool] = ..., temperature: _Optional[float] = ..., judge: _Optional[str] = ..., rubric: _Optional[str] = ..., judge_adapter: _Optional[str] = ...) -> None: ...
+
+class GuardsSpec(_message.Message):
+    __slots__ = ("action", "held_out_reward_model", "max_held_out_drop", "max_kl", "max_length_ratio", "max_repetition", "patience")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_HELD_OUT_DROP_FIELD_NUMBER: _ClassVar[int]
+    MAX_KL_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MAX_REPETITION_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    held_out_reward_model: str
+    max_held_out_drop: float
+    max_kl: float
+    max_length_ratio: float
+    max_repetition: float
+    patience: int
+    def __init__(self, action: _Optional[str] = ..., held_out_reward_model: _Optional[str] = ..., max_held_out_drop: _Optional[float] = ..., max_kl: _Optional[float] = ..., max_length_ratio: _Optional[float] = ..., max_repetition: _Optional[float] = ..., patience: _Optional[int] = ...) -> None: ...
+
+class TrackingSpec(_message.Message):
+    __slots__ = ("tensorboard", "mlflow_uri")
+    TENSORBOARD_FIELD_NUMBER: _ClassVar[int]
+    MLFLOW_URI_FIELD_NUMBER: _ClassVar[int]
+    tensorboard: bool
+    mlflow_uri: str
+    def __init__(self, tensorboard: _Optional[bool] = ..., mlflow_uri: _Optional[str] = ...) -> None: ...
+
+class DistributionSpec(_message.Message):
+    __slots__ = ("processes", "strategy")
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    processes: int
+    strategy: str
+    def __init__(self, processes: _Optional[int] = ..., strategy: _Optional[str] = ...) -> None: ...
 
 class EvaluateSpec(_message.Message):
     __slots__ = ("uri", "bootstrap_samples")
@@ -164,7 +300,7 @@ class EvaluateSpec(_message.Message):
     def __init__(self, uri: _Optional[str] = ..., bootstrap_samples: _Optional[int] = ...) -> None: ...
 
 class RunSpec(_message.Message):
-    __slots__ = ("adapter", "parent_adapter", "base_model", "seed", "threads", "steps", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "lora", "optimizer", "checkpoint_every_steps", "checkpoints_kept", "eval_every_steps", "sft", "reward_model", "dpo", "ppo", "evaluate")
+    __slots__ = ("adapter", "parent_adapter", "base_model", "seed", "threads", "steps", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "lora", "optimizer", "checkpoint_every_steps", "checkpoints_kept", "eval_every_steps", "activation_checkpointing", "dtype", "guards", "tracking", "sft", "reward_model", "dpo", "ppo", "evaluate", "grpo", "rloo", "online_dpo", "distribution")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PARENT_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -180,11 +316,19 @@ class RunSpec(_message.Message):
     CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_KEPT_FIELD_NUMBER: _ClassVar[int]
     EVAL_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    GUARDS_FIELD_NUMBER: _ClassVar[int]
+    TRACKING_FIELD_NUMBER: _ClassVar[int]
     SFT_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
     DPO_FIELD_NUMBER: _ClassVar[int]
     PPO_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    GRPO_FIELD_NUMBER: _ClassVar[int]
+    RLOO_FIELD_NUMBER: _ClassVar[int]
+    ONLINE_DPO_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     parent_adapter: str
     base_model: str
@@ -200,12 +344,20 @@ class RunSpec(_message.Message):
     checkpoint_every_steps: int
     checkpoints_kept: int
     eval_every_steps: int
+    activation_checkpointing: bool
+    dtype: str
+    guards: GuardsSpec
+    tracking: TrackingSpec
     sft: SftSpec
     reward_model: RewardModelSpec
     dpo: DpoSpec
     ppo: PpoSpec
     evaluate: EvaluateSpec
-    def __init__(self, adapter: _Optional[str] = ..., parent_adapter: _Optional[str] = ..., base_model: _Optional[str] = ..., seed: _Optional[int] = ..., threads: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_response_tokens: _Optional[int] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., checkpoints_kept: _Optional[int] = ..., eval_every_steps: _Optional[int] = ..., sft: _Optional[_Union[SftSpec, _Mapping]] = ..., reward_model: _Optional[_Union[RewardModelSpec, _Mapping]] = ..., dpo: _Optional[_Union[DpoSpec, _Mapping]] = ..., ppo: _Optional[_Union[PpoSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ...) -> None: ...
+    grpo: GrpoSpec
+    rloo: RlooSpec
+    online_dpo: OnlineDpoSpec
+    distribution: DistributionSpec
+    def __init__(self, adapter: _Optional[str] = ..., parent_adapter: _Optional[str] = ..., base_model: _Optional[str] = ..., seed: _Optional[int] = ..., threads: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_response_tokens: _Optional[int] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., checkpoint_every_steps: _Optional[int] = ..., checkpoints_kept: _Optional[int] = ..., eval_every_steps: _Optional[int] = ..., activation_checkpointing: _Optional[bool] = ..., dtype: _Optional[str] = ..., guards: _Optional[_Union[GuardsSpec, _Mapping]] = ..., tracking: _Optional[_Union[TrackingSpec, _Mapping]] = ..., sft: _Optional[_Union[SftSpec, _Mapping]] = ..., reward_model: _Optional[_Union[RewardModelSpec, _Mapping]] = ..., dpo: _Optional[_Union[DpoSpec, _Mapping]] = ..., ppo: _Optional[_Union[PpoSpec, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateSpec, _Mapping]] = ..., grpo: _Optional[_Union[GrpoSpec, _Mapping]] = ..., rloo: _Optional[_Union[RlooSpec, _Mapping]] = ..., online_dpo: _Optional[_Union[OnlineDpoSpec, _Mapping]] = ..., distribution: _Optional[_Union[DistributionSpec, _Mapping]] = ...) -> None: ...
 
 class MemoryItem(_message.Message):
     __slots__ = ("role", "bytes", "arithmetic")
