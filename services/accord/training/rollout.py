@@ -1,7 +1,7 @@
 """Rollouts: responses sampled by the policy service, scored by the reward service while others are still being sampled.
 
 They are on disk before they are used, and read from there when a run is resumed, so that each is sampled, paid for and used once. What does
-not belong here: what is learned from them (`accord.training.ppo`).
+not belong here: what is learned from them (`accord.training.ppo`, `groups`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
-from accord.client.reward import RewardClient, ScoreItem
+from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
 from accord.errors import DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
 from accord.rpc.channels import ChannelConfig
 from accord.rundir import write_atomically
@@ -32,7 +32,8 @@ _CALL_SECONDS = 900.0
 class Rollout:
     """One response with its score.
 
-    `sampler_logprobs` are the policy service's, nats a token at the sampling temperature; `ended` says that the model ended the turn.
+    `sampler_logprobs` are the policy service's, nats a token at the sampling temperature; `ended` says that the model ended the turn;
+    `member_scores` are those of each reward model, of which `score` is made.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Rollout:
     ended: bool
     seed: int
     adapter_version: str
+    member_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,17 @@ class RolloutSource:
 
     Args:
         context: of the run; its endpoints name the services.
-        reward_model: version that scores.
+        reward_model: versions that score, and how their scores become one (the reward service does it).
 
     Raises:
         InvalidArgumentError: the run has no address of a service.
     """
 
-    def __init__(self, context: RunContext, reward_model: str) -> None:
+    def __init__(self, context: RunContext, reward_model: RewardModel) -> None:
         endpoints = context.run.endpoints
         for name in ("policy", "reward"):
             if not getattr(endpoints, name):
-                raise InvalidArgumentError(f"PPO needs the {name} service; its address is empty", field=f"endpoints.{name}")
+                raise InvalidArgumentError(f"{context.spec.algorithm} needs the {name} service; its address is empty", field=f"endpoints.{name}")
         self._context = context
         self._reward_model = reward_model
         # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
@@ -87,11 +89,11 @@ class RolloutSource:
         theirs = with_patience(
             self._context, "rollouts", f"policy service at {self._context.run.endpoints.policy}", lambda: self._policy.model_info().digests
         )
-        scorer = with_patience(
+        scorers = with_patience(
             self._context, "rollouts", f"reward service at {self._context.run.endpoints.reward}",
-            lambda: self._reward.reward_model_info(self._reward_model).digests,
+            lambda: [self._reward.reward_model_info(member).digests for member in self._reward_model.members],
         )  # fmt: skip
-        for service, other in (("policy", theirs), ("reward", scorer)):
+        for service, other in (("policy", theirs), *(("reward", scorer) for scorer in scorers)):
             for name in ("base_model", "tokenizer", "chat_template"):
                 if getattr(mine, name) != getattr(other, name):
                     raise FailedPreconditionError(
@@ -124,8 +126,8 @@ class RolloutSource:
             found = scores.result()
         return [
             Rollout(
-                prompt.id, prompt.prompt, samples[index].token_ids, samples[index].logprobs, found[str(index)],
-                samples[index].finish_reason == "eos", draw.seeds[index], version,
+                prompt.id, prompt.prompt, samples[index].token_ids, samples[index].logprobs, found[str(index)].score,
+                samples[index].finish_reason == "eos", draw.seeds[index], version, found[str(index)].member_scores,
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -147,15 +149,23 @@ class RolloutSource:
         if missing:
             raise InternalError(f"the policy service left {len(missing)} of {len(prompts)} prompts without an answer")
 
-    def _score(self, waiting: queue.Queue[ScoreItem | None]) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def _score(self, waiting: queue.Queue[ScoreItem | None]) -> dict[str, ScoreResult]:
+        found: dict[str, ScoreResult] = {}
         for result in self._reward.score_stream(iter(waiting.get, None), self._reward_model, timeout_seconds=_CALL_SECONDS):
             if result.error is not None:
                 raise result.error
-            if not math.isfinite(result.score):
-                raise DataLossError(f"{self._reward_model} gives a score of {result.score}", field="ppo.reward_model")
-            found[result.item_id] = result.score
+            self._check_score(result)
+            found[result.item_id] = result
         return found
+
+    def _check_score(self, result: ScoreResult) -> None:
+        members = self._reward_model.members
+        if len(result.member_scores) != len(members):
+            raise InternalError(f"the reward service gave {len(result.member_scores)} scores of {len(members)} reward models")
+        for index, (member, score) in enumerate(zip(members, result.member_scores, strict=True)):
+            if not math.isfinite(score):
+                field = f"more_reward_models[{index - 1}]" if index else "reward_model"
+                raise DataLossError(f"{member} gives a score of {score}", field=f"{self._context.spec.algorithm}.{field}")
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -177,7 +187,7 @@ def read_rollouts(path: Path) -> list[Rollout] | None:
         return [
             Rollout(
                 row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]), tuple(row["sampler_logprobs"]), row["score"],
-                row["ended"], row["seed"], row["adapter_version"],
+                row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]),
             )
             for row in rows
         ]  # fmt: skip

@@ -124,7 +124,7 @@ class LocalSource:
         return [
             Rollout(
                 prompt.id, prompt.prompt, tuple(responses[index]), tuple(logprobs[index]), self._score(responses[index]),
-                responses[index][-1] in eos, draw.seeds[index], version,
+                responses[index][-1] in eos, draw.seeds[index], version, (self._score(responses[index]),),
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip

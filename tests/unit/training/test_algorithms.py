@@ -18,9 +18,10 @@ from accord.models.logprobs import batch_logprobs
 from accord.models.packing import group_logprobs
 from accord.training.__main__ import build
 from accord.training.context import RunContext
+from accord.training.critic import Critic
 from accord.training.examples import batch_at
-from accord.training.ppo_tensors import RolloutModel, stack_padded
 from accord.training.rollout import Rollout
+from accord.training.rollout_tensors import RolloutModel, micro_batches, stack_padded
 
 
 def grouped_rows() -> list[dict[str, Any]]:
@@ -188,30 +189,40 @@ def test_a_rollout_has_the_same_numbers_alone_and_among_others(tmp_path: Path, t
     context = make_context(tmp_path, tiny_folder, {"sft": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs())}})
     context.adapted.add("policy", context.spec.lora, seed=1)
     shake(context, "policy")
-    model = RolloutModel(context.adapted, ScalarHead(context.base.hidden_size, seed=1), temperature=0.7)
+    model, critic = RolloutModel(context.adapted, temperature=0.7), Critic(context)
+    critic.start_fresh()
+    shake(context, "value")
+    critic.head.load_state_dict(ScalarHead(context.base.hidden_size, seed=1).state_dict())
     rollouts = [Rollout(f"r{n}", tuple(range(3, 8 + 3 * n)), tuple(range(40, 44 + 2 * (n % 3))), (0.0,), 0.0, True, 0, "v") for n in range(4)]
     with torch.no_grad():
         logprobs, mask, entropy = model.logprobs_and_entropy(rollouts, "policy")
-        values = model.values(rollouts, "policy")
+        values = critic.values(rollouts)
+        torch.testing.assert_close(critic.old_values(rollouts, micro_batch_size=3), values, rtol=1e-5, atol=1e-5)
         for row, rollout in enumerate(rollouts):
             length = len(rollout.response_ids)
             assert mask[row].sum() == length
             one, _, spread = model.logprobs_and_entropy([rollout], "policy")
             torch.testing.assert_close(one[0], logprobs[row, :length], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(spread[0], entropy[row, :length], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(model.values([rollout], "policy")[0], values[row, :length], rtol=1e-5, atol=1e-5)
-        cold = RolloutModel(context.adapted, ScalarHead(context.base.hidden_size), temperature=1.0)
+            torch.testing.assert_close(critic.values([rollout])[0], values[row, :length], rtol=1e-5, atol=1e-5)
+        cold = RolloutModel(context.adapted, temperature=1.0)
         assert not torch.allclose(cold.logprobs(rollouts, "policy")[0], logprobs), "the temperature counts"
-        first = _value_before_the_first_token(context, ScalarHead(context.base.hidden_size, seed=1), rollouts[0])
+        first = _value_before_the_first_token(context, critic.head, rollouts[0])
     torch.testing.assert_close(values[0, 0], first, rtol=1e-5, atol=1e-5)
 
 
 def _value_before_the_first_token(context: RunContext, head: ScalarHead, rollout: Rollout) -> Tensor:
     """The value of a state is read where the prompt ends, before the token that is judged."""
     ids = torch.tensor([rollout.prompt_ids])
-    return head(context.adapted.hidden(ids, torch.ones_like(ids, dtype=torch.bool), adapter="policy"))[0, -1]
+    return head(context.adapted.hidden(ids, torch.ones_like(ids, dtype=torch.bool), adapter="value"))[0, -1]
 
 
 def test_parts_come_back_in_their_rows() -> None:
-    parts = [torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 3.0, 3.0]])]
-    assert stack_padded(parts, [2, 0, 1]).tolist() == [[2, 2, 0], [3, 3, 3], [1, 1, 0]]
+    tensors = [torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 3.0, 3.0]])]
+    assert stack_padded(tensors, [[2, 0], [1]]).tolist() == [[2, 2, 0], [3, 3, 3], [1, 1, 0]]
+
+
+def test_micro_batches_hold_alike_lengths_and_every_member_once() -> None:
+    rollouts = [Rollout("r", (1,) * length, (2,), (0.0,), 0.0, True, 0, "v") for length in (5, 1, 4, 2, 3)]
+    assert micro_batches(rollouts, [4, 0, 2, 1], 3) == [[1, 4, 2], [0]]
+    assert micro_batches(rollouts, range(5), 2) == [[1, 3], [4, 2], [0]]

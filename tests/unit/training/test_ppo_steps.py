@@ -17,8 +17,8 @@ from accord.algos.masking import whiten
 from accord.algos.ppo import policy_loss, value_loss
 from accord.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from accord.training.__main__ import build
-from accord.training.ppo import rollout_seed
 from accord.training.rollout import read_rollouts, write_rollouts
+from accord.training.rollout_algorithm import rollout_seed
 
 
 def ready(root: Path, model: Path, ppo: dict[str, Any], *, name: str = "run", **values: Any) -> tuple[Any, Any, Any]:
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_the_losses_on_the_whole_batch(tmp_path: Path, t
     rollouts = read_rollouts(context.directory.rollouts / "00000000.jsonl")
     assert rollouts is not None
     logprobs, mask = algorithm._model.logprobs(rollouts, "policy")
-    values = algorithm._model.values(rollouts, "value")
+    values = algorithm._critic.values(rollouts)
     reference = algorithm._model.logprobs(rollouts, None)[0].detach()
     scores = torch.tensor([rollout.score - (0.0 if rollout.ended else 1.0) for rollout in rollouts])
     shaped = shaped_rewards(scores, logprobs.detach(), reference, mask, kl_coef=0.2)
@@ -232,10 +232,10 @@ def test_the_critic_starts_as_the_reward_model_on_the_scale_of_its_scores(tmp_pa
 
     stored = ScalarHead.load(folder)
     hidden = torch.randn(3, context.base.hidden_size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(algorithm._head(hidden), (stored(hidden) - 0.25) / 2.0)
+    torch.testing.assert_close(algorithm._critic.head(hidden), (stored(hidden) - 0.25) / 2.0)
     fresh_context, fresh, _ = make_ppo(tmp_path, tiny_folder, {}, {"data": data, "value_from_reward_model": False}, name="fresh")
     fresh.setup()
-    assert float(fresh._head(hidden).detach().abs().max()) == 0
+    assert float(fresh._critic.head(hidden).detach().abs().max()) == 0
     assert fresh_context.adapted.names[:2] == ("policy", "value")
 
 

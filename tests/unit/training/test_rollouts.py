@@ -14,16 +14,17 @@ from tests.unit.training.surroundings import NOWHERE, make_context, planted_pair
 
 from accord.client.messages import ModelDigests
 from accord.client.policy import GenerateItem, Sample, StreamEvent
-from accord.client.reward import ScoreItem, ScoreResult
+from accord.client.reward import RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, OutOfRangeError, UnavailableError
 from accord.training import rollout
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
-from accord.training.rollout import Draw, RolloutSource
+from accord.training.rollout import Draw, RolloutSource, read_rollouts, write_rollouts
 
 DIGESTS = ModelDigests("b" * 64, "t" * 64, "c" * 64)
 PROMPTS = [EncodedPrompt(f"p{n}", (1, 10 + n)) for n in range(3)]
 DRAW = Draw(5, 0.7, (11, 22, 33))
+ONE = RewardModel(("adapters/rm/versions/1",))
 
 
 class FakePolicy:
@@ -53,18 +54,23 @@ class FakePolicy:
 
 
 class FakeReward:
-    """Scores a response by its first token; `scores` overrule; answers in the order in which it is asked."""
+    """Scores a response by its first token, each further member one lower; `scores` overrule the first; answers in the order of the questions."""
 
     def __init__(self) -> None:
         self.digests, self.scores, self.errors = DIGESTS, dict[str, float](), dict[str, AccordError]()
+        self.described: list[str] = []
 
     def reward_model_info(self, name: str) -> Any:
+        self.described.append(name)
         return SimpleNamespace(digests=self.digests)
 
-    def score_stream(self, items: Iterable[ScoreItem], model: str, *, timeout_seconds: float) -> Iterator[ScoreResult]:
+    def score_stream(self, items: Iterable[ScoreItem], model: RewardModel, *, timeout_seconds: float) -> Iterator[ScoreResult]:
         for item in items:
-            score = self.scores.get(item.item_id, float(item.response.ids[0]))  # type: ignore[union-attr]
-            yield ScoreResult(item.item_id, self.errors.get(item.item_id), score, (), 3)
+            first = self.scores.get(item.item_id, float(item.response.ids[0]))  # type: ignore[union-attr]
+            members = tuple(first - place for place in range(len(model.members)))
+            mean = sum(members) / len(members)
+            score = mean - model.std_coefficient * math.sqrt(sum((each - mean) ** 2 for each in members) / len(members))
+            yield ScoreResult(item.item_id, self.errors.get(item.item_id), score, members, 3)
 
     def close(self) -> None: ...
 
@@ -85,7 +91,7 @@ def context(tmp_path: Path, tiny_folder: Path) -> RunContext:
 
 
 def test_rollouts_are_in_the_order_of_the_prompts_with_their_own_scores(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
-    found = RolloutSource(context, "adapters/rm/versions/1").collect(PROMPTS, DRAW, "adapters/a-rollout/versions/4")
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "adapters/a-rollout/versions/4")
     assert [each.id for each in found] == ["p0", "p1", "p2"]
     assert [each.score for each in found] == [11, 22, 33]
     assert [each.response_ids for each in found] == [(11, 2), (22, 2), (33, 2)]
@@ -96,38 +102,49 @@ def test_rollouts_are_in_the_order_of_the_prompts_with_their_own_scores(context:
     assert [(item.sampling.temperature, item.sampling.max_tokens, item.sampling.seed) for item in items] == [(0.7, 5, 11), (0.7, 5, 22), (0.7, 5, 33)]
 
 
+def test_an_ensemble_scores_as_one_and_its_members_stay_on_record(
+    context: RunContext, services: tuple[FakePolicy, FakeReward], tmp_path: Path
+) -> None:
+    three = RewardModel(("adapters/rm/versions/1", "adapters/rm/versions/2", "adapters/other/versions/1"), 0.5)
+    found = RolloutSource(context, three).collect(PROMPTS, DRAW, "v")
+    assert [each.member_scores for each in found] == [(11, 10, 9), (22, 21, 20), (33, 32, 31)]
+    assert [each.score for each in found] == pytest.approx([mean - 0.5 * math.sqrt(2 / 3) for mean in (10, 21, 32)])
+    write_rollouts(tmp_path / "0.jsonl", found)
+    assert read_rollouts(tmp_path / "0.jsonl") == found
+
+
 def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
     targets: list[Any] = []
     for name in ("PolicyClient", "RewardClient"):
         monkeypatch.setattr(rollout, name, lambda target, **_: targets.append(target))
-    RolloutSource(context, "rm")
+    RolloutSource(context, ONE)
     assert [(target.address, target.attempts) for target in targets] == [("127.0.0.1:1", 1)] * 2
 
 
 def test_a_prompt_without_an_answer_is_no_silent_loss(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
     services[0].lose = {1}
     with pytest.raises(InternalError, match="left 1 of 3 prompts without an answer"):
-        RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+        RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_a_score_that_is_no_number_is_refused(context: RunContext, services: tuple[FakePolicy, FakeReward], score: float) -> None:
     services[1].scores["1"] = score
     with pytest.raises(DataLossError, match="gives a score of") as error:
-        RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+        RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
     assert error.value.field == "ppo.reward_model"
 
 
 def test_an_item_that_the_reward_service_refuses_is_an_error(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
     services[1].errors["2"] = OutOfRangeError("too long")
     with pytest.raises(OutOfRangeError, match="too long"):
-        RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+        RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
 
 
 def test_a_service_that_comes_back_is_asked_the_same_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
     services[0].errors = [UnavailableError("gone"), UnavailableError("gone")]
-    found = RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
     assert [each.score for each in found] == [11, 22, 33]
     assert len(services[0].asked) == 3
     assert services[0].asked[0] == services[0].asked[2]
@@ -139,7 +156,7 @@ def test_a_service_that_comes_back_is_asked_the_same_again(context: RunContext, 
 def test_a_response_that_was_cut_off_by_a_pause_is_sampled_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
     """Half a response is none: its end is neither the model's nor the limit's."""
     services[0].aborts = 1
-    found = RolloutSource(context, "rm").collect(PROMPTS, DRAW, "v")
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
     assert len(services[0].asked) == 2
     assert [len(each.response_ids) for each in found] == [2, 2, 2]
 
@@ -153,8 +170,9 @@ def test_services_with_another_model_are_refused_by_name(
     same = ModelDigests(mine.base_model, mine.tokenizer, mine.chat_template)
     for each in services:
         each.digests = same
-    source = RolloutSource(context, "rm")
+    source = RolloutSource(context, ONE)
     source.check_services()
+    assert services[1].described == list(ONE.members)
     services[service == "reward"].digests = replace(same, **{digest: "f" * 64})
     with pytest.raises(FailedPreconditionError) as error:
         source.check_services()

@@ -1,6 +1,6 @@
-"""The tensors of a batch of rollouts: logprobs, values, rewards and advantages, padded to (rollouts, longest response).
+"""The tensors of a batch of rollouts, padded to (rollouts, longest response), and the passes that make them.
 
-What does not belong here: gradients and updates (`accord.training.ppo`), services (`accord.training.rollout`).
+What does not belong here: gradients and updates (`accord.training.ppo`, `groups`), services (`accord.training.rollout`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from accord.algos.logprobs import token_entropy, token_logprobs
 from accord.models.batching import collate
-from accord.models.heads import ScalarHead
 from accord.models.logprobs import pad_rows
 from accord.models.lora import AdaptedModel
 from accord.training.rollout import Rollout
@@ -26,7 +25,6 @@ class RolloutTensors:
     mask: Tensor
     old_logprobs: Tensor
     reference_logprobs: Tensor
-    old_values: Tensor
     entropy: Tensor
     scores: Tensor
 
@@ -37,18 +35,29 @@ class RolloutTensors:
 
 
 class RolloutModel:
-    """Runs policy, reference and critic over rollouts.
+    """Runs policy and reference over rollouts.
 
     Args:
         adapted: holds the adapters.
         temperature: of sampling; logprobs of policy and reference are taken at it.
-        head: of the critic.
     """
 
-    def __init__(self, adapted: AdaptedModel, head: ScalarHead, *, temperature: float) -> None:
+    def __init__(self, adapted: AdaptedModel, *, temperature: float) -> None:
         self._adapted = adapted
-        self._head = head
         self._temperature = temperature
+
+    def tensors(self, rollouts: Sequence[Rollout], policy: str, reference: str | None, *, micro_batch_size: int) -> RolloutTensors:
+        """What policy and reference say of rollouts now, without gradient; so many rollouts a pass."""
+        parts = micro_batches(rollouts, range(len(rollouts)), micro_batch_size)
+        columns: list[list[Tensor]] = [[], [], [], []]
+        with torch.no_grad():
+            for part in parts:
+                members = [rollouts[index] for index in part]
+                old, mask, entropy = self.logprobs_and_entropy(members, policy)
+                for column, tensor in zip(columns, (mask, old, self.logprobs(members, reference)[0], entropy), strict=True):
+                    column.append(tensor)
+        mask, old, reference_logprobs, entropy = (stack_padded(column, parts) for column in columns)
+        return RolloutTensors(mask, old, reference_logprobs, entropy, torch.tensor([rollout.score for rollout in rollouts]))
 
     def logprobs(self, rollouts: Sequence[Rollout], adapter: str | None) -> tuple[Tensor, Tensor]:
         """Logprobs of the sampled tokens in nats, and their mask: (rollouts, T) both. The caller's grad mode holds."""
@@ -61,14 +70,6 @@ class RolloutModel:
         padded, mask = pad_rows(rows)
         return padded, mask, pad_rows(entropies)[0]
 
-    def values(self, rollouts: Sequence[Rollout], adapter: str) -> Tensor:
-        """Value of the state before each response token, (rollouts, T)."""
-        base = self._adapted.base
-        batch = collate([(each.prompt_ids, each.response_ids) for each in rollouts], pad_id=base.pad_token_id, device=base.device)
-        hidden = self._adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids)
-        flat = self._head(hidden[batch.predicting_mask])
-        return pad_rows(flat.split([len(each.response_ids) for each in rollouts]))[0]
-
     def _token_rows(self, rollouts: Sequence[Rollout], adapter: str | None, *, entropy: bool) -> tuple[list[Tensor], list[Tensor]]:
         base = self._adapted.base
         batch = collate([(each.prompt_ids, each.response_ids) for each in rollouts], pad_id=base.pad_token_id, device=base.device)
@@ -80,10 +81,16 @@ class RolloutModel:
         return list(flat.split(lengths)), list(entropies)
 
 
-def stack_padded(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """Parts of (rows, T_i) as one tensor (all rows, longest T) with row `order[i]` at place i of the parts' concatenation."""
-    width = max(part.shape[1] for part in parts)
-    padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+def micro_batches(rollouts: Sequence[Rollout], members: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of `members` in parts of at most `size`, rollouts of alike lengths together."""
+    ordered = sorted(members, key=lambda index: (len(rollouts[index].prompt_ids) + len(rollouts[index].response_ids), index))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def stack_padded(tensors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
+    """One tensor (all rows, longest T) of (rows, T_i) for each part, whose rows go to the indices of the part."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    padded = torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
     result = torch.empty_like(padded)
-    result[torch.tensor(list(order))] = padded
+    result[torch.tensor([index for part in parts for index in part])] = padded
     return result

@@ -1,0 +1,212 @@
+"""What PPO, GRPO and RLOO share: prompts, policy and reference, rollouts through the services, what is reported, checkpoints.
+
+A subclass says how it learns from a batch of rollouts. What does not belong here: losses, advantages, a critic (`accord.training.ppo`,
+`groups`), and the calls to the services (`accord.training.rollout`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accord.algos.ppo import missing_eos_penalty
+from accord.checkpoint import Checkpoint
+from accord.client.reward import RewardModel
+from accord.errors import FailedPreconditionError, InvalidArgumentError
+from accord.runspec import RolloutSpec
+from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPrompt, batch_at, epoch_order
+from accord.training.loop import ADAPTER_FOLDER
+from accord.training.optim import Optimizer
+from accord.training.prompts import read_encoded_prompts
+from accord.training.rollout import Draw, Rollout, RolloutSource, read_rollouts, write_rollouts
+from accord.training.rollout_metrics import alarms, observed
+from accord.training.rollout_tensors import RolloutModel, RolloutTensors, micro_batches
+from accord.training.rollout_versions import publish_rollout_version
+
+_SAMPLER_GAP_BOUND = 0.05
+
+
+class RolloutAlgorithm(ABC):
+    """Learns from responses that the policy service samples and the reward service scores. Implements `loop.Algorithm`.
+
+    Args:
+        context: of the run.
+        part: the algorithm's part of the specification.
+        samples_per_prompt: responses of one prompt in a batch; they stand one after the other.
+
+    Raises:
+        InvalidArgumentError: a reward model is named twice, or the run has no address of a service.
+    """
+
+    def __init__(self, context: RunContext, part: RolloutSpec, *, samples_per_prompt: int = 1) -> None:
+        self._context = context
+        self._part = part
+        self._samples_per_prompt = samples_per_prompt
+        self._reward_versions = reward_versions(context, part)  # the same ones to the end, whatever is published meanwhile
+        self._source = RolloutSource(context, RewardModel(self._reward_versions, part.ensemble_std_coefficient))
+        self._model = RolloutModel(context.adapted, temperature=part.temperature)
+        self._parents: tuple[str, ...] = ()
+        self._reference: str | None = None
+        self._data_digest = ""
+        self._prompts: Sequence[EncodedPrompt] = ()
+        self._eval_prompts: Sequence[EncodedPrompt] = ()
+        self._first_length: float | None = None
+        self._step = 0
+
+    @abstractmethod
+    def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
+        """Learns from a batch and returns the metrics of it; `first_ratio_mean`, before the first update, among them."""
+
+    def setup(self) -> None:
+        """Reads prompts, starts policy and reference, and compares models with the services."""
+        algorithm = self._context.spec.algorithm
+        self._prompts, self._data_digest = read_encoded_prompts(self._context, self._part.data, f"{algorithm}.data")
+        if self._part.eval_data is not None:
+            self._eval_prompts = read_encoded_prompts(self._context, self._part.eval_data, f"{algorithm}.eval_data")[0]
+        self._parents = start_adapter(self._context, POLICY, self._context.spec.parent_adapter)
+        self._reference = start_reference(self._context, self._parents)
+        self._source.check_services()
+
+    def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """The policy's adapter."""
+        return {POLICY: self._context.adapted.parameters(POLICY)}
+
+    def evaluate(self, *, final: bool) -> dict[str, float]:
+        """Mean score and length of greedy responses to held-out prompts."""
+        if not self._eval_prompts:
+            return {}
+        draw = Draw(self._context.spec.max_response_tokens, 0.0, tuple(0 for _ in self._eval_prompts))
+        rollouts = self._source.collect(self._eval_prompts, draw, self._publish_rollout_version())
+        lengths = [len(rollout.response_ids) for rollout in rollouts]
+        return {
+            "eval_score": sum(rollout.score for rollout in rollouts) / len(rollouts),
+            "eval_response_tokens": sum(lengths) / len(lengths),
+        }
+
+    def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
+        """Samples a batch and learns from it."""
+        self._step = step
+        self._context.stop.check()
+        started = time.monotonic()
+        self._context.events.state("rollouts")
+        rollouts = self._rollouts(step)
+        sampled = time.monotonic()
+        self._context.stop.check()
+        self._context.events.state("train")
+        tensors = self._tensors(rollouts)
+        metrics = self._observe(rollouts, tensors)
+        metrics |= self._update(step, rollouts, tensors, optimizer)
+        tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+        finished = time.monotonic()
+        metrics |= {
+            "seconds_rollout": sampled - started, "seconds_train": finished - sampled, "tokens_per_second": tokens / (finished - started),
+            "tokens": sum(len(each.prompt_ids) for each in rollouts) + tokens,
+        }  # fmt: skip
+        self._alarm(metrics)
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """Policy adapter to publish."""
+        save_adapter(self._context, POLICY, folder / ADAPTER_FOLDER)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Policy and the length of the first responses."""
+        load_adapter(self._context, POLICY, checkpoint)
+        self._first_length = checkpoint.state["algorithm"]["first_length"]
+        self._step = checkpoint.step
+
+    def state(self) -> dict[str, Any]:
+        """Length of the first responses."""
+        return {"first_length": self._first_length}
+
+    def publication(self) -> dict[str, Any]:
+        """A policy, child of its start and of the reward models."""
+        parents = list(dict.fromkeys([*self._parents, *self._reward_versions]))
+        facts = {"algorithm": self._context.spec.algorithm, "spec_digest": self._context.spec.digest}
+        return {"kind": "policy", "parents": parents, "data_digest": self._data_digest, "facts": facts}
+
+    def _rollouts(self, step: int) -> list[Rollout]:
+        """The rollouts of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
+        path = self._context.directory.rollouts / f"{step:08d}.jsonl"
+        known = read_rollouts(path)
+        if known is not None:
+            return known
+        spec = self._context.spec
+        prompts = batch_at(self._prompts, step, spec.batch_size // self._samples_per_prompt, spec.seed)
+        repeated = [prompt for prompt in prompts for _ in range(self._samples_per_prompt)]
+        seeds = tuple(rollout_seed(spec.seed, step, index) for index in range(len(repeated)))
+        draw = Draw(spec.max_response_tokens, self._part.temperature, seeds)
+        rollouts = self._source.collect(repeated, draw, self._publish_rollout_version())
+        write_rollouts(path, rollouts)
+        return rollouts
+
+    def _publish_rollout_version(self) -> str:
+        return publish_rollout_version(self._context, parents=self._parents, data_digest=self._data_digest, step=self._step)
+
+    def _tensors(self, rollouts: Sequence[Rollout]) -> RolloutTensors:
+        return self._model.tensors(rollouts, POLICY, self._reference, micro_batch_size=self._context.micro_batch_size)
+
+    def _observe(self, rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, float]:
+        """Metrics of the rollouts as they were sampled.
+
+        Raises:
+            FailedPreconditionError: the policy service's logprobs are not those of this process: they do not compute the same policy.
+        """
+        metrics = observed(rollouts, tensors)
+        if metrics["sampler_gap_max"] > _SAMPLER_GAP_BOUND:
+            raise FailedPreconditionError(
+                f"logprobs of the policy service and of this run differ by up to {metrics['sampler_gap_max']:.3g} nats a token; "
+                f"{_SAMPLER_GAP_BOUND} are allowed: they do not compute the same policy (precision, adapter or temperature)",
+                field="endpoints.policy",
+            )
+        return metrics
+
+    def _penalised(self, scores: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
+        """Scores, less what a response without an end costs; (rollouts,)."""
+        ended = torch.tensor([rollout.ended for rollout in rollouts])
+        return missing_eos_penalty(scores, ended, penalty=self._part.missing_eos_penalty)
+
+    def _minibatches(self, place: int, count: int) -> Iterator[list[int]]:
+        """Indices of all rollouts in minibatches, in the order of an epoch: `place` counts the epochs of the whole run."""
+        size = self._part.minibatch_size or count
+        order = epoch_order([str(index) for index in range(count)], place, self._context.spec.seed)
+        yield from (order[start : start + size] for start in range(0, count, size))
+
+    def _parts(self, rollouts: Sequence[Rollout], members: Sequence[int]) -> list[list[int]]:
+        """A minibatch in micro-batches."""
+        return micro_batches(rollouts, members, self._context.micro_batch_size)
+
+    def _alarm(self, metrics: Mapping[str, float]) -> None:
+        if self._first_length is None:
+            self._first_length = metrics["response_tokens"]
+        for alarm in alarms(metrics, self._first_length):
+            self._context.events.message(alarm)
+
+
+def reward_versions(context: RunContext, part: RolloutSpec) -> tuple[str, ...]:
+    """The full version names of all reward models of a specification, in its order.
+
+    Raises:
+        InvalidArgumentError: one is named twice: it would count twice in the mean, and narrow the spread.
+        NotFoundError, FailedPreconditionError: as `RunContext.fetch_parent`.
+    """
+    versions = tuple(context.fetch_parent(name) for name in part.reward_models)
+    for index, version in enumerate(versions):
+        if version in versions[:index]:
+            field = f"{context.spec.algorithm}.more_reward_models[{index - 1}]"
+            raise InvalidArgumentError(f"{version} is named twice; the reward models of an ensemble must differ", field=field)
+    return versions
+
+
+def rollout_seed(run_seed: int, step: int, index: int) -> int:
+    """The seed of one rollout: a pure function of the run's seed, the step and the place in the batch."""
+    return int.from_bytes(hashlib.sha256(f"rollout {run_seed} {step} {index}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,94 @@
+"""What a step with rollouts reports: metrics of the rollouts, averages over micro-batches and epochs, alarms in words.
+
+What does not belong here: anything with a gradient.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from accord.algos.kl import k3
+from accord.algos.masking import masked_mean
+from accord.training.rollout import Rollout
+from accord.training.rollout_tensors import RolloutTensors
+
+_RATIO_BOUND = 1e-3
+_LENGTH_FACTOR = 2.0
+_NEGATIVE_KL = -0.5
+
+
+class Averages:
+    """Metrics of a step: means over its minibatches; those of the first epoch also by themselves, where the policy must not have moved yet."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._minibatches = 0
+        self._epoch = 0
+
+    def add_policy(self, parts: Mapping[str, float]) -> None:
+        """Takes note of parts of a minibatch that say how far the policy is from the one that sampled."""
+        for name, value in parts.items():
+            self.add_part(name, value)
+            if self._minibatches == 0:
+                self.add_part(f"first_{name}", value)
+
+    def add_part(self, name: str, value: float) -> None:
+        """Takes note of a part of a minibatch."""
+        self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def add(self, name: str, value: float) -> None:
+        """Takes note of a number of a whole minibatch, and that the minibatch is over."""
+        self.add_part(name, value)
+        self._minibatches += 1
+
+    def end_epoch(self) -> None:
+        """Takes note that an epoch is over."""
+        self._epoch += 1
+
+    def values(self) -> dict[str, float]:
+        """The means, and the epochs that were done."""
+        count = max(1, self._minibatches)
+        means = {name: total if name.startswith("first_") else total / count for name, total in self._sums.items()}
+        return means | {"epochs": float(self._epoch)}
+
+
+def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, float]:
+    """Metrics of rollouts as they were sampled.
+
+    `kl` and `kl_k3` are nats a response; `sampler_gap_max` and `sampler_approx_kl` compare the policy service's logprobs with this process's,
+    nats a token; `score_std_between_models` is how far an ensemble's members are apart.
+    """
+    sampler = torch.zeros_like(tensors.old_logprobs)
+    for index, rollout in enumerate(rollouts):
+        sampler[index, : len(rollout.sampler_logprobs)] = torch.tensor(rollout.sampler_logprobs)
+    difference = torch.where(tensors.mask, sampler - tensors.old_logprobs, torch.zeros_like(sampler))
+    spread = {}
+    if len(rollouts[0].member_scores) > 1:
+        spread["score_std_between_models"] = statistics.fmean(statistics.pstdev(rollout.member_scores) for rollout in rollouts)
+    return spread | {
+        "score_mean": float(tensors.scores.mean()), "score_std": float(tensors.scores.std(unbiased=False)),
+        "kl": float(tensors.log_ratio.sum(dim=1).mean()), "kl_k3": float((k3(tensors.log_ratio) * tensors.mask).sum(dim=1).mean()),
+        "entropy": float(masked_mean(tensors.entropy, tensors.mask)), "response_tokens": float(tensors.mask.sum(dim=1).double().mean()),
+        "eos_rate": sum(rollout.ended for rollout in rollouts) / len(rollouts), "sampler_gap_max": float(difference.abs().max()),
+        "sampler_approx_kl": float(masked_mean(k3(difference), tensors.mask)),
+    }  # fmt: skip
+
+
+def alarms(metrics: Mapping[str, float], first_length: float) -> list[str]:
+    """What an engineer should look at, in sentences; empty when nothing is odd."""
+    found = []
+    if metrics["kl"] < _NEGATIVE_KL:
+        found.append(
+            f"alarm: mean k1 is {metrics['kl']:.3f}: samples are likelier under the reference than under the policy that drew them; "
+            "look for truncated sampling or wrong logprobs"
+        )
+    if abs(metrics["first_ratio_mean"] - 1) > _RATIO_BOUND:
+        found.append(
+            f"alarm: the ratio is {metrics['first_ratio_mean']:.4f} before the first update; it must be 1: old logprobs are not the policy's"
+        )
+    if metrics["response_tokens"] > _LENGTH_FACTOR * first_length:
+        found.append(f"alarm: responses grew from {first_length:.0f} to {metrics['response_tokens']:.0f} tokens; is length rewarded?")
+    return found

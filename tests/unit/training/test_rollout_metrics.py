@@ -1,0 +1,65 @@
+"""Metrics of rollouts, averages over micro-batches, and alarms that say what to look at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from accord.training.rollout import Rollout
+from accord.training.rollout_metrics import Averages, alarms, observed
+from accord.training.rollout_tensors import RolloutTensors
+
+
+def test_means_weigh_micro_batches_by_their_share_and_minibatches_alike() -> None:
+    averages = Averages()
+    for value, share in ((1.0, 0.25), (5.0, 0.75)):
+        averages.add_policy({"ratio_mean": value * share})
+        averages.add_part("value_loss", value * share)
+    averages.add("grad_norm", 2.0)
+    averages.add_policy({"ratio_mean": 10.0})
+    averages.add_part("value_loss", 10.0)
+    averages.add_part("ptx_loss", 3.0)
+    averages.add("grad_norm", 4.0)
+    averages.end_epoch()
+    values = averages.values()
+    assert values["ratio_mean"] == values["value_loss"] == pytest.approx((0.25 * 1 + 0.75 * 5 + 10) / 2)
+    assert values["grad_norm"] == 3
+    assert values["ptx_loss"] == 1.5
+    assert "first_value_loss" not in values
+    assert values["first_ratio_mean"] == pytest.approx(4.0), "before the first update, not the mean over all"
+    assert values["epochs"] == 1
+
+
+def test_the_spread_of_an_ensemble_is_the_mean_over_rollouts_and_absent_without_one() -> None:
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    tensors = RolloutTensors(mask, torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, 2.0]))
+
+    def of(*members: tuple[float, ...]) -> dict[str, float]:
+        return observed([Rollout("r", (1,), (2,), (0.0,), 0.0, True, 0, "v", scores) for scores in members], tensors)
+
+    assert of((1.0, 3.0), (4.0, 4.0))["score_std_between_models"] == pytest.approx(0.5)
+    assert "score_std_between_models" not in of((1.0,), (3.0,))
+    assert of((1.0,), (3.0,))["score_std"] == 1
+
+
+HEALTHY = {"kl": 0.4, "first_ratio_mean": 1.0, "response_tokens": 20.0}
+
+
+def test_nothing_odd_no_alarm() -> None:
+    assert alarms(HEALTHY, 20.0) == []
+    assert alarms({**HEALTHY, "kl": -0.1, "response_tokens": 39.0}, 20.0) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ({"kl": -0.8}, "mean k1 is -0.800"),
+        ({"first_ratio_mean": 1.01}, "the ratio is 1.0100 before the first update"),
+        ({"first_ratio_mean": 0.99}, "the ratio is 0.9900 before the first update"),
+        ({"response_tokens": 41.0}, "responses grew from 20 to 41 tokens"),
+    ],
+)
+def test_each_oddity_has_its_sentence(odd: dict[str, float], words: str) -> None:
+    (alarm,) = alarms({**HEALTHY, **odd}, 20.0)
+    assert alarm.startswith("alarm: ")
+    assert words in alarm
