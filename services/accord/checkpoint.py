@@ -110,11 +110,12 @@ def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str],
         FailedPreconditionError: as `read_checkpoint`.
     """
     _recover(folder, spec_digest)
-    for path in checkpoint_folders(folder):
+    paths = checkpoint_folders(folder)
+    for path in paths:
         try:
             return read_checkpoint(path, spec_digest=spec_digest)
         except DataLossError as error:
-            report(f"{error}; the one before it is used")
+            report(f"{error}; {'there is none before it: the run begins anew' if path == paths[-1] else 'the one before it is used'}")
     return None
 
 

@@ -29,7 +29,7 @@ from accord.rpc.channels import LoadBalancing
 from accord.rpc.config import load_config
 from accord.runspec import RunSpec, Spec
 
-EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED = 0, 1, 2, 3
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_AWAY = 0, 1, 2, 3, 4
 EventKind = Literal["state", "metrics", "message", "heartbeat"]
 
 

@@ -184,7 +184,7 @@ def assert_same_curve(run: TrainingRun, straight: TrainingRun) -> None:
 
 
 def _rows(content: bytes) -> list[dict[str, Any]]:
-    return [{**json.loads(line), "adapter_version": ""} for line in content.splitlines()]
+    return [{**json.loads(line), "adapter_version": ""} for line in content.splitlines()[:-1]]
 
 
 def test_a_reward_service_that_dies_is_waited_for_and_changes_nothing(world: World, straight: TrainingRun) -> None:
@@ -214,7 +214,7 @@ def test_a_policy_service_that_stays_away_ends_the_run_with_its_work_kept(world:
     run.start()
     run.until(lambda: run.last_step() >= 1)
     gone.kill()
-    assert run.wait() == 1
+    assert run.wait() == 4
     result = run.directory.result()
     assert result is not None
     assert f"policy service at {gone.address}" in result.message

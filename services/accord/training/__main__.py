@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnimplementedError
-from accord.rundir import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
+from accord.checkpoint import checkpoint_folders
+from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
 from accord.runspec import check_built
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CONFIGURATION
     directory = RunDirectory(path.parent)
     result = _run(run, directory)
-    directory.write_result(result)
+    try:
+        directory.write_result(result)
+    except OSError as error:  # the disk is full; the exit code still says how it ended
+        sys.stderr.write(f"error: the result cannot be written: {error}\n")
     if result.exit_code:
         sys.stderr.write(f"error: {result.message}\n")
     return result.exit_code
@@ -52,7 +56,9 @@ def _run(run: RunFile, directory: RunDirectory) -> RunResult:
                 return _evaluate(run, directory, stop)
             return _train(run, directory, events, stop)
         except RunStopped:
-            return RunResult(EXIT_STOPPED, f"stopped on request after step {events.step}, with a checkpoint", events.step)
+            return _stopped(directory)
+        except UnavailableError as error:
+            return RunResult(EXIT_AWAY, f"{error}; started again it goes on from its last checkpoint", events.step)
         except _CONFIGURATION_ERRORS as error:
             return RunResult(EXIT_CONFIGURATION, str(error), events.step)
         except (AccordError, OSError, MemoryError) as error:
@@ -60,6 +66,14 @@ def _run(run: RunFile, directory: RunDirectory) -> RunResult:
         except Exception as error:  # noqa: BLE001 - whoever watches the run reads its result; the traceback is for the log
             traceback.print_exc()
             return RunResult(EXIT_FAILED, f"a defect: {type(error).__name__}: {error}", events.step)
+
+
+def _stopped(directory: RunDirectory) -> RunResult:
+    kept = checkpoint_folders(directory.checkpoints)
+    if not kept:
+        return RunResult(EXIT_STOPPED, "stopped on request before its first step; it begins anew when it is resumed", 0)
+    step = int(kept[0].name)
+    return RunResult(EXIT_STOPPED, f"stopped on request after step {step}, with a checkpoint", step)
 
 
 def _train(run: RunFile, directory: RunDirectory, events: object, stop: object) -> RunResult:

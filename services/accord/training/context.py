@@ -5,6 +5,7 @@ What does not belong here: algorithms, and the loop that drives them (`accord.tr
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -75,7 +76,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._over.wait(_HEARTBEAT_SECONDS):
-            self._events.heartbeat()
+            with contextlib.suppress(OSError):  # a full disk is the run's to report, which it does at its next write
+                self._events.heartbeat()
 
 
 class StopSignal:

@@ -6,24 +6,26 @@ not belong here: what is learned from them (`accord.training.ppo`, `groups`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import queue
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
-from accord.errors import DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
+from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
 from accord.rpc.channels import ChannelConfig
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
-from accord.training.waiting import with_patience
+from accord.training.waiting import Errand, accompany, with_patience
 
 _CALL_SECONDS = 900.0
 
@@ -74,10 +76,7 @@ class RolloutSource:
                 raise InvalidArgumentError(f"{context.spec.algorithm} needs the {name} service; its address is empty", field=f"endpoints.{name}")
         self._context = context
         self._reward_model = reward_model
-        # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
-        policy = ChannelConfig(address=endpoints.policy, load_balancing=endpoints.policy_balancing, attempts=1)
-        self._policy = PolicyClient(policy, origin=Origin("rollout", context.run.name))
-        self._reward = RewardClient(ChannelConfig(address=endpoints.reward, attempts=1))
+        self._open()
 
     def check_services(self) -> None:
         """Compares the services' base model with this process's.
@@ -102,76 +101,165 @@ class RolloutSource:
                     )
 
     def collect(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> list[Rollout]:
-        """One rollout for each prompt under a policy version, in the order of the prompts; waits for services that are away."""
-        endpoints = self._context.run.endpoints
-        service = f"policy service at {endpoints.policy} or reward service at {endpoints.reward}"
-        return with_patience(self._context, "rollouts", service, lambda: self._collect(prompts, draw, version))
+        """One rollout for each prompt under a policy version, in the order of the prompts; waits for services that are away.
+
+        What has come stays when a service goes away, and only the rest is asked for again: nothing is lost, and a service that comes and goes
+        is got through.
+        """
+        batch = _Batch(prompts, draw, version)
+        phase = self._context.events.phase or "rollouts"
+        with_patience(
+            self._context, phase, "policy service or reward service", lambda: self._attempt(batch, phase), progressed_at=lambda: batch.progressed_at
+        )
+        return batch.rollouts()
 
     def close(self) -> None:
         """Closes the channels."""
         self._policy.close()
         self._reward.close()
 
-    def _collect(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> list[Rollout]:
-        samples: dict[int, WireSample] = {}
-        waiting: queue.Queue[ScoreItem | None] = queue.Queue()
-        with ThreadPoolExecutor(1) as pool:
-            scores = pool.submit(self._score, waiting)
+    def _open(self) -> None:
+        # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
+        endpoints = self._context.run.endpoints
+        policy = ChannelConfig(address=endpoints.policy, load_balancing=endpoints.policy_balancing, attempts=1)
+        self._policy = PolicyClient(policy, origin=Origin("rollout", self._context.run.name))
+        self._reward = RewardClient(ChannelConfig(address=endpoints.reward, attempts=1))
+
+    def _abandon(self) -> None:
+        """Ends all calls, from whichever thread."""
+        self.close()
+        self._open()
+
+    def _attempt(self, batch: _Batch, phase: str) -> None:
+        """Asks for what a batch lacks; samples are scored while others are still being sampled."""
+        waiting: queue.Queue[int | None] = queue.Queue()
+        for index in batch.unscored():
+            waiting.put(index)
+
+        def sample(errand: Errand) -> None:
             try:
-                for index, sample in self._sample(prompts, draw, version):
-                    samples[index] = sample
-                    waiting.put(ScoreItem(TokenIds(prompts[index].prompt), TokenIds(sample.token_ids), str(index)))
+                self._sample(batch, errand, waiting.put)
             finally:
                 waiting.put(None)
-            found = scores.result()
-        return [
-            Rollout(
-                prompt.id, prompt.prompt, samples[index].token_ids, samples[index].logprobs, found[str(index)].score,
-                samples[index].finish_reason == "eos", draw.seeds[index], version, found[str(index)].member_scores,
-            )
-            for index, prompt in enumerate(prompts)
-        ]  # fmt: skip
 
-    def _sample(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> Iterator[tuple[int, WireSample]]:
-        items = [
-            GenerateItem(TokenIds(prompt.prompt), Sampling(max_tokens=draw.max_tokens, temperature=draw.temperature, seed=seed))
-            for prompt, seed in zip(prompts, draw.seeds, strict=True)
-        ]
-        missing = set(range(len(prompts)))
-        for event in self._policy.generate_stream(items, adapter=version, timeout_seconds=_CALL_SECONDS):
-            if event.error is not None:
+        policy = Errand(f"policy service at {self._context.run.endpoints.policy}", sample)
+        reward = Errand(
+            f"reward service at {self._context.run.endpoints.reward}", lambda errand: self._score(batch, errand, iter(waiting.get, None)),
+            lambda: bool(batch.unscored()),
+        )  # fmt: skip
+        accompany(self._context, phase, [policy, reward], self._abandon)
+
+    def _sample(self, batch: _Batch, errand: Errand, hand_over: Callable[[int], None]) -> None:
+        """Samples what is missing. One that cannot be used does not hold up the others, and is sampled again.
+
+        An aborted response is none: its end is neither the model's nor the limit's.
+        """
+        asked = batch.unsampled()
+        items = [batch.item(index) for index in asked]
+        unusable: AccordError | None = None
+        for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=_CALL_SECONDS) if items else ():
+            if errand.abandoned:
+                return
+            errand.heard()
+            if event.error is not None and not event.error.retryable:
                 raise event.error
-            if event.sample is not None and event.sample.finish_reason == "aborted":
-                raise UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
-            if event.sample is not None:
-                missing.discard(event.item_index)
-                yield event.item_index, event.sample
-        if missing:
-            raise InternalError(f"the policy service left {len(missing)} of {len(prompts)} prompts without an answer")
+            if event.error is not None:
+                unusable = event.error
+            elif event.sample is not None and event.sample.finish_reason == "aborted":
+                unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
+            elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
+                prompt = batch.prompts[asked[event.item_index]].id
+                unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
+            elif event.sample is not None:
+                batch.keep_sample(asked[event.item_index], event.sample)
+                hand_over(asked[event.item_index])
+        if unusable is not None:
+            raise unusable
+        if missing := len(batch.unsampled()):
+            raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
 
-    def _score(self, waiting: queue.Queue[ScoreItem | None]) -> dict[str, ScoreResult]:
-        found: dict[str, ScoreResult] = {}
-        for result in self._reward.score_stream(iter(waiting.get, None), self._reward_model, timeout_seconds=_CALL_SECONDS):
-            if result.error is not None:
+    def _score(self, batch: _Batch, errand: Errand, indices: Iterator[int]) -> None:
+        """Scores samples as they come. One that gets no number does not hold up the others, and is asked for again."""
+        unusable: UnavailableError | None = None
+        items = (batch.score_item(index) for index in indices)
+        for result in self._reward.score_stream(items, self._reward_model, timeout_seconds=_CALL_SECONDS):
+            if errand.abandoned:
+                return
+            errand.heard()
+            if result.error is not None and not isinstance(result.error, DataLossError):
                 raise result.error
-            self._check_score(result)
-            found[result.item_id] = result
-        return found
+            index = int(result.item_id)
+            if (reason := self._without_number(result)) is not None:
+                unusable = UnavailableError(f"the response to prompt {batch.prompts[index].id} has no score that is a number: {reason}")
+            else:
+                batch.keep_score(index, result)
+        if unusable is not None:
+            raise unusable
+        if missing := len(batch.unscored()):
+            raise InternalError(f"the reward service left {missing} of {len(batch.samples)} responses without a score")
 
-    def _check_score(self, result: ScoreResult) -> None:
+    def _without_number(self, result: ScoreResult) -> str | None:
+        """Why a score cannot be used: which reward model gave which; None where all is well."""
+        if result.error is not None:
+            return str(result.error)
         members = self._reward_model.members
         if len(result.member_scores) != len(members):
             raise InternalError(f"the reward service gave {len(result.member_scores)} scores of {len(members)} reward models")
-        for index, (member, score) in enumerate(zip(members, result.member_scores, strict=True)):
-            if not math.isfinite(score):
-                field = f"more_reward_models[{index - 1}]" if index else "reward_model"
-                raise DataLossError(f"{member} gives a score of {score}", field=f"{self._context.spec.algorithm}.{field}")
+        broken = [f"{member} gives {score}" for member, score in zip(members, result.member_scores, strict=True) if not math.isfinite(score)]
+        if not broken and not math.isfinite(result.score):
+            broken = [f"the ensemble gives {result.score}"]
+        return ", ".join(broken) or None
+
+
+class _Batch:
+    """Rollouts in the making: what has been sampled and scored so far, by the place of the prompt."""
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
+        self.prompts = prompts
+        self.draw = draw
+        self.version = version
+        self.samples: dict[int, WireSample] = {}
+        self.scores: dict[int, ScoreResult] = {}
+        self.progressed_at = 0.0
+
+    def keep_sample(self, index: int, sample: WireSample) -> None:
+        self.samples[index] = sample
+        self.progressed_at = time.monotonic()
+
+    def keep_score(self, index: int, score: ScoreResult) -> None:
+        self.scores[index] = score
+        self.progressed_at = time.monotonic()
+
+    def unsampled(self) -> list[int]:
+        return [index for index in range(len(self.prompts)) if index not in self.samples]
+
+    def unscored(self) -> list[int]:
+        """Those that are sampled and have no score."""
+        return [index for index in sorted(self.samples.copy()) if index not in self.scores]
+
+    def item(self, index: int) -> GenerateItem:
+        sampling = Sampling(max_tokens=self.draw.max_tokens, temperature=self.draw.temperature, seed=self.draw.seeds[index])
+        return GenerateItem(TokenIds(self.prompts[index].prompt), sampling)
+
+    def score_item(self, index: int) -> ScoreItem:
+        return ScoreItem(TokenIds(self.prompts[index].prompt), TokenIds(self.samples[index].token_ids), str(index))
+
+    def rollouts(self) -> list[Rollout]:
+        """In the order of the prompts."""
+        return [
+            Rollout(
+                prompt.id, prompt.prompt, self.samples[index].token_ids, self.samples[index].logprobs, self.scores[index].score,
+                self.samples[index].finish_reason == "eos", self.draw.seeds[index], self.version, self.scores[index].member_scores,
+            )
+            for index, prompt in enumerate(self.prompts)
+        ]  # fmt: skip
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
-    """Writes rollouts at once: a reader sees all of them or nothing."""
+    """Writes rollouts at once, the sha256 of their lines behind them: a reader sees all of them or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(asdict(rollout)) + "\n" for rollout in rollouts))
+    text = "".join(json.dumps(asdict(rollout)) + "\n" for rollout in rollouts)
+    write_atomically(path, text + json.dumps({"sha256": _digest(text)}) + "\n")
 
 
 def read_rollouts(path: Path) -> list[Rollout] | None:
@@ -183,13 +271,30 @@ def read_rollouts(path: Path) -> list[Rollout] | None:
     if not path.exists():
         return None
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [
-            Rollout(
-                row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]), tuple(row["sampler_logprobs"]), row["score"],
-                row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]),
-            )
-            for row in rows
-        ]  # fmt: skip
+        *lines, last = path.read_text().splitlines(keepends=True)
+        if json.loads(last)["sha256"] != _digest("".join(lines)):
+            raise ValueError("its lines do not match their sha256")
+        return [_rollout(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise DataLossError(f"rollout file {path.name} is damaged: {error}") from error
+
+
+def kept_rollouts(path: Path, report: Callable[[str], None]) -> list[Rollout] | None:
+    """As `read_rollouts`; a damaged file is reported, put aside and counts as none: seeds decide what is sampled, so nothing is lost with it."""
+    try:
+        return read_rollouts(path)
+    except DataLossError as error:
+        report(f"{error}; they are sampled again")
+        path.replace(path.with_suffix(".damaged"))
+        return None
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
+    return Rollout(
+        row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]), tuple(row["sampler_logprobs"]), row["score"],
+        row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]),
+    )  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

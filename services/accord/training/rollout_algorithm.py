@@ -27,7 +27,7 @@ from accord.training.examples import EncodedPrompt, batch_at, epoch_order
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
-from accord.training.rollout import Draw, Rollout, RolloutSource, read_rollouts, write_rollouts
+from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, write_rollouts
 from accord.training.rollout_metrics import alarms, observed
 from accord.training.rollout_tensors import RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
@@ -137,7 +137,7 @@ class RolloutAlgorithm(ABC):
     def _rollouts(self, step: int) -> list[Rollout]:
         """The rollouts of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
         path = self._context.directory.rollouts / f"{step:08d}.jsonl"
-        known = read_rollouts(path)
+        known = kept_rollouts(path, self._context.events.message)
         if known is not None:
             return known
         spec = self._context.spec

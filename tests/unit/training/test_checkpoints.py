@@ -61,6 +61,14 @@ def test_another_specification_is_no_damage_but_a_mistake(tmp_path: Path) -> Non
         latest(tmp_path)
 
 
+def test_where_none_is_whole_it_is_said_that_the_run_begins_anew(tmp_path: Path) -> None:
+    for step in (2, 4):
+        (write(tmp_path, step) / "optimizer").unlink()
+    said: list[str] = []
+    assert latest(tmp_path, said) is None
+    assert [text.split("; ")[1] for text in said] == ["the one before it is used", "there is none before it: the run begins anew"]
+
+
 @pytest.mark.parametrize("file", ["adapter/weights", "optimizer", MANIFEST])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "longer"])
 def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, file: str, damage: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_rollouts_are_on_disk_before_they_are_used_and_used_again_after_a_kill(t
     }
 
 
-def test_rollouts_round_trip_and_damage_is_named(tmp_path: Path, tiny_folder: Path) -> None:
+def test_rollouts_round_trip_and_every_damage_is_seen(tmp_path: Path, tiny_folder: Path) -> None:
     context, algorithm, _ = ready(tmp_path, tiny_folder, {})
     one_step(algorithm)
     path = context.directory.rollouts / "00000000.jsonl"
@@ -173,9 +174,26 @@ def test_rollouts_round_trip_and_damage_is_named(tmp_path: Path, tiny_folder: Pa
     write_rollouts(tmp_path / "again.jsonl", rollouts)
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
     assert read_rollouts(tmp_path / "none.jsonl") is None
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataLossError, match=r"rollout file 00000000\.jsonl is damaged"):
-        one_step(algorithm)
+    content = path.read_bytes()
+    flips = [bytes([*content[:place], content[place] ^ 1, *content[place + 1 :]]) for place in range(0, len(content) - 1, 17)]
+    for damaged in (content[:-20], content[: len(content) // 2], b"", b"\xff", *flips):
+        path.write_bytes(damaged)
+        with pytest.raises(DataLossError, match=r"rollout file 00000000\.jsonl is damaged"):
+            read_rollouts(path)
+
+
+def test_a_damaged_rollout_file_is_said_put_aside_and_sampled_again(tmp_path: Path, tiny_folder: Path) -> None:
+    context, algorithm, source = ready(tmp_path, tiny_folder, {})
+    first, _ = one_step(algorithm)
+    path = context.directory.rollouts / "00000000.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    second, _ = one_step(algorithm)
+    assert len(source.calls) == 2
+    assert path.read_bytes() == content, "seeds decide what is sampled"
+    assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
+    assert (context.directory.rollouts / "00000000.damaged").exists()
+    assert any("00000000.jsonl is damaged" in event.text and "sampled again" in event.text for event in context.directory.events())
 
 
 def test_each_rollout_has_a_seed_of_its_own() -> None:
@@ -190,9 +208,11 @@ def test_a_sampler_that_computes_another_policy_is_refused(tmp_path: Path, tiny_
     context, algorithm, _ = ready(tmp_path, tiny_folder, {})
     one_step(algorithm)
     path = context.directory.rollouts / "00000000.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[1]["sampler_logprobs"][0] -= 0.5
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rollouts = read_rollouts(path)
+    assert rollouts is not None
+    first, *rest = rollouts[1].sampler_logprobs
+    rollouts[1] = replace(rollouts[1], sampler_logprobs=(first - 0.5, *rest))
+    write_rollouts(path, rollouts)
     with pytest.raises(FailedPreconditionError, match=r"differ by up to 0\.5 nats a token") as error:
         one_step(algorithm)
     assert error.value.field == "endpoints.policy"

@@ -20,6 +20,7 @@ from accord.training import rollout
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, RolloutSource, read_rollouts, write_rollouts
+from accord.training.waiting import ServiceAwayError
 
 DIGESTS = ModelDigests("b" * 64, "t" * 64, "c" * 64)
 PROMPTS = [EncodedPrompt(f"p{n}", (1, 10 + n)) for n in range(3)]
@@ -33,6 +34,8 @@ class FakePolicy:
     def __init__(self) -> None:
         self.digests, self.lose, self.errors = DIGESTS, set[int](), list[AccordError]()
         self.aborts = 0
+        self.dies_after = 1_000
+        self.broken = dict[int, int]()
         self.asked: list[tuple[Sequence[GenerateItem], str]] = []
 
     def model_info(self) -> Any:
@@ -43,8 +46,14 @@ class FakePolicy:
         if self.errors:
             raise self.errors.pop()
         self.aborts -= 1
-        for index in reversed(range(len(items))):
+        for count, index in enumerate(reversed(range(len(items)))):
+            if count == self.dies_after:
+                raise UnavailableError("gone in the middle")
             seed = items[index].sampling.seed or 0
+            if self.broken.get(index, 0):
+                self.broken[index] -= 1
+                yield StreamEvent(index, 0, sample=Sample(0, "", (seed, 2), (-0.5, math.nan), "eos", seed))
+                continue
             if index not in self.lose:
                 whole = Sample(0, "", (seed, 2), (-0.5, -0.25), "eos" if index else "length", seed)
                 cut = Sample(0, "", (seed,), (-0.5,), "aborted", seed)
@@ -54,23 +63,40 @@ class FakePolicy:
 
 
 class FakeReward:
-    """Scores a response by its first token, each further member one lower; `scores` overrule the first; answers in the order of the questions."""
+    """Scores a response by its first token, each further member one lower, in the order of the questions.
+
+    `until` are the faulty answers that come before the right one.
+    """
 
     def __init__(self) -> None:
-        self.digests, self.scores, self.errors = DIGESTS, dict[str, float](), dict[str, AccordError]()
+        self.digests, self.errors = DIGESTS, dict[str, AccordError]()
         self.described: list[str] = []
+        self.until = dict[str, list[Any]]()
+        self.dies_after = 1_000
+        self.asked, self.answered = list[list[str]](), list[str]()
 
     def reward_model_info(self, name: str) -> Any:
         self.described.append(name)
         return SimpleNamespace(digests=self.digests)
 
     def score_stream(self, items: Iterable[ScoreItem], model: RewardModel, *, timeout_seconds: float) -> Iterator[ScoreResult]:
+        asked: list[str] = []
+        self.asked.append(asked)
         for item in items:
-            first = self.scores.get(item.item_id, float(item.response.ids[0]))  # type: ignore[union-attr]
+            asked.append(item.item_id)
+            if len(asked) > self.dies_after:
+                raise UnavailableError("gone in the middle")
+            fault = self.until.get(item.item_id)
+            first: Any = fault.pop(0) if fault else float(item.response.ids[0])  # type: ignore[union-attr]
+            self.answered.append(item.item_id)
+            error = first if isinstance(first, AccordError) else self.errors.get(item.item_id)
+            if error is not None:
+                yield ScoreResult(item.item_id, error, 0.0, (), 3)
+                continue
             members = tuple(first - place for place in range(len(model.members)))
             mean = sum(members) / len(members)
             score = mean - model.std_coefficient * math.sqrt(sum((each - mean) ** 2 for each in members) / len(members))
-            yield ScoreResult(item.item_id, self.errors.get(item.item_id), score, members, 3)
+            yield ScoreResult(item.item_id, None, score, members, 3)
 
     def close(self) -> None: ...
 
@@ -128,12 +154,47 @@ def test_a_prompt_without_an_answer_is_no_silent_loss(context: RunContext, servi
         RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_score_that_is_no_number_is_refused(context: RunContext, services: tuple[FakePolicy, FakeReward], score: float) -> None:
-    services[1].scores["1"] = score
-    with pytest.raises(DataLossError, match="gives a score of") as error:
+@pytest.mark.parametrize("fault", [math.nan, math.inf, DataLossError("gives this response a score of nan; its weights or facts are damaged")])
+def test_a_score_that_is_no_number_is_asked_for_again_alone(context: RunContext, services: tuple[FakePolicy, FakeReward], fault: Any) -> None:
+    policy, reward = services
+    reward.until["1"] = [fault, fault]
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+    assert [each.score for each in found] == [11, 22, 33]
+    assert [ids for ids in reward.asked if ids] == [["2", "1", "0"], ["1"], ["1"]]
+    assert [len(items) for items, _ in policy.asked] == [3], "what was sampled is not sampled again"
+    waits = [event.waiting_on for event in context.directory.events() if event.waiting_on]
+    assert len(waits) == 2
+    for part in (
+        "reward service at 127.0.0.1:1",
+        "the response to prompt p1 has no score that is a number",
+        "adapters/rm/versions/1 gives inf" if fault == math.inf else "nan",
+    ):
+        assert part in waits[0]
+
+
+def test_a_score_that_stays_no_number_ends_the_run_by_name(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    context.run = context.run.model_copy(update={"wait_seconds": 0.2})
+    services[1].until["1"] = [math.nan] * 1000
+    with pytest.raises(ServiceAwayError, match=r"the response to prompt p1 has no score that is a number: adapters/rm/versions/1 gives nan"):
         RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
-    assert error.value.field == "ppo.reward_model"
+
+
+def test_logprobs_that_are_no_numbers_are_sampled_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    services[0].broken = {1: 1}
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+    assert [each.sampler_logprobs for each in found] == [(-0.5, -0.25)] * 3
+    assert [len(items) for items, _ in services[0].asked] == [3, 1]
+
+
+def test_what_came_before_a_service_went_is_kept(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    """A service that dies after every single answer is got through, and nothing is asked for twice."""
+    policy, reward = services
+    policy.dies_after = 1
+    reward.dies_after = 1
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+    assert [each.score for each in found] == [11, 22, 33]
+    assert [[item.sampling.seed for item in items] for items, _ in policy.asked[:3]] == [[11, 22, 33], [11, 22], [11]]
+    assert sorted(reward.answered) == ["0", "1", "2"]
 
 
 def test_an_item_that_the_reward_service_refuses_is_an_error(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
@@ -150,14 +211,14 @@ def test_a_service_that_comes_back_is_asked_the_same_again(context: RunContext, 
     assert services[0].asked[0] == services[0].asked[2]
     waits = [event.waiting_on for event in context.directory.events() if event.waiting_on]
     assert len(waits) == 2
-    assert "policy service at 127.0.0.1:1 or reward service at 127.0.0.1:1: UNAVAILABLE: gone" in waits[0]
+    assert "policy service at 127.0.0.1:1: UNAVAILABLE: gone" in waits[0]
 
 
 def test_a_response_that_was_cut_off_by_a_pause_is_sampled_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
     """Half a response is none: its end is neither the model's nor the limit's."""
     services[0].aborts = 1
     found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
-    assert len(services[0].asked) == 2
+    assert [len(items) for items, _ in services[0].asked] == [3, 1]
     assert [len(each.response_ids) for each in found] == [2, 2, 2]
 
 

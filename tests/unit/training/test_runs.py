@@ -16,7 +16,7 @@ from tests.unit.training.surroundings import WORDS, make_context, make_ppo, metr
 
 from accord import checkpoint
 from accord.errors import UnavailableError
-from accord.rundir import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory
 from accord.training import __main__ as entry
 from accord.training.__main__ import build
 from accord.training.context import EventLog, Heartbeat, RunContext, RunStopped, StopSignal
@@ -313,7 +313,27 @@ class TestProcess:
         monkeypatch.setattr(StopSignal, "install", lambda self: self.set())
         code, result = main(make_context(tmp_path, tiny_folder, spec_of(tmp_path, "sft")))
         assert (code, result.exit_code) == (EXIT_STOPPED, EXIT_STOPPED)
-        assert "stopped on request after step 0" in result.message
+        assert "stopped on request after step 0, with a checkpoint" in result.message
+
+    def test_stopped_before_there_is_anything_to_keep(self, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stopped(*_: Any) -> None:
+            raise RunStopped
+
+        monkeypatch.setattr("accord.training.sft.SupervisedFineTuning.setup", stopped)
+        code, result = main(make_context(tmp_path, tiny_folder, spec_of(tmp_path, "sft")))
+        assert (code, result.step) == (EXIT_STOPPED, 0)
+        assert result.message == "stopped on request before its first step; it begins anew when it is resumed"
+
+    def test_a_service_that_stays_away_has_a_code_of_its_own(self, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def away(*_: Any) -> None:
+            raise UnavailableError("reward service at x gave no answer")
+
+        monkeypatch.setattr("accord.training.sft.SupervisedFineTuning.step", away)
+        context = make_context(tmp_path, tiny_folder, spec_of(tmp_path, "sft"))
+        code, result = main(context)
+        assert (code, result.exit_code) == (EXIT_AWAY, 4)
+        assert "reward service at x gave no answer; started again it goes on from its last checkpoint" in result.message
+        assert [path.name for path in context.directory.checkpoints.iterdir()] == ["00000000"]
 
     def test_broken_run_files(self, tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert entry.main(["--config", str(tmp_path / "none.yaml")]) == EXIT_CONFIGURATION
