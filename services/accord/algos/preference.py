@@ -32,12 +32,13 @@ class PreferenceOutput(NamedTuple):
 
 def dpo_loss(
     policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, *,
-    beta: float, preference: Tensor | float = 1.0,
+    beta: float, preference: Tensor | float = 1.0, margin: Tensor | float = 0.0,
 ) -> PreferenceOutput:  # fmt: skip
-    """Direct Preference Optimization loss with soft labels, one value per pair.
+    """Direct Preference Optimization loss with soft labels and an offset, one value per pair.
 
     Rafailov et al. 2023 (arXiv:2305.18290), eq. 7. With h = (policy log-odds - reference log-odds) of chosen over rejected, the loss is
-    ``-p log sigmoid(beta h) - (1 - p) log sigmoid(-beta h)``: plain DPO at p = 1, log 2 where the policy still equals the reference.
+    ``-p log sigmoid(beta h) - (1 - p) log sigmoid(-beta h)``: plain DPO at p = 1, log 2 where the policy still equals the reference. The margin
+    m is the offset of Amini et al. 2024 (arXiv:2402.10571): ``-log sigmoid(beta h - m)`` at p = 1, and for soft labels as in `bradley_terry_loss`.
 
     Args:
         policy_chosen: log pi(y_w | x) in nats, summed over response tokens, shape (batch,).
@@ -46,14 +47,15 @@ def dpo_loss(
         reference_rejected: log pi_ref(y_l | x); carries no gradient.
         beta: strength of the KL constraint, positive.
         preference: probability that chosen is the better response, in [0, 1], scalar or shape (batch,).
+        margin: how far apart the implicit rewards should be at least, at least 0, scalar or shape (batch,).
 
     Raises:
-        ValueError: beta is not positive, a preference lies outside [0, 1], or the shapes differ.
+        ValueError: beta is not positive, a preference lies outside [0, 1], a margin is negative, or the shapes differ.
     """
     h = _log_odds(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     _positive("beta", beta)
-    p = _probability(preference, h)
-    losses = -p * logsigmoid(beta * h) - (1 - p) * logsigmoid(-beta * h)
+    p, m = _probability(preference, h), _margin(margin, h)
+    losses = -p * logsigmoid(beta * h - m) - (1 - p) * logsigmoid(-beta * h - m)
     return _implicit(losses, policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta)
 
 
@@ -144,16 +146,14 @@ def bradley_terry_loss(
         chosen_scores: shape (batch,).
         rejected_scores: shape (batch,).
         preference: probability that chosen is better, in [0, 1], scalar or shape (batch,).
-        margin: how far apart the scores should be at least, at least 0.
+        margin: how far apart the scores should be at least, at least 0, scalar or shape (batch,).
 
     Raises:
         ValueError: a preference lies outside [0, 1], a margin is negative, or the shapes differ.
     """
     _same(chosen_scores, rejected_scores)
     p = _probability(preference, chosen_scores)
-    gap = torch.as_tensor(margin, dtype=chosen_scores.dtype, device=chosen_scores.device)
-    if bool((gap < 0).any()):
-        raise ValueError("a margin must not be negative")
+    gap = _margin(margin, chosen_scores)
     difference = chosen_scores - rejected_scores
     losses = -p * logsigmoid(difference - gap) - (1 - p) * logsigmoid(-difference - gap)
     return _output(losses, chosen_scores, rejected_scores)
@@ -200,16 +200,18 @@ class PreferenceLoss:
 
     def __call__(
         self, policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor,
-        preference: Tensor | float = 1.0,
+        preference: Tensor | float = 1.0, margin: Tensor | float = 0.0,
     ) -> PreferenceOutput:  # fmt: skip
         """Returns the loss of each pair; arguments as `dpo_loss`.
 
         Raises:
-            ValueError: a soft label with a loss that has no place for one.
+            ValueError: a soft label or a margin with a loss that has no place for one.
         """
         four = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
         if self.kind == "sigmoid":
-            return dpo_loss(*four, beta=self.beta, preference=preference)
+            return dpo_loss(*four, beta=self.beta, preference=preference, margin=margin)
+        if not bool((torch.as_tensor(margin) == 0).all()):
+            raise ValueError(f"loss {self.kind} has no place for a margin; use sigmoid")
         if not bool((torch.as_tensor(preference) == 1).all()):
             raise ValueError(f"loss {self.kind} takes hard labels only; round the preferences or use sigmoid")
         if self.kind == "cdpo":
@@ -243,6 +245,15 @@ def _probability(preference: Tensor | float, like: Tensor) -> Tensor:
     if p.dim() and p.shape != like.shape:
         raise ValueError(f"preferences of shape {tuple(p.shape)} do not fit pairs of shape {tuple(like.shape)}")
     return p
+
+
+def _margin(margin: Tensor | float, like: Tensor) -> Tensor:
+    m = torch.as_tensor(margin, dtype=like.dtype, device=like.device)
+    if not bool((m >= 0).all()):
+        raise ValueError("a margin must not be negative")
+    if m.dim() and m.shape != like.shape:
+        raise ValueError(f"margins of shape {tuple(m.shape)} do not fit pairs of shape {tuple(like.shape)}")
+    return m
 
 
 def _positive(name: str, value: float) -> None:

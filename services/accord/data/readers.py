@@ -199,7 +199,7 @@ def _pair(row: Row, row_id: str, split: str, task: Task) -> PreferencePair:
     preference = 0.5 if row.chosen == row.rejected else row.preference
     return PreferencePair(
         row_id, task, row.messages, row.chosen, row.rejected, preference, _prompt_id(row, row_id), row.human_preference, row.reference,
-        split, row.metadata,
+        split, row.metadata, row.rating_gap,
     )  # fmt: skip
 
 

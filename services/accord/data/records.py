@@ -32,7 +32,8 @@ class PreferencePair:
     """Two responses to one prompt.
 
     `preference` is the probability that `chosen` is better: 1 for a hard label, 0.5 for a tie. `group` is the same for all pairs of one
-    prompt. `human_preference` is that probability according to people, None where nobody was asked.
+    prompt. `human_preference` is that probability according to people, None where nobody was asked. `rating_gap` is the rating of `chosen` less
+    that of `rejected`, on the raters' scale, None where they were not rated.
     """
 
     pair_id: str
@@ -46,6 +47,7 @@ class PreferencePair:
     reference: str | None = None
     split: str = "train"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    rating_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,14 @@ class Dataset(Generic[RecordT]):
 
 
 def canonical(record: Record) -> str:
-    """The record as JSON with sorted keys: equal for equal records, on any machine."""
-    return json.dumps(asdict(record), sort_keys=True, ensure_ascii=False)
+    """The record as JSON with sorted keys: equal for equal records, on any machine.
+
+    A pair without ratings is written without them, as before there were any: the digests of such data, which studies are keyed by, stay.
+    """
+    values = asdict(record)
+    if values.get("rating_gap", 0.0) is None:
+        del values["rating_gap"]
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
 def digest_of(records: tuple[Record, ...]) -> str:

@@ -30,6 +30,7 @@ def write_pairs(path: Path | str, rows: Iterable[PreferencePair]) -> str:
 
 
 def _row(pair: PreferencePair) -> dict[str, object]:
+    rated = {} if pair.rating_gap is None else {"rating_gap": pair.rating_gap}
     return {
         "pair_id": pair.pair_id,
         "task": pair.task.value,
@@ -42,4 +43,5 @@ def _row(pair: PreferencePair) -> dict[str, object]:
         "group": pair.group,
         "split": pair.split,
         "metadata": dict(pair.metadata),
+        **rated,
     }

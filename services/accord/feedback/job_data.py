@@ -57,7 +57,8 @@ def shown_pair(pair: PreferencePair, seed: int) -> LabelPairItem:
 def labelled_pair(pair: PreferencePair, label: LabelFacts, seed: int, metadata: dict[str, str]) -> PreferencePair | None:
     """The pair as the judge sees it: `chosen` is what it prefers, `preference` its P(chosen better), at least one half; None on abstention.
 
-    A tie has preference 0.5 and keeps A, which the seed chose, in front: the data set's own order must not shine through.
+    A tie has preference 0.5 and keeps A, which the seed chose, in front: the data set's own order must not shine through. Where the judge rated,
+    `rating_gap` is the difference of the expected ratings; of other judges a row has none: who rated the data set's responses did not label them.
     """
     if label.preference is None:
         return None
@@ -65,10 +66,20 @@ def labelled_pair(pair: PreferencePair, label: LabelFacts, seed: int, metadata: 
     a_wins = label.outcome != "b"
     preference = {"a": label.preference, "b": 1.0 - label.preference}.get(label.outcome, 0.5)
     chosen, rejected = (item.response_a, item.response_b) if a_wins else (item.response_b, item.response_a)
-    human = item.human_preference
-    if human is not None and not a_wins:
-        human = 1.0 - human
-    return replace(pair, chosen=chosen, rejected=rejected, preference=preference, human_preference=human, metadata={**pair.metadata, **metadata})
+    human, gap = item.human_preference, rating_gap(label)
+    if not a_wins:
+        human, gap = None if human is None else 1.0 - human, None if gap is None else -gap
+    facts = {**pair.metadata, **metadata}
+    return replace(pair, chosen=chosen, rejected=rejected, preference=preference, human_preference=human, metadata=facts, rating_gap=gap)
+
+
+def rating_gap(label: LabelFacts) -> float | None:
+    """A's expected rating less B's, out of a rating judge's answer; None where the judge was another or was not asked."""
+    for judgement in label.judgements if label.kind == "rating" else ():
+        if judgement.evidence_first is not None and judgement.evidence_second is not None:
+            gap = judgement.evidence_first - judgement.evidence_second
+            return gap if judgement.a_first else -gap
+    return None
 
 
 def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair, ...]) -> dict[str, str]:

@@ -209,6 +209,29 @@ def test_reward_loss_with_soft_labels_is_least_where_the_model_says_the_label() 
     assert logit.grad.item() == pytest.approx(0, abs=1e-12)
 
 
+def test_dpo_with_an_offset() -> None:
+    """Amini et al. 2024 (arXiv:2402.10571): -log s(beta h - m). At beta h = .15 and m = .3 it is softplus(.15) = .770957, and at m = .15 ln 2."""
+    assert dpo_loss(*example(), beta=0.1, margin=0.3).losses.item() == pytest.approx(0.770957, abs=5e-7)
+    assert PreferenceLoss("sigmoid", 0.1)(*example(), margin=numbers(0.15)).losses.item() == pytest.approx(LN2)
+    four = policies(4)
+    assert torch.equal(dpo_loss(*four, beta=0.1, margin=0.0).losses, dpo_loss(*four, beta=0.1).losses)
+    assert torch.equal(dpo_loss(*four, beta=0.1, margin=3.0).margins, dpo_loss(*four, beta=0.1).margins), (
+        "the metric is of the policy, not of the loss"
+    )
+
+
+@pytest.mark.parametrize("p", [1.0, 0.7])
+def test_the_gradient_of_dpo_with_an_offset(p: float) -> None:
+    """dL / dh = -beta (p s(m - beta h) - (1 - p) s(beta h + m)), and finite differences."""
+    four, m = policies(5), torch.linspace(0, 2, 6, dtype=torch.float64)
+    chosen, rejected = (each.clone().requires_grad_() for each in four[:2])
+    grad, other = torch.autograd.grad(dpo_loss(chosen, rejected, *four[2:], beta=0.3, preference=p, margin=m).losses.sum(), (chosen, rejected))
+    bh = 0.3 * ((four[0] - four[1]) - (four[2] - four[3]))
+    torch.testing.assert_close(grad, -0.3 * (p * torch.sigmoid(m - bh) - (1 - p) * torch.sigmoid(bh + m)))
+    torch.testing.assert_close(other, -grad)
+    assert torch.autograd.gradcheck(lambda w, v: dpo_loss(w, v, *four[2:], beta=0.3, preference=p, margin=m).losses, (chosen, rejected))
+
+
 def test_a_margin_asks_more_of_both_directions() -> None:
     """With a soft label the margin holds for either response: swapping the responses and the label changes nothing."""
     there = bradley_terry_loss(numbers(1.0), numbers(-1.0), preference=0.8, margin=0.3).losses
@@ -254,6 +277,9 @@ def test_extreme_arguments_stay_finite() -> None:
         (lambda: cdpo_loss(*example(), beta=0.1, label_smoothing=0.5), "label_smoothing"),
         (lambda: robust_dpo_loss(*example(), beta=0.1, label_smoothing=-0.1), "label_smoothing"),
         (lambda: bradley_terry_loss(numbers(1), numbers(2), margin=-1.0), "margin"),
+        (lambda: bradley_terry_loss(numbers(1), numbers(2), margin=numbers(1, 1)), "do not fit"),
+        (lambda: dpo_loss(*example(), beta=0.1, margin=float("nan")), "margin must not be negative"),
+        (lambda: PreferenceLoss("hinge", 0.1)(*example(), margin=0.1), "no place for a margin"),
         (lambda: bradley_terry_loss(numbers(1), numbers(2, 3)), "differ"),
         (lambda: simpo_loss(numbers(1), numbers(2), beta=1.0, gamma=-1.0), "gamma"),
         (lambda: grouped_mean(numbers(), torch.tensor([])), "no pair"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from accord.data.formats import FORMATS
 from accord.data.readers import read_demonstrations, read_pairs, read_prompts, read_texts
+from accord.data.records import PreferencePair, digest_of
 from accord.data.writers import write_pairs
 from accord.errors import InvalidArgumentError
 from accord.text.chat import Message
@@ -146,6 +148,50 @@ def test_pairs_that_accord_writes_come_back_as_they_were(tmp_path: Path) -> None
     assert again.rows == rows
     assert digest == write_pairs(tmp_path / "twice.jsonl", again.rows)
     assert rows[1].human_preference is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "gap"),
+    [
+        ({"rating_gap": 2.5}, 2.5), ({"margin": 1}, 1.0), ({"chosen_rating": 7, "rejected_rating": 9.5}, -2.5),
+        ({"score_chosen": 8.0, "score_rejected": 6.0}, 2.0), ({"margin": None, "score_chosen": None, "score_rejected": None}, None), ({}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("row", [ACCORD, TRL], ids=["accord", "trl"])
+def test_ratings_are_read_where_they_are(tmp_path: Path, row: dict[str, Any], columns: dict[str, Any], gap: float | None) -> None:
+    """Also from Parquet, which fills with nulls what other rows have."""
+    import pyarrow
+    import pyarrow.parquet
+
+    (pair,) = read_pairs(written(tmp_path, [{**row, **columns}]), strict=True).rows
+    assert pair.rating_gap == gap
+    write_pairs(tmp_path / "again.jsonl", [pair])
+    assert read_pairs(str(tmp_path / "again.jsonl"), strict=True).rows[0].rating_gap == gap
+    plain = {**row, "metadata": None} if "metadata" in row else row
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**plain, **columns}, {**plain, "prompt": [USER, USER]}]), tmp_path / "rows.parquet")
+    assert read_pairs(str(tmp_path / "rows.parquet")).rows[0].rating_gap == gap
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"margin": "big"}, "margin is not a finite number"), ({"rating_gap": float("nan")}, "rating_gap is not a finite number"),
+        ({"chosen_rating": True, "rejected_rating": 1}, "chosen_rating is not a finite number"),
+        ({"score_chosen": 4}, "score_chosen stands without score_rejected"), ({"rejected_rating": 4}, "rejected_rating stands without chosen_rating"),
+    ],
+)  # fmt: skip
+def test_a_rating_that_is_none_is_a_reason(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
+    uri = written(tmp_path, [{**TRL, **columns}, TRL])
+    assert read_pairs(uri).report.rejected == {reason: 1}
+
+
+def test_pairs_without_ratings_keep_the_digests_that_they_had() -> None:
+    """Steps of studies are keyed by them: these are digests from before there were ratings."""
+    pair = PreferencePair("p1", Task.CONVERSATION, (Message("user", "How tall?"),), "30 m", "blue", 0.75, "g1", 1.0, None, "train", {"a": "b"})
+    assert digest_of((pair,)) == "f3d8600d8668bcb5ae90c2b4e67cc710bb339db71f77e5640782de0a3a0991fc"
+    assert len({digest_of((replace(pair, rating_gap=gap),)) for gap in (None, 0.0, 1.0)}) == 3
+    found = read_pairs("sample:conversation", split="test").report.digest
+    assert found == "7f4019b903c79b751ebb858a95855b4615fc08f6fef34752aeb75c19b2c56a75"
 
 
 def test_a_missing_group_is_the_prompt_and_not_one_group_for_all(tmp_path: Path) -> None:

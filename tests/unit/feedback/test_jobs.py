@@ -114,6 +114,23 @@ class TestOutput:
             assert (row.group, row.reference, row.split, row.task) == (source.group, "a reference", "train", TASK)
         assert hashlib.sha256(Path(job.dataset_uri).read_bytes()).hexdigest() == job.dataset_digest
 
+    async def test_a_rating_judge_says_by_how_much(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        """The difference of the expected ratings, chosen less rejected: the fake rates 4 and 2, each with 0.6 and the rest spread evenly."""
+        jobs, _ = await make_jobs()
+        await jobs.create(replace(spec, judge=Judge("rating")))
+        rows = labelled(await ended(jobs))
+        gap = (0.6 - 0.4 / 9) * (4 - 2)
+        assert [row.rating_gap for row in rows.values()] == pytest.approx([gap] * 12)
+        assert {row.preference > 0.5 for row in rows.values()} == {True}
+
+    async def test_other_judges_leave_no_rating(self, make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
+        write_pairs(tmp_path / "data" / "pairs.jsonl", pairs(2, rating_gap=3.0))
+        jobs, _ = await make_jobs()
+        await jobs.create(spec)
+        job = await ended(jobs)
+        assert [row.rating_gap for row in labelled(job).values()] == [None, None]
+        assert "rating_gap" not in Path(job.dataset_uri).read_text()
+
     async def test_each_row_says_where_it_comes_from(self, make_jobs: Any, spec: LabelJobSpec) -> None:
         jobs, bench = await make_jobs()
         await jobs.create(spec)

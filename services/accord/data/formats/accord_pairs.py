@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, messages, optional_text, text
+from accord.data.formats.row import BadRow, Format, Row, checked, messages, optional_text, rating_gap, text
 from accord.text.tasks import Task
 
 
@@ -37,6 +37,7 @@ def _parse(row: Mapping[str, Any]) -> Row:
         preference=preference, human_preference=None if human is None else probability(human, "human_preference"), response=chosen[0].content,
         reference=None if reference is None else checked(reference, "reference"), task=task, split=optional_text(row, "split"),
         group=optional_text(row, "group") or "", metadata={str(key): str(value) for key, value in metadata.items()},
+        rating_gap=rating_gap(row),
     )  # fmt: skip
 
 

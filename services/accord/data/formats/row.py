@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from accord.text.chat import Message
 from accord.text.tasks import Task
+
+_GAPS = ("rating_gap", "margin")
+_RATINGS = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"))
 
 
 class BadRow(Exception):
@@ -16,7 +20,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a row holds; what is not in it is None. `preference` is P(chosen better)."""
+    """What a row holds; what is not in it is None. `preference` is P(chosen better), `rating_gap` the rating of chosen less that of rejected."""
 
     messages: tuple[Message, ...]
     row_id: str = ""
@@ -30,6 +34,7 @@ class Row:
     split: str | None = None
     group: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    rating_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,30 @@ def checked(value: object, name: str) -> str:
     except UnicodeEncodeError:
         raise BadRow(f"{name} holds a lone surrogate") from None
     return value
+
+
+def rating_gap(row: Mapping[str, Any]) -> float | None:
+    """How much better chosen is rated than rejected, None where the row does not say: `rating_gap`, TRL's `margin`, or a rating of each.
+
+    Raises:
+        BadRow: a rating is no finite number, or only one of the two is there.
+    """
+    for key in _GAPS:
+        if row.get(key) is not None:
+            return _finite(row[key], key)
+    for first, second in _RATINGS:
+        given = [name for name in (first, second) if row.get(name) is not None]
+        if len(given) == 1:
+            raise BadRow(f"{given[0]} stands without {second if given[0] == first else first}")
+        if given:
+            return _finite(row[first], first) - _finite(row[second], second)
+    return None
+
+
+def _finite(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"{name} is not a finite number")
+    return float(value)
 
 
 def messages(value: object, name: str) -> tuple[Message, ...]:

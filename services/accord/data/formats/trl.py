@@ -1,6 +1,7 @@
 """TRL's conversational formats, and plain rows of text: prompt with chosen and rejected, or with a response.
 
-`prompt` may be text or messages; without one, the turns that chosen and rejected share are the prompt.
+`prompt` may be text or messages; without one, the turns that chosen and rejected share are the prompt. Ratings are read where they are: `margin` of
+TRL's reward data, or a rating of each response.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, messages, text
+from accord.data.formats.row import BadRow, Format, Row, checked, messages, rating_gap, text
 from accord.text.chat import Message
 
 _RESPONSES = ("response", "completion", "label", "summary", "answer")
@@ -43,7 +44,8 @@ def _parse(row: Mapping[str, Any]) -> Row:
         turns = (prompt or ()) + lead
         if not turns:
             raise BadRow("prompt is missing")
-        return Row(turns, chosen=chosen, rejected=rejected, response=chosen, human_preference=1.0, metadata=metadata)
+        gap = rating_gap(row)
+        return Row(turns, chosen=chosen, rejected=rejected, response=chosen, human_preference=1.0, metadata=metadata, rating_gap=gap)
     if "messages" in row and prompt is None:
         lead, response = _split(row["messages"], "messages")
         if not lead:
