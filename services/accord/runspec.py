@@ -324,8 +324,7 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 _NOT_BUILT = (
     "grpo", "rloo", "online_dpo", "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
-    "ppo.more_reward_models", "ppo.max_staleness", "ppo.reuse_sampler_logprobs", "ppo.sampler_gap_bound", "dpo.rating_margin", "dpo.rating_weights",
-    "reward_model.rating_margin", "reward_model.rating_weights",
+    "ppo.more_reward_models", "ppo.max_staleness", "ppo.reuse_sampler_logprobs", "ppo.sampler_gap_bound",
 )  # fmt: skip
 
 

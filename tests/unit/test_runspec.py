@@ -72,7 +72,7 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     for path, values in {
         "grpo": {"adapter": "a", "steps": 1, "grpo": {"data": data, "reward_model": "adapters/r/versions/1"}},
         "guards": plain | {"guards": {"max_kl": 3.0}},
-        "dpo.rating_margin": {"adapter": "a", "steps": 1, "dpo": {"data": data, "rating_margin": 1.0}},
+        "ppo.max_staleness": {"adapter": "a", "steps": 1, "ppo": {"data": data, "reward_model": "adapters/r/versions/1", "max_staleness": 1}},
     }.items():
         with pytest.raises(UnimplementedError, match=f"{path} is in the contract") as caught:
             runspec.check_built(runspec.parse_spec(values))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from accord.data.records import Demonstration, PreferencePair, Prompt, RecordT, Text
@@ -26,7 +26,7 @@ class HasId(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """A preference pair as token ids; responses end with the end-of-turn token."""
+    """A preference pair as token ids; responses end with the end-of-turn token. `preference` and `rating_gap` are those of `PreferencePair`."""
 
     id: str
     group: str
@@ -34,6 +34,13 @@ class EncodedPair:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     preference: float
+    rating_gap: float | None = None
+
+    @property
+    def turned(self) -> EncodedPair:
+        """The same pair with its responses in the other order."""
+        gap = None if self.rating_gap is None else -self.rating_gap
+        return replace(self, chosen=self.rejected, rejected=self.chosen, preference=1.0 - self.preference, rating_gap=gap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ def encode_pairs(encoder: PromptEncoder, pairs: Sequence[PreferencePair], limits
         prompt = tuple(encoder.encode_prompt(pair.messages))
         chosen, rejected = (tuple(encoder.encode_response(text, append_eos=True)) for text in (pair.chosen, pair.rejected))
         _check(len(prompt), max(len(chosen), len(rejected)), limits)
-        return EncodedPair(pair.pair_id, pair.group or pair.pair_id, prompt, chosen, rejected, pair.preference)
+        return EncodedPair(pair.pair_id, pair.group or pair.pair_id, prompt, chosen, rejected, pair.preference, pair.rating_gap)
 
     return _encoded(pairs, encode)
 

@@ -21,12 +21,14 @@ from accord.training.examples import EncodedPair, batch_at
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.pairs import (
+    Ratings,
     agreement,
     group_weights,
     hard_label,
     length_baseline,
-    micro_batches_of_pairs,
+    passes,
     read_encoded_pairs,
+    read_ratings,
     tokens_of,
     wilson_interval,
 )
@@ -47,11 +49,13 @@ class RewardModelTraining:
         self._data_digest = ""
         self._pairs: Sequence[EncodedPair] = ()
         self._eval_pairs: Sequence[EncodedPair] = ()
+        self._ratings = Ratings()
 
     def setup(self) -> None:
         """Reads the pairs, starts adapter and head."""
         pairs, self._data_digest = read_encoded_pairs(self._context, self._spec.data)
         self._pairs = pairs.at_least_one("pairs", "reward_model.data").rows
+        self._ratings = read_ratings(self._pairs, margin=self._spec.rating_margin, weights=self._spec.rating_weights, part="reward_model")
         if self._spec.eval_data is not None:
             self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data)[0].rows
         self._parents = start_adapter(self._context, REWARD, self._context.spec.parent_adapter)
@@ -84,13 +88,14 @@ class RewardModelTraining:
         batch = batch_at(self._pairs, step, self._context.spec.batch_size, self._context.spec.seed)
         weights = dict(zip((id(pair) for pair in batch), group_weights(batch), strict=True))
         loss, hits, margin = 0.0, 0.0, 0.0
-        for part in micro_batches_of_pairs(batch, self._context.micro_batch_size):
+        for part in passes(self._context, batch):
             self._context.stop.check()
             chosen, rejected = self._scores(part)
             labels = torch.tensor([pair.preference if self._spec.soft_labels else hard_label(pair.preference) for pair in part])
-            output = bradley_terry_loss(chosen, rejected, preference=labels)
+            output = bradley_terry_loss(chosen, rejected, preference=labels, margin=self._ratings.margins(part))
             centred = self._spec.centering_coefficient * (chosen + rejected) ** 2
-            part_loss = ((output.losses + centred) * torch.tensor([weights[id(pair)] for pair in part])).sum()
+            losses = self._ratings.weights_of(part) * output.losses + centred
+            part_loss = (losses * torch.tensor([weights[id(pair)] for pair in part])).sum()
             part_loss.backward()
             loss += float(part_loss.detach())
             margin += float(output.margins.sum()) / len(batch)
@@ -141,7 +146,7 @@ class RewardModelTraining:
         chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
         place = {id(pair): index for index, pair in enumerate(pairs)}
         with torch.no_grad():
-            for part in micro_batches_of_pairs(pairs, self._context.micro_batch_size):
+            for part in passes(self._context, pairs):
                 where = torch.tensor([place[id(pair)] for pair in part])
                 chosen[where], rejected[where] = self._scores(part)
         return chosen, rejected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from tests.unit.training.surroundings import WORDS, GradientKeeper, make_context, planted_pairs, shake, write_rows
 from torch import Tensor
 
+from accord.errors import InvalidArgumentError
 from accord.models.batching import collate
 from accord.models.heads import ScalarHead
 from accord.models.logprobs import batch_logprobs
@@ -19,7 +20,8 @@ from accord.models.packing import group_logprobs
 from accord.training.__main__ import build
 from accord.training.context import RunContext
 from accord.training.critic import Critic
-from accord.training.examples import batch_at
+from accord.training.examples import EncodedPair, batch_at
+from accord.training.pairs import group_weights
 from accord.training.rollout import Rollout
 from accord.training.rollout_tensors import RolloutModel, micro_batches, stack_padded
 
@@ -65,6 +67,13 @@ def gradients(algorithm: Any) -> tuple[list[Tensor], dict[str, float]]:
     return keeper.steps[0], metrics
 
 
+@pytest.fixture
+def several_pairs_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; a CPU computes pairs one by one."""
+    monkeypatch.setattr("accord.training.pairs.pairs_a_pass", lambda context: context.micro_batch_size)
+
+
+@pytest.mark.usefixtures("several_pairs_a_pass")
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_the_size_of_a_micro_batch_does_not_change_the_gradient(tmp_path: Path, tiny_folder: Path, name: str) -> None:
     found = []
@@ -79,6 +88,147 @@ def test_the_size_of_a_micro_batch_does_not_change_the_gradient(tmp_path: Path, 
             torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-6 * max(1.0, largest))
         for metric in ("loss", "grad_norm", "tokens"):
             assert other_metrics[metric] == pytest.approx(metrics[metric], rel=1e-5), metric
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward_model"])
+def test_how_pairs_are_grouped_by_length_does_not_change_loss_or_gradient(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In float64, where what is left is not rounding: pairs of very different lengths in any order and any groups, against one pair at a time."""
+    groupings = [[[0, 1, 2, 3], [4, 5]], [[5, 0, 4], [1, 3, 2]], [[3], [1, 5, 0, 4, 2]], [[0, 1, 2, 3, 4, 5]]]
+    context, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS[name], name="run")
+    context.base.model.double()
+    if name == "reward_model":
+        algorithm._head.double()
+    alone, metrics = gradients(algorithm)
+    for groups in groupings:
+
+        def grouped(pairs: Sequence[EncodedPair], size: int, groups: list[list[int]] = groups) -> list[list[EncodedPair]]:
+            return [[pairs[index] for index in group] for group in groups]
+
+        monkeypatch.setattr("accord.training.pairs.micro_batches_of_pairs", grouped)
+        found, other = gradients(algorithm)
+        assert other["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+        for first, second in zip(alone, found, strict=True):
+            torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("several_pairs_a_pass")
+@pytest.mark.parametrize("name", ["dpo", "reward_model"])
+def test_no_hidden_state_but_those_that_predict_a_response_is_looked_at(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Every other position, prompts and padding, holds NaN behind the last layer: neither loss nor gradient notices."""
+    context, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS[name], name="run", micro_batch_size=3)
+    expected, metrics = gradients(algorithm)
+    hidden, poisoned, projected = context.adapted.hidden, [], []
+
+    def poisoning(input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Tensor:
+        states = hidden(input_ids, attention_mask, **more)
+        keep = looked_at(input_ids, context, scores=name == "reward_model")
+        poisoned.append(int((~keep).sum()))
+        return torch.where(keep[..., None], states, torch.full_like(states, math.nan))
+
+    monkeypatch.setattr(context.adapted, "hidden", poisoning)
+    handle = context.base.model.get_output_embeddings().register_forward_hook(lambda _, given, out: projected.append(out.shape[0]))
+    found, other = gradients(algorithm)
+    handle.remove()
+    assert other == metrics
+    assert all(torch.equal(first, second) for first, second in zip(expected, found, strict=True))
+    assert min(poisoned) > 0
+    batch = batch_at(algorithm._pairs, 0, 6, context.spec.seed)
+    assert sum(projected) == (0 if name == "reward_model" else sum(len(pair.chosen) + len(pair.rejected) for pair in batch))
+
+
+def looked_at(input_ids: Tensor, context: RunContext, *, scores: bool) -> Tensor:
+    """Where a row of prompt, chosen and rejected may be read, from the tokens alone: the planted responses are known, and end with the end of a turn."""
+    keep = torch.zeros_like(input_ids, dtype=torch.bool)
+    end = context.base.encoder.end_of_turn_id
+    for row, ids in enumerate(input_ids.tolist()):
+        ends = [place for place, token in enumerate(ids) if token == end][-2:]
+        start = next(place for place in range(ends[0], 0, -1) if ids[:place] in prompts_of(context))
+        if scores:
+            keep[row, ends] = True
+        else:
+            keep[row, start - 1 : ends[1]] = True
+            keep[row, ends[0]] = False
+    return keep
+
+
+def prompts_of(context: RunContext) -> list[list[int]]:
+    from accord.text.chat import Message
+
+    words = {row["prompt"][0]["content"] for row in grouped_rows()}
+    return [context.base.encoder.encode_prompt((Message("user", word),)) for word in words]
+
+
+def rated_rows() -> list[dict[str, Any]]:
+    """Gaps with and against the label, none, and a label that prefers the rejected response."""
+    gaps: tuple[float | None, ...] = (2.0, 0.5, None, -1.0, 3.0, -2.0)
+    rows = [{**row, "rating_gap": gap} for row, gap in zip(grouped_rows(), gaps, strict=True)]
+    return [*rows[:5], {**rows[5], "preference": 0.1}]
+
+
+RATED = {"rating_margin": 0.4, "rating_weights": True}
+
+
+def expected_rated_losses(pairs: Sequence[EncodedPair], differences: Sequence[float]) -> list[float]:
+    """Weight times loss of each pair, written out: softplus(m - d) and softplus(m + d) by the label, gaps in the label's direction."""
+    gaps = {"p0": 0.0, "p1": 0.5, "p3": 0.0, "p4": 3.0, "p5": 2.0}  # p0 is a tie
+    mean = sum(gaps.values()) / 5
+    losses = []
+    for pair, d in zip(pairs, differences, strict=True):
+        gap = gaps.get(pair.id)
+        m, weight, p = 0.4 * (gap or 0.0), 1.0 if gap is None else gap / mean, pair.preference
+        losses.append(weight * (p * math.log1p(math.exp(m - d)) + (1 - p) * math.log1p(math.exp(m + d))))
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_ratings_count_as_margins_and_weights(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+    """Loss and gradient of a run against the formula on its own differences, and finite differences along the gradient."""
+    data = write_rows(tmp_path / "rows.jsonl", rated_rows())
+    options = {"beta": 0.3} if kind == "dpo" else {}
+    context = make_context(tmp_path, tiny_folder, {"batch_size": 6, kind: {"data": data, **RATED, **options}})
+    algorithm: Any = build(context)
+    algorithm.setup()
+    shake(context, context.adapted.names[0])
+    pairs = batch_at(algorithm._pairs, 0, 6, context.spec.seed)
+    shares = group_weights(pairs) if kind == "reward_model" else [1 / 6] * 6
+
+    def loss() -> float:
+        with torch.no_grad():
+            if kind == "dpo":
+                chosen, rejected = (
+                    0.3 * (mine - theirs) for mine, theirs in zip(algorithm._loss.sums(pairs, "policy"), algorithm._reference.of(pairs), strict=True)
+                )
+            else:
+                chosen, rejected = algorithm._scores(pairs)
+        losses = expected_rated_losses(pairs, (chosen - rejected).double().tolist())
+        return sum(each * share for share, each in zip(shares, losses, strict=True))
+
+    before = loss()
+    found, metrics = gradients(algorithm)
+    assert metrics["loss"] == pytest.approx(before, rel=1e-4)
+    parameters = GradientKeeper(algorithm.parameters()).parameters
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in found))
+    assert norm > 1e-2
+    ends = []
+    for move in (1e-2, -2e-2):
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.add_(gradient, alpha=move / norm)
+        ends.append(loss())
+    assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(norm, rel=2e-2), "the directional derivative along the gradient is its norm"
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_ratings_that_no_pair_has_end_a_run(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", grouped_rows())
+    algorithm = build(make_context(tmp_path, tiny_folder, {kind: {"data": data, "rating_margin": 0.5}}))
+    with pytest.raises(InvalidArgumentError, match="none of the 6 pairs") as caught:
+        algorithm.setup()
+    assert caught.value.field == f"{kind}.rating_margin"
 
 
 def nll(context: RunContext, prompt: tuple[int, ...], response: tuple[int, ...], adapter: str | None) -> float:
@@ -119,7 +269,7 @@ def test_the_dpo_loss_is_the_formula_on_sums_over_tokens(tmp_path: Path, tiny_fo
 
 @pytest.mark.parametrize(("name", "expected"), [("dpo", math.log(2)), ("cdpo", math.log(2)), ("ipo", 1 / (4 * 0.3**2))])
 def test_the_first_dpo_step_starts_from_margins_of_exactly_zero(tmp_path: Path, tiny_folder: Path, name: str, expected: float) -> None:
-    """REFERENCES.md section 3, at initialisation: the reference's logprobs are made in the very micro-batches of the policy's first pass."""
+    """REFERENCES.md section 3, at initialisation: the reference's logprobs and the policy's come from passes that are alike."""
     (kind, options), *_ = ALGORITHMS[name].items()
     data = write_rows(tmp_path / "rows.jsonl", grouped_rows())
     context = make_context(tmp_path, tiny_folder, {"batch_size": 5, "micro_batch_size": 2, kind: {"data": data, **options}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,11 +30,12 @@ from accord.training.examples import (
 from accord.training.pairs import (
     agreement,
     better_first,
-    content_key,
     group_weights,
     hard_label,
+    label_gap,
     length_baseline,
     micro_batches_of_pairs,
+    read_ratings,
     tokens_of,
     wilson_interval,
 )
@@ -133,12 +135,42 @@ def test_wilson_intervals(hits: float, n: int, low: float, high: float) -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_content_keys_follow_tokens_and_models() -> None:
-    key = content_key(ROWS, "base")
-    assert key == content_key([replace(row, id="other", preference=0.1) for row in ROWS], "base")
-    assert key != content_key(ROWS[::-1], "base")
-    assert key != content_key(ROWS, "other base")
-    assert key != content_key([replace(ROWS[0], chosen=(9,)), *ROWS[1:]], "base")
+def rated(preference: float, gap: float | None) -> EncodedPair:
+    return replace(ROWS[0], preference=preference, rating_gap=gap)
+
+
+@pytest.mark.parametrize(
+    ("preference", "gap", "expected"),
+    [(1.0, 2.0, 2.0), (0.7, -2.0, 0.0), (0.3, -2.0, 2.0), (0.3, 2.0, 0.0), (0.5, 2.0, 0.0), (0.5, -2.0, 0.0), (0.9, None, None)],
+)
+def test_a_gap_counts_in_the_direction_of_the_label(preference: float, gap: float | None, expected: float | None) -> None:
+    pair = rated(preference, gap)
+    assert label_gap(pair) == expected
+    assert label_gap(pair.turned) == expected, "however the pair is written"
+
+
+def test_ratings_as_margins_and_as_weights() -> None:
+    """The rated pairs weigh 1 on average; those without ratings weigh 1 and have no margin."""
+    pairs = [rated(1.0, 1.0), rated(0.2, -3.0), rated(1.0, None), rated(1.0, -5.0)]
+    ratings = read_ratings(pairs, margin=0.5, weights=True, part="dpo")
+    assert ratings.margins(pairs).tolist() == [0.5, 1.5, 0, 0]
+    assert ratings.weights_of(pairs).tolist() == [0.75, 2.25, 1, 0]
+    off = read_ratings(pairs, margin=0.0, weights=False, part="dpo")
+    assert (off.margins(pairs).tolist(), off.weights_of(pairs).tolist()) == ([0] * 4, [1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "asked", "field", "words"),
+    [
+        ((None, None), {"margin": 0.5, "weights": False}, "dpo.rating_margin", "none of the 2 pairs has a rating_gap"),
+        ((None, None), {"margin": 0.0, "weights": True}, "dpo.rating_weights", "none of the 2 pairs"),
+        ((0.0, -1.0), {"margin": 0.0, "weights": True}, "dpo.rating_weights", "gaps of all 2 rated pairs are 0"),
+    ],
+)
+def test_ratings_that_are_asked_for_must_be_there(gaps: tuple[float | None, ...], asked: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
+        read_ratings([rated(1.0, gap) for gap in gaps], part="dpo", **asked)
+    assert caught.value.field == field
 
 
 @pytest.fixture(scope="module")

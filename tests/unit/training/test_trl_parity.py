@@ -1,11 +1,13 @@
-"""Losses of whole runs equal those of TRL's trainers on the same batch, the same weights and the same tokens, to 1e-5.
+"""Losses and gradients of whole runs equal those of TRL's trainers on the same batch, the same weights and the same tokens, to 1e-5.
 
-TRL is a peer for tests only. Its policy is our adapter merged into the base; its batch is made by its own collator of our token ids.
+TRL is a peer for tests only. Its policy is our adapter merged into the base, W + s B A; its batch is made by its own collator of our token ids. Its
+gradient G of W gives ours: s B^T G of A, and s G A^T of B.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import torch
 from tests.unit.training.surroundings import GradientKeeper, make_context, shake, write_rows
 from torch import Tensor, nn
 
-from accord.algos.preference import bradley_terry_loss
 from accord.training.__main__ import build
 from accord.training.context import RunContext
 
@@ -25,7 +26,7 @@ BETA, WORDS = 0.3, ("alpha", "gamma", "delta", "omega")
 def rows(*, same_length: bool = False) -> list[dict[str, Any]]:
     return [
         {"prompt": f"say {word}", "chosen": word, "rejected": word[::-1]} if same_length
-        else {"prompt": f"say {word}" + "!" * n, "chosen": word * (1 + n % 2), "rejected": "?" * (3 + n)}
+        else {"prompt": f"say {word}" + "!" * n, "chosen": word * (1 + n % 2), "rejected": "?" * (3 + n), "margin": 0.25 * n}
         for n, word in enumerate(WORDS)
     ]  # fmt: skip
 
@@ -44,16 +45,41 @@ def merged(context: RunContext, adapter: str) -> nn.Module:
     return model
 
 
-def ours(root: Path, model: Path, values: dict[str, Any], *, same_length: bool = False) -> tuple[RunContext, Any, float]:
-    """A run whose adapter is shaken, and the loss of its first step."""
+@dataclass
+class Ours:
+    """A run whose adapter is shaken, with loss and gradients of its first step."""
+
+    context: RunContext
+    algorithm: Any
+    loss: float
+    gradients: dict[str, Tensor]
+
+    def assert_equals(self, peer: nn.Module, loss: float, *, factor: float = 1.0) -> None:
+        """Whether loss and gradients are `factor` times the peer's, whose gradients its parameters hold."""
+        assert factor * loss == pytest.approx(self.loss, abs=1e-5)
+        name, scale = self.context.adapted.names[0], factor * self.context.spec.lora.scale_alpha / self.context.spec.lora.rank
+        state, largest = self.context.adapted.state(name), 0.0
+        for key in (key for key in state if key.endswith("lora_A.weight")):
+            gradient = peer.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight.grad
+            other = key.replace("lora_A", "lora_B")
+            torch.testing.assert_close(self.gradients[key], scale * state[other].T @ gradient, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(self.gradients[other], scale * gradient @ state[key].T, rtol=1e-4, atol=1e-5)
+            largest = max(largest, float(self.gradients[key].abs().max()))
+        assert largest > 1e-2, "gradients of nothing prove nothing"
+
+
+def ours(root: Path, model: Path, values: dict[str, Any], *, same_length: bool = False) -> Ours:
+    """The first step of a run."""
     (kind, options), *_ = values.items()
     data = write_rows(root / "rows.jsonl", rows(same_length=same_length))
     context = make_context(root, model, {kind: {"data": data, **options}})
     algorithm = build(context)
     algorithm.setup()
     shake(context, context.adapted.names[0])
-    loss = algorithm.step(0, GradientKeeper(algorithm.parameters()))["loss"]  # type: ignore[arg-type]
-    return context, algorithm, loss
+    name = context.adapted.names[0]
+    keeper = GradientKeeper({name: algorithm.parameters()[name]})
+    loss = algorithm.step(0, keeper)["loss"]  # type: ignore[arg-type]
+    return Ours(context, algorithm, loss, dict(zip(context.adapted.state(name), keeper.steps[0], strict=True)))
 
 
 def arguments(root: Path) -> dict[str, Any]:
@@ -63,69 +89,75 @@ def arguments(root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trl_dpo(root: Path, context: RunContext, algorithm: Any, **options: Any) -> float:
-    """The loss of TRL's DPOTrainer on our pairs."""
+def trl_dpo(root: Path, ours: Ours, **options: Any) -> tuple[nn.Module, float]:
+    """The model of TRL's DPOTrainer with its gradients, and its loss, on our pairs."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    pairs = [{"prompt_ids": list(pair.prompt), "chosen_ids": list(pair.chosen), "rejected_ids": list(pair.rejected)} for pair in algorithm._pairs]
+    context = ours.context
+    pairs = [
+        {"prompt_ids": list(pair.prompt), "chosen_ids": list(pair.chosen), "rejected_ids": list(pair.rejected)} for pair in ours.algorithm._pairs
+    ]
     trainer = DPOTrainer(
         merged(context, "policy"), AutoModelForCausalLM.from_pretrained(context.base.folder), args=DPOConfig(beta=BETA, **options, **arguments(root)),
         train_dataset=Dataset.from_list(rows()), processing_class=copy.deepcopy(context.base.tokenizer),
     )  # fmt: skip
     loss: Tensor = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(pairs))  # our tokens, not those of its own reading
-    return float(loss.detach())
+    loss.backward()
+    return trainer.model, float(loss.detach())
 
 
 def test_the_sigmoid_loss(tmp_path: Path, tiny_folder: Path) -> None:
-    context, algorithm, loss = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA}})
-    assert trl_dpo(tmp_path, context, algorithm, loss_type="sigmoid") == pytest.approx(loss, abs=1e-5)
-    assert abs(loss - 0.693) > 0.05, "far enough from the start to tell losses apart"
+    mine = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA}})
+    mine.assert_equals(*trl_dpo(tmp_path, mine, loss_type="sigmoid"))
+    assert abs(mine.loss - 0.693) > 0.05, "far enough from the start to tell losses apart"
 
 
 def test_the_hinge_loss(tmp_path: Path, tiny_folder: Path) -> None:
-    context, algorithm, loss = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA, "loss": "hinge"}})
-    assert trl_dpo(tmp_path, context, algorithm, loss_type="hinge") == pytest.approx(loss, abs=1e-5)
+    mine = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA, "loss": "hinge"}})
+    mine.assert_equals(*trl_dpo(tmp_path, mine, loss_type="hinge"))
 
 
 def test_the_robust_loss(tmp_path: Path, tiny_folder: Path) -> None:
-    context, algorithm, loss = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA, "loss": "robust", "label_smoothing": 0.1}})
-    assert trl_dpo(tmp_path, context, algorithm, loss_type="robust", label_smoothing=0.1) == pytest.approx(loss, abs=1e-5)
+    mine = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA, "loss": "robust", "label_smoothing": 0.1}})
+    mine.assert_equals(*trl_dpo(tmp_path, mine, loss_type="robust", label_smoothing=0.1))
 
 
 def test_the_ipo_loss_where_all_responses_are_of_one_length(tmp_path: Path, tiny_folder: Path) -> None:
     """Ours is on sums over tokens as the paper's, TRL's on means: with n tokens each, ours at beta / n is n^2 times TRL's at beta."""
     n = len(WORDS[0]) + 1
-    context, algorithm, loss = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA / n, "loss": "ipo"}}, same_length=True)
-    assert trl_dpo(tmp_path, context, algorithm, loss_type="ipo") == pytest.approx(loss / n**2, abs=1e-5)
+    mine = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA / n, "loss": "ipo"}}, same_length=True)
+    peer, loss = trl_dpo(tmp_path, mine, loss_type="ipo")
+    mine.loss, mine.gradients = mine.loss / n**2, {key: gradient / n**2 for key, gradient in mine.gradients.items()}
+    mine.assert_equals(peer, loss)
 
 
-@pytest.mark.parametrize("centering", [0.0, 0.05])
-def test_the_reward_loss(tmp_path: Path, tiny_folder: Path, centering: float) -> None:
-    """Plain, and with TRL's auxiliary loss that centres scores; with margins through `accord.algos`."""
+@pytest.mark.parametrize(("centering", "margin"), [(0.0, 0.0), (0.05, 0.0), (0.0, 1.0), (0.0, 2.0)])
+def test_the_reward_loss(tmp_path: Path, tiny_folder: Path, centering: float, margin: float) -> None:
+    """Plain, with TRL's auxiliary loss that centres scores, and with the margins of its data, which ours reads as rating gaps."""
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    context, algorithm, loss = ours(tmp_path, tiny_folder, {"reward_model": {"centering_coefficient": centering}})
+    mine = ours(tmp_path, tiny_folder, {"reward_model": {"centering_coefficient": centering, "rating_margin": margin}})
+    context, algorithm = mine.context, mine.algorithm
     peer = AutoModelForSequenceClassification.from_pretrained(context.base.folder, num_labels=1)
     peer.model.load_state_dict(merged(context, "reward").model.state_dict())  # type: ignore[union-attr]
     with torch.no_grad():
         peer.score.weight.copy_(algorithm._head.weight[None])
+    gaps = [pair.rating_gap for pair in algorithm._pairs]
+    assert gaps == [0.25 * n for n in range(len(WORDS))]
     pairs = [
-        {"chosen_ids": [*pair.prompt, *pair.chosen], "rejected_ids": [*pair.prompt, *pair.rejected], "margin": 0.25 * n}
-        for n, pair in enumerate(algorithm._pairs)
+        {"chosen_ids": [*pair.prompt, *pair.chosen], "rejected_ids": [*pair.prompt, *pair.rejected], "margin": margin * gap}
+        for pair, gap in zip(algorithm._pairs, gaps, strict=True)
     ]
     trainer = RewardTrainer(
         peer, args=RewardConfig(center_rewards_coefficient=centering or None, **arguments(tmp_path)), train_dataset=Dataset.from_list(pairs),
         processing_class=copy.deepcopy(context.base.tokenizer),
     )  # fmt: skip
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(len(pairs))])
-    margins = batch.pop("margin")
-    assert float(trainer.compute_loss(trainer.model.eval(), dict(batch))) == pytest.approx(loss, abs=1e-5)
-    if not centering:
-        with torch.no_grad():
-            chosen, rejected = algorithm._scores(algorithm._pairs)
-        expected = bradley_terry_loss(chosen, rejected, margin=margins).losses.mean()
-        assert float(trainer.compute_loss(trainer.model, {**batch, "margin": margins})) == pytest.approx(float(expected), abs=1e-5)
+    loss: Tensor = trainer.compute_loss(trainer.model.eval(), dict(batch))
+    loss.backward()
+    mine.assert_equals(trainer.model, float(loss.detach()))
+    torch.testing.assert_close(algorithm._head.weight.grad[None], trainer.model.score.weight.grad, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,91 @@
+"""The DPO family on encoded pairs, for pairs from data (`dpo`) and for pairs that the policy has just sampled (`online_dpo`).
+
+What does not belong here: the arithmetic (`accord.algos.preference`), where pairs come from, what is kept of the reference
+(`accord.training.reference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accord.algos.preference import PreferenceLoss, PreferenceOutput
+from accord.models.packing import group_logprobs
+from accord.runspec import DpoSpec, OnlineDpoSpec
+from accord.training.adapter_state import POLICY
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPair
+from accord.training.pairs import Ratings, agreement, hard_label, length_baseline, passes, wilson_interval
+from accord.training.reference import ReferenceLogprobs
+
+_ONE_PASS = 2**62  # `passes` has cut the batch already
+
+
+class PairLoss:
+    """Losses, gradients and metrics of the policy on pairs.
+
+    Args:
+        context: of the run.
+        spec: loss, beta, smoothing, whether labels are soft.
+    """
+
+    def __init__(self, context: RunContext, spec: DpoSpec | OnlineDpoSpec) -> None:
+        self._context = context
+        self._loss = PreferenceLoss(spec.loss, spec.beta, spec.label_smoothing)
+        self._soft_labels = spec.soft_labels
+        self.ratings = Ratings()
+
+    def sums(self, pairs: Sequence[EncodedPair], adapter: str | None) -> tuple[Tensor, Tensor]:
+        """Summed logprobs of chosen and rejected responses, (pairs,) each: one forward pass, each prompt computed once for both."""
+        groups = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+        rows = group_logprobs(self._context.adapted, groups, adapter=adapter, micro_batch_tokens=_ONE_PASS)
+        chosen, rejected = zip(*((first.sum(), second.sum()) for first, second in rows), strict=True)
+        return torch.stack(chosen), torch.stack(rejected)
+
+    def accumulate(self, batch: Sequence[EncodedPair], reference: ReferenceLogprobs) -> dict[str, float]:
+        """Adds the gradient of the batch's mean loss to the policy's; returns means over the batch.
+
+        Raises:
+            RunStopped: the run was asked to stop between two passes.
+        """
+        total = {"loss": 0.0, "margin": 0.0, "accuracy": 0.0, "chosen_reward": 0.0, "rejected_reward": 0.0}
+        for part in passes(self._context, batch):
+            self._context.stop.check()
+            output = self._output(part, reference)
+            part_loss = (self.ratings.weights_of(part) * output.losses.cpu()).sum() / len(batch)
+            part_loss.backward()
+            means = (part_loss.detach(), *(column.sum() / len(batch) for column in _columns(output)))
+            for name, mean in zip(total, means, strict=True):
+                total[name] += float(mean)
+        return total
+
+    def evaluate(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> dict[str, float]:
+        """Implicit reward margin and accuracy on held-out pairs, without gradient; empty where there are none."""
+        if not pairs:
+            return {}
+        margins: list[float] = []
+        preferences: list[float] = []
+        losses: list[float] = []
+        with torch.no_grad():
+            for part in passes(self._context, pairs):
+                output = self._output(part, reference)
+                margins += output.margins.tolist()
+                losses += output.losses.tolist()
+                preferences += [pair.preference for pair in part]
+        signed = [margin if preference >= 0.5 else -margin for margin, preference in zip(margins, preferences, strict=True)]
+        hits, n = agreement(margins, preferences)
+        low, high = wilson_interval(hits, n)
+        return {
+            "eval_margin": sum(signed) / len(signed), "eval_accuracy": hits / n if n else 0.5, "eval_accuracy_low": low,
+            "eval_accuracy_high": high, "eval_loss": sum(losses) / len(losses), "eval_pairs": n, "eval_length_baseline": length_baseline(pairs),
+        }  # fmt: skip
+
+    def _output(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> PreferenceOutput:
+        labels = [pair.preference if self._soft_labels else hard_label(pair.preference) for pair in pairs]
+        return self._loss(*self.sums(pairs, POLICY), *reference.of(pairs), torch.tensor(labels), self.ratings.margins(pairs))
+
+
+def _columns(output: PreferenceOutput) -> tuple[Tensor, ...]:
+    return output.margins, output.accuracies, output.chosen_rewards, output.rejected_rewards
