@@ -47,17 +47,33 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     Raises:
         ValueError: the shapes differ, nothing counts, or clip_range is out of range.
     """
-    if not 0 < clip_range < 1:
-        raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}")
     _shapes(mask, logprobs, old_logprobs, advantages)
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), torch.zeros_like(logprobs))
-    ratio, gains = log_ratio.exp(), advantages.detach()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = masked_mean(torch.maximum(-gains * ratio, -gains * clipped), mask)
+    loss = masked_mean(clipped_surrogate(log_ratio, advantages.detach(), clip_range=clip_range), mask)
     with torch.no_grad():
+        ratio = log_ratio.exp()
         fraction = masked_mean(((ratio - 1).abs() > clip_range).to(ratio.dtype), mask)
         approx_kl = masked_mean(k3(-log_ratio), mask)  # k3 takes log old - log new for KL(old, new): the samples are the old policy's
         return PolicyLoss(loss, fraction, approx_kl, masked_mean(ratio, mask))
+
+
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip_range: float) -> Tensor:
+    """The larger of minus advantage times ratio and minus advantage times clipped ratio: one loss for each log-ratio, of its shape.
+
+    Schulman et al. 2017 (arXiv:1707.06347), eq. 7, negated.
+
+    Args:
+        log_ratio: log pi - log pi_old of tokens or of whole responses, any shape.
+        advantages: broadcastable to it, without gradient.
+        clip_range: the ratio counts in [1 - clip_range, 1 + clip_range]; in (0, 1).
+
+    Raises:
+        ValueError: clip_range is out of range.
+    """
+    if not 0 < clip_range < 1:
+        raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}")
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip_range: float) -> ValueLoss:

@@ -1,7 +1,7 @@
-"""A bandit small enough to know the answer: PPO and DPO both end at pi_ref exp(r / beta) / Z, and nowhere else with a sign turned round.
+"""A bandit small enough to know the answer: PPO, RLOO and DPO end at pi_ref exp(r / beta) / Z, and nowhere else with a sign turned round.
 
-The optimum is that of Rafailov et al. 2023 (arXiv:2305.18290), section 4, eq. 4. Responses are two tokens long, so that rewards travel
-through `gae`, and nothing here comes from `accord.training`.
+The optimum is that of Rafailov et al. 2023 (arXiv:2305.18290), section 4, eq. 4. GRPO, whose KL term is in the loss, has another fixed point,
+which is derived here. Responses are two tokens long, so that rewards travel through `gae`, and nothing here comes from `accord.training`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from accord.algos.advantages import gae, shaped_rewards
+from accord.algos.groups import (
+    centred_advantages,
+    group_relative_advantages,
+    grpo_loss,
+    leave_one_out_advantages,
+    penalised_rewards,
+    rloo_loss,
+    token_weights,
+)
 from accord.algos.ppo import policy_loss, value_loss
 from accord.algos.preference import PreferenceLoss
 
@@ -84,6 +93,75 @@ def train_ppo(loss_sign: float = 1.0, kl_sign: float = 1.0, score_sign: float = 
     return policy.distribution(), optimum(reference)
 
 
+def train_in_groups(loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, TwoTokens]:
+    """The distribution that a loss of (new, old, reference logprobs; scores) ends with, and the reference; two updates of each batch."""
+    reference, policy = TwoTokens(1), TwoTokens(1)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(220):
+        chosen = torch.multinomial(policy.distribution(), SAMPLES, replacement=True, generator=generator)
+        responses = every_response()[chosen]
+        with torch.no_grad():
+            old, ref = policy.logprobs(responses), reference.logprobs(responses)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - step / 220)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(policy.logprobs(responses), old, ref, rewards_of_responses()[chosen]).backward()
+            optimizer.step()
+    return policy.distribution(), reference
+
+
+def rloo(*, loss_sign: float = 1.0, kl_sign: float = 1.0, score_sign: float = 1.0) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """RLOO's loss on groups of four, with the KL divergence in the reward."""
+
+    def loss(new: Tensor, old: Tensor, reference: Tensor, scores: Tensor) -> Tensor:
+        mask = torch.ones_like(new, dtype=torch.bool)
+        given = (old, reference) if kl_sign > 0 else (reference, old)
+        rewards = penalised_rewards(score_sign * scores, *given, mask, kl_coef=BETA)
+        return loss_sign * rloo_loss(new, old, leave_one_out_advantages(rewards, group_size=4), mask, clip_range=0.2).loss
+
+    return loss
+
+
+def grpo(advantages: Callable[..., Tensor], group_size: int, *, score_sign: float = 1.0) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """GRPO's loss, with the KL divergence in it."""
+
+    def loss(new: Tensor, old: Tensor, reference: Tensor, scores: Tensor) -> Tensor:
+        weights = token_weights(torch.ones_like(new, dtype=torch.bool), normalization="response", max_tokens=2)
+        gains = advantages(score_sign * scores, group_size=group_size)
+        return grpo_loss(new, old, reference, gains, weights, clip_range=0.2, kl_coef=BETA).loss
+
+    return loss
+
+
+def grpo_fixed_point(reference: TwoTokens, expected_advantage: Callable[[Tensor], Tensor]) -> Tensor:
+    """Where GRPO's expected gradient is 0, given the expected advantage of each of the nine responses under a policy.
+
+    Where the policy has not moved since it sampled, a token a after x adds ``-pi(a) (A(a) - mean A) + beta (pi(a) - pi_ref(a))`` to the
+    gradient of its logit: the derivative of k3 is ``1 - pi_ref / pi``, whose expectation under pi is that of KL(pi_ref, pi). It is 0 at
+    ``pi(a) = pi_ref(a) beta / (c - A(a))``, with c such that it sums to 1; A(a) of a first token is the mean over what follows, in which there
+    is no later divergence: that is in the loss and not in the reward. (Vojnovic & Yun 2025, arXiv:2502.18548, for one token.)
+    """
+
+    def settle(base: Tensor, gains: Tensor) -> Tensor:
+        low, high = gains.max(), gains.max() + BETA  # the sum falls from infinity to at most 1
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (base * BETA / (middle - gains)).sum() > 1 else (low, middle)
+        return base * BETA / (high - gains)
+
+    with torch.no_grad():
+        first, second = torch.softmax(reference.first, -1), torch.softmax(reference.second, -1)
+    policy = reference.distribution()
+    for _ in range(300):  # the advantage depends on the policy
+        gains = expected_advantage(policy).reshape(TOKENS, TOKENS)
+        after = torch.stack([settle(second[x], gains[x]) for x in range(TOKENS)])
+        before = settle(first, (after * gains).sum(dim=1))
+        policy = 0.5 * policy + 0.5 * (before[:, None] * after).reshape(-1)
+    return policy
+
+
 def train_dpo(label: Callable[[Tensor], Tensor] = torch.sigmoid, kind: str = "sigmoid") -> tuple[Tensor, Tensor]:
     """The distribution that DPO ends with on all ordered pairs, labelled by Bradley-Terry exactly, and where it ought to."""
     reference, policy = TwoTokens(1), TwoTokens(1)
@@ -117,6 +195,43 @@ def test_ppo_converges_to_the_optimum() -> None:
 def test_ppo_with_a_sign_turned_round_ends_elsewhere(flip: str) -> None:
     found, expected = train_ppo(**{flip: -1.0})
     assert distance(found, expected) > 0.2
+
+
+def test_rloo_converges_to_the_optimum() -> None:
+    """REFERENCES.md section 3: pi_ref exp(r / beta) / Z without a critic, the divergence in the reward of whole responses."""
+    found, reference = train_in_groups(rloo())
+    assert distance(found, optimum(reference)) < 0.03
+
+
+@pytest.mark.parametrize("flip", ["loss_sign", "kl_sign", "score_sign"])
+def test_rloo_with_a_sign_turned_round_ends_elsewhere(flip: str) -> None:
+    found, reference = train_in_groups(rloo(**{flip: -1.0}))
+    assert distance(found, optimum(reference)) > 0.2
+
+
+def test_grpo_without_scaling_converges_to_its_own_fixed_point() -> None:
+    """Rewards count (1 - 1 / group size), since a group's mean holds each of them; it is not where PPO and RLOO go."""
+    found, reference = train_in_groups(grpo(centred_advantages, 4))
+    expected = grpo_fixed_point(reference, lambda policy: 0.75 * rewards_of_responses())
+    assert expected.sum().item() == pytest.approx(1)
+    assert distance(found, expected) < 0.03
+    assert distance(expected, optimum(reference)) > 0.1
+    assert distance(expected, grpo_fixed_point(reference, lambda policy: rewards_of_responses())) > 0.03, "the group's size shows"
+
+
+def test_grpo_in_pairs_learns_who_wins() -> None:
+    """Scaled advantages of two are +-1 / sqrt(2): the expected advantage is the chance to win less that to lose, over sqrt(2)."""
+    r = rewards_of_responses()
+    wins = torch.sign(r[:, None] - r[None, :])
+    found, reference = train_in_groups(grpo(group_relative_advantages, 2))
+    expected = grpo_fixed_point(reference, lambda policy: wins @ policy / 2**0.5)
+    assert distance(found, expected) < 0.03
+    assert distance(expected, optimum(reference)) > 0.1
+
+
+def test_grpo_with_rewards_turned_round_ends_elsewhere() -> None:
+    found, reference = train_in_groups(grpo(centred_advantages, 4, score_sign=-1.0))
+    assert distance(found, grpo_fixed_point(reference, lambda policy: 0.75 * rewards_of_responses())) > 0.2
 
 
 def test_dpo_on_exact_labels_converges_to_the_optimum() -> None:
