@@ -150,9 +150,9 @@ class RolloutSpec(Spec):
     missing_eos_penalty: NonNegative = 1.0
 
     @property
-    def reward_models(self) -> tuple[str, ...]:
-        """All that score."""
-        return (self.reward_model, *self.more_reward_models)
+    def reward_models(self) -> dict[str, str]:
+        """The names of all that score, by field."""
+        return {"reward_model": self.reward_model} | {f"more_reward_models[{index}]": name for index, name in enumerate(self.more_reward_models)}
 
 
 class GrpoSpec(RolloutSpec):
@@ -292,6 +292,11 @@ class RunSpec(Spec):
         return next(name for name in ALGORITHMS if getattr(self, name) is not None)
 
     @property
+    def rollout_part(self) -> RolloutSpec | None:
+        """The algorithm's part, where it is one with rollouts and reward models."""
+        return self.ppo or self.grpo or self.rloo
+
+    @property
     def learning_rate(self) -> float:
         """The peak learning rate in force."""
         return self.optimizer.learning_rate or LEARNING_RATES[self.algorithm]
@@ -323,8 +328,8 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 
 _NOT_BUILT = (
-    "grpo", "rloo", "online_dpo", "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
-    "ppo.more_reward_models", "ppo.max_staleness", "ppo.reuse_sampler_logprobs", "ppo.sampler_gap_bound",
+    "online_dpo", "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
+    "ppo.max_staleness", "ppo.reuse_sampler_logprobs", "ppo.sampler_gap_bound",
 )  # fmt: skip
 
 

@@ -416,6 +416,11 @@ def ppo(**fields: Any) -> RunSpec:
     return parse_spec({"adapter": "bad-input", "steps": 1, "ppo": {"data": data, "reward_model": MODEL, **fields}})
 
 
+def grpo(**fields: Any) -> RunSpec:
+    data = {"uri": str(tiny.small_dataset())}
+    return parse_spec({"adapter": "bad-input", "steps": 1, "grpo": {"data": data, "reward_model": MODEL, **fields}})
+
+
 def data(uri: str, **fields: Any) -> dict[str, Any]:
     return {"sft": {"data": {"uri": uri, **fields}}}
 
@@ -434,6 +439,22 @@ SPECS: list[tuple[str, Callable[[], RunSpec], type[AccordError], str, tuple[str,
     ("unknown parent", lambda: spec(parent_adapter="adapters/nobody"), NotFoundError, "spec.parent_adapter", (tiny.POLICIES[0],)),
     ("parent outside", lambda: spec(parent_adapter="adapters/../../etc"), InvalidArgumentError, "spec.parent_adapter", ("adapters/{adapter}",)),
     ("unknown reward model", lambda: ppo(reward_model="adapters/nobody"), NotFoundError, "spec.ppo.reward_model", ("adapters/nobody",)),
+    ("another without its reward model", lambda: grpo(reward_model="adapters/nobody"), NotFoundError, "spec.grpo.reward_model", ("adapters/nobody",)),
+    (
+        "unknown member",
+        lambda: grpo(more_reward_models=["adapters/nobody"]),
+        NotFoundError, "spec.grpo.more_reward_models[0]", ("adapters/nobody",),
+    ),
+    (
+        "member named twice",
+        lambda: ppo(more_reward_models=[MODEL]),
+        InvalidArgumentError, "spec.ppo.more_reward_models[0]", ("named twice", MODEL),
+    ),
+    (
+        "prompts that are not there",
+        lambda: grpo(data={"uri": "/nowhere/prompts.jsonl"}),
+        NotFoundError, "spec.grpo.data.uri", ("/nowhere/prompts.jsonl",),
+    ),
     (
         "missing rows to evaluate",
         lambda: parse_spec({"evaluate": {"uri": "/nowhere/answers.jsonl"}}),
@@ -474,6 +495,8 @@ def wire(**fields: Any) -> trainer_pb2.RunSpec:
         (lambda: wire(sft=None, dpo=_dpo(loss="sigmiod")), "spec.dpo.loss", ("sigmoid",)),
         (lambda: wire(sft=None, dpo=_dpo(label_smoothing=0.1)), "spec.dpo", ("label_smoothing 0.1 needs loss cdpo or robust",)),
         (lambda: wire(sft=None, ppo=_ppo(ptx_coefficient=1)), "spec.ppo", ("ptx_coefficient 1.0 needs ptx_data",)),
+        (lambda: wire(sft=None, grpo=_grpo(loss_normalization="mean")), "spec.grpo.loss_normalization", ("constant",)),
+        (lambda: wire(sft=None, batch_size=6, grpo=_grpo(group_size=4)), "spec", ("batch_size 6 must be a multiple of group_size 4",)),
         (lambda: wire(sft=None, ppo=_ppo(clip_range=1.5)), "spec.ppo.clip_range", ("less than 1",)),
     ],
 )
@@ -493,6 +516,10 @@ def _dpo(**fields: Any) -> trainer_pb2.DpoSpec:
 
 def _ppo(**fields: Any) -> trainer_pb2.PpoSpec:
     return trainer_pb2.PpoSpec(data=trainer_pb2.DataSpec(uri=str(tiny.small_dataset())), reward_model=MODEL, **fields)
+
+
+def _grpo(**fields: Any) -> trainer_pb2.GrpoSpec:
+    return trainer_pb2.GrpoSpec(data=trainer_pb2.DataSpec(uri=str(tiny.small_dataset())), reward_model=MODEL, **fields)
 
 
 def test_a_request_id_is_needed_and_short(trainer: TrainerClient) -> None:

@@ -64,13 +64,24 @@ def test_bad_specifications_name_the_field(values: dict, words: str) -> None:
         runspec.parse_spec(values)
 
 
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+def test_what_scores_is_named_by_field(kind: str) -> None:
+    part = {"data": {"uri": "sample:conversation"}, "reward_model": "adapters/r", "more_reward_models": ["adapters/q", "adapters/s/versions/3"]}
+    spec = runspec.parse_spec({"adapter": "a", "steps": 1, kind: part})
+    runspec.check_built(spec)
+    assert spec.rollout_part is not None
+    assert spec.rollout_part.reward_models == {
+        "reward_model": "adapters/r", "more_reward_models[0]": "adapters/q", "more_reward_models[1]": "adapters/s/versions/3"
+    }  # fmt: skip
+    assert runspec.parse_spec({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}}}).rollout_part is None
+
+
 def test_what_is_not_built_is_refused_by_name() -> None:
     """Until `check_built` has nothing to refuse."""
     data = {"uri": "sample:conversation"}
     plain = {"adapter": "a", "steps": 1, "dpo": {"data": data}}
     runspec.check_built(runspec.parse_spec(plain))
     for path, values in {
-        "grpo": {"adapter": "a", "steps": 1, "grpo": {"data": data, "reward_model": "adapters/r/versions/1"}},
         "guards": plain | {"guards": {"max_kl": 3.0}},
         "ppo.max_staleness": {"adapter": "a", "steps": 1, "ppo": {"data": data, "reward_model": "adapters/r/versions/1", "max_staleness": 1}},
     }.items():

@@ -26,7 +26,10 @@ _PLAN_SECONDS = 120.0
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file, or one that comes with Accord: sft, reward-model, dpo, ppo.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A YAML file, or one that comes with Accord: sft, reward-model, dpo, ppo, grpo, rloo.", show_default=False
+        ),
     ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Sets a field of the recipe, for example lora.rank=8; may be repeated.")

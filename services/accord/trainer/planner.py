@@ -78,7 +78,9 @@ def count(spec: RunSpec) -> int:
     """Rows that the run's data has, before limits of length."""
     if spec.algorithm == "evaluate":
         return 0
-    readers: Mapping[str, Callable[..., Dataset[Any]]] = {"sft": read_demonstrations, "ppo": read_prompts}
+    readers: Mapping[str, Callable[..., Dataset[Any]]] = {
+        "sft": read_demonstrations, "ppo": read_prompts, "grpo": read_prompts, "rloo": read_prompts,
+    }  # fmt: skip
     field = f"{spec.algorithm}.data"
     data = data_specs(spec)[field]
     with naming(f"spec.{field}.uri"):
@@ -88,7 +90,7 @@ def count(spec: RunSpec) -> int:
 
 def data_specs(spec: RunSpec) -> dict[str, DataSpec]:
     """What the run reads, by field of the specification."""
-    part = spec.sft or spec.reward_model or spec.dpo or spec.ppo
+    part = spec.sft or spec.reward_model or spec.dpo or spec.rollout_part
     if part is None:
         return {}
     found = {"data": part.data, "eval_data": part.eval_data, "ptx_data": spec.ppo.ptx_data if spec.ppo is not None else None}
@@ -99,7 +101,7 @@ def _training_memory(spec: RunSpec, folder: Path) -> list[MemoryItem]:
     config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     adapter = _adapter_parameters(spec, config) * 4
-    held, trained = {"ppo": (3, 2), "dpo": (2, 1)}.get(spec.algorithm, (1, 1))
+    held, trained = {"ppo": (3, 2), "dpo": (2, 1), "grpo": (2, 1), "rloo": (2, 1)}.get(spec.algorithm, (1, 1))
     micro = spec.micro_batch_size or spec.batch_size
     rows = micro * (2 if spec.algorithm in ("dpo", "reward_model") else 1)
     width = spec.max_prompt_tokens + spec.max_response_tokens

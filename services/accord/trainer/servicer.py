@@ -22,6 +22,7 @@ from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
 from accord.runspec import RunSpec, check_built
 from accord.serving.fields import naming
+from accord.serving.reward_models import resolve_reward_models
 from accord.trainer import checkpoints
 from accord.trainer.config import TrainerConfig
 from accord.trainer.convert import (
@@ -151,10 +152,11 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
         check_built(spec)
-        for field, name in (("parent_adapter", spec.parent_adapter), ("ppo.reward_model", spec.ppo.reward_model if spec.ppo else "")):
-            if name:
-                with naming(f"spec.{field}"):
-                    self._store.resolve(name)
+        if spec.parent_adapter:
+            with naming("spec.parent_adapter"):
+                self._store.resolve(spec.parent_adapter)
+        if spec.rollout_part is not None:
+            resolve_reward_models(spec.rollout_part, f"spec.{spec.algorithm}", self._store.resolve)
         for field, data in data_specs(spec).items():
             with naming(f"spec.{field}.uri"):
                 check_source(data.uri)

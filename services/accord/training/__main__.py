@@ -117,11 +117,21 @@ def build(context: RunContext) -> Algorithm:
         from accord.training.dpo import DirectPreferenceOptimization
 
         return DirectPreferenceOptimization(context, spec.dpo)
-    from accord.training.ppo import ProximalPolicyOptimization
+    if spec.ppo is not None:
+        from accord.training.ppo import ProximalPolicyOptimization
 
-    if spec.ppo is None:
-        raise InvalidArgumentError("the specification names no algorithm", field="spec")
-    return ProximalPolicyOptimization(context, spec.ppo)
+        return ProximalPolicyOptimization(context, spec.ppo)
+    return _build_group_algorithm(context)
+
+
+def _build_group_algorithm(context: RunContext) -> Algorithm:
+    from accord.training.groups import GroupRelativePolicyOptimization, ReinforceLeaveOneOut
+
+    if context.spec.grpo is not None:
+        return GroupRelativePolicyOptimization(context, context.spec.grpo)
+    if context.spec.rloo is not None:
+        return ReinforceLeaveOneOut(context, context.spec.rloo)
+    raise InvalidArgumentError("the specification names no algorithm", field="spec")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Plain PyTorch and PEFT rather than a trainer class of a library: soft labels, bit-exact resumption and rollouts through services are what
 those do not do, and one loop of this size is easier to trust than four adapted ones (TRL stays as a test peer for the losses). What does
-not belong here: what one step does (`sft`, `reward_model`, `dpo`, `ppo` beside this file).
+not belong here: what one step does (`sft`, `reward_model`, `dpo`, `ppo`, `groups` beside this file).
 """
 
 from __future__ import annotations

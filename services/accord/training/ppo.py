@@ -19,7 +19,7 @@ from accord.algos.advantages import gae, shaped_rewards
 from accord.algos.kl import AdaptiveKLController, FixedKLController, KLController
 from accord.algos.masking import whiten
 from accord.algos.normalisation import RunningMoments
-from accord.algos.ppo import PolicyLoss, ValueLoss, policy_loss, value_loss
+from accord.algos.ppo import policy_loss, value_loss
 from accord.checkpoint import Checkpoint
 from accord.data.readers import read_texts
 from accord.models.batching import collate
@@ -32,7 +32,7 @@ from accord.training.examples import EncodedExample, batch_at, encode_texts
 from accord.training.optim import Optimizer
 from accord.training.rollout import Rollout
 from accord.training.rollout_algorithm import RolloutAlgorithm
-from accord.training.rollout_metrics import Averages
+from accord.training.rollout_metrics import Averages, movement
 from accord.training.rollout_tensors import RolloutTensors
 
 
@@ -146,7 +146,13 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             value = value_loss(self._critic.values(each), old_values, returns, mask, clip_range=self._spec.value_clip_range)
             (self._spec.value_coefficient * value.loss * share).backward()
             total_kl += float(policy.approx_kl) * share
-            _note(averages, policy, value, share)
+            averages.add_policy({"policy_loss": float(policy.loss.detach()) * share, **movement(policy, share)})
+            for name, tensor in (
+                ("value_loss", value.loss),
+                ("value_clip_fraction", value.clip_fraction),
+                ("explained_variance", value.explained_variance),
+            ):
+                averages.add_part(name, float(tensor.detach()) * share)
         return total_kl
 
     def _pretraining(self, step: int, epoch: int, number: int, averages: Averages) -> None:
@@ -173,16 +179,3 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         encoded = replace(encode_texts(self._context.base.encoder, found.rows, width), source=found.report.account())
         self._context.events.message(f"{data.uri} ({data.split}): {encoded.account('texts')}")
         return encoded.at_least_one("texts", "ppo.ptx_data").rows
-
-
-def _note(averages: Averages, policy: PolicyLoss, value: ValueLoss, share: float) -> None:
-    """Takes note of the losses of one micro-batch that is `share` of its minibatch."""
-    averages.add_policy(
-        {
-            "policy_loss": float(policy.loss.detach()) * share, "clip_fraction": float(policy.clip_fraction) * share,
-            "approx_kl": float(policy.approx_kl) * share, "ratio_mean": float(policy.ratio_mean) * share,
-        }
-    )  # fmt: skip
-    averages.add_part("value_loss", float(value.loss.detach()) * share)
-    averages.add_part("value_clip_fraction", float(value.clip_fraction) * share)
-    averages.add_part("explained_variance", float(value.explained_variance) * share)

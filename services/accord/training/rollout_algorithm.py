@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from accord.algos.ppo import missing_eos_penalty
 from accord.checkpoint import Checkpoint
 from accord.client.reward import RewardModel
-from accord.errors import FailedPreconditionError, InvalidArgumentError
+from accord.errors import FailedPreconditionError
 from accord.runspec import RolloutSpec
+from accord.serving.reward_models import resolve_reward_models
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at, epoch_order
@@ -51,7 +52,8 @@ class RolloutAlgorithm(ABC):
         self._context = context
         self._part = part
         self._samples_per_prompt = samples_per_prompt
-        self._reward_versions = reward_versions(context, part)  # the same ones to the end, whatever is published meanwhile
+        # The same ones to the end, whatever is published meanwhile.
+        self._reward_versions = resolve_reward_models(part, context.spec.algorithm, context.fetch_parent)
         self._source = RolloutSource(context, RewardModel(self._reward_versions, part.ensemble_std_coefficient))
         self._model = RolloutModel(context.adapted, temperature=part.temperature)
         self._parents: tuple[str, ...] = ()
@@ -190,21 +192,6 @@ class RolloutAlgorithm(ABC):
             self._first_length = metrics["response_tokens"]
         for alarm in alarms(metrics, self._first_length):
             self._context.events.message(alarm)
-
-
-def reward_versions(context: RunContext, part: RolloutSpec) -> tuple[str, ...]:
-    """The full version names of all reward models of a specification, in its order.
-
-    Raises:
-        InvalidArgumentError: one is named twice: it would count twice in the mean, and narrow the spread.
-        NotFoundError, FailedPreconditionError: as `RunContext.fetch_parent`.
-    """
-    versions = tuple(context.fetch_parent(name) for name in part.reward_models)
-    for index, version in enumerate(versions):
-        if version in versions[:index]:
-            field = f"{context.spec.algorithm}.more_reward_models[{index - 1}]"
-            raise InvalidArgumentError(f"{version} is named twice; the reward models of an ensemble must differ", field=field)
-    return versions
 
 
 def rollout_seed(run_seed: int, step: int, index: int) -> int:

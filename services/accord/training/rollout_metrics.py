@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from accord.algos.groups import GroupLoss
 from accord.algos.kl import k3
 from accord.algos.masking import masked_mean
+from accord.algos.ppo import PolicyLoss
 from accord.training.rollout import Rollout
 from accord.training.rollout_tensors import RolloutTensors
 
@@ -75,6 +77,11 @@ def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, 
         "eos_rate": sum(rollout.ended for rollout in rollouts) / len(rollouts), "sampler_gap_max": float(difference.abs().max()),
         "sampler_approx_kl": float(masked_mean(k3(difference), tensors.mask)),
     }  # fmt: skip
+
+
+def movement(loss: PolicyLoss | GroupLoss, share: float) -> dict[str, float]:
+    """How far the policy had moved in a micro-batch that is `share` of its minibatch, as parts of the minibatch's means."""
+    return {name: float(getattr(loss, name)) * share for name in ("clip_fraction", "approx_kl", "ratio_mean")}
 
 
 def alarms(metrics: Mapping[str, float], first_length: float) -> list[str]:

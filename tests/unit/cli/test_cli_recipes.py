@@ -11,16 +11,18 @@ from accord.data.readers import check_source
 from accord.errors import InvalidArgumentError
 
 
-def test_four_recipes_are_shipped_one_an_algorithm() -> None:
+def test_six_recipes_are_shipped_one_an_algorithm() -> None:
     found = {name: load_train_recipe(name) for name in shipped_recipes()}
-    assert {name: spec.algorithm for name, spec in found.items()} == {"sft": "sft", "reward-model": "reward_model", "dpo": "dpo", "ppo": "ppo"}
+    assert {name: spec.algorithm for name, spec in found.items()} == {
+        "sft": "sft", "reward-model": "reward_model", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo",
+    }  # fmt: skip
     assert {spec.adapter for spec in found.values()} == set(found)
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_a_recipe_reads_data_that_is_there_and_holds_out_some(name: str) -> None:
     spec = load_train_recipe(name)
-    part = spec.sft or spec.reward_model or spec.dpo or spec.ppo
+    part = spec.sft or spec.reward_model or spec.dpo or spec.rollout_part
     assert part is not None
     check_source(part.data.uri)
     assert part.eval_data is not None
@@ -32,7 +34,8 @@ def test_recipes_fit_together() -> None:
     published = {"adapters/sft/versions/1", "adapters/reward-model/versions/1"}
     specs = [load_train_recipe(name) for name in shipped_recipes()]
     assert {spec.parent_adapter for spec in specs} - {""} <= published
-    assert load_train_recipe("ppo").ppo.reward_model in published  # type: ignore[union-attr]
+    scoring = {name for spec in specs if spec.rollout_part is not None for name in spec.rollout_part.reward_models.values()}
+    assert scoring == {"adapters/reward-model/versions/1"}
 
 
 def test_settings_are_yaml_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

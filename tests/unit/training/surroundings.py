@@ -60,14 +60,14 @@ def metrics_of(events: Iterable[RunEvent], metric: str) -> list[float]:
     return [event.values[metric] for event in events if event.kind == "metrics" and metric in event.values]
 
 
-def publish_reward_model(context: RunContext, *, name: str = "rm") -> str:
-    """A reward model with an untrained adapter and a head that says something, for PPO to name and to start its critic from."""
+def publish_reward_model(context: RunContext, *, name: str = "rm", seed: int = 7) -> str:
+    """A reward model with an untrained adapter and a head that says something, to name, and for PPO to start its critic from."""
     context.adapted.add("tmp", LoraSpec(rank=4), seed=5, trainable=False)
     folder = context.directory.path / "tmp-reward"
     folder.mkdir(parents=True, exist_ok=True)
     context.adapted.save("tmp", folder)
     context.adapted.remove("tmp")
-    ScalarHead(context.base.hidden_size, seed=7).save(folder)
+    ScalarHead(context.base.hidden_size, seed=seed).save(folder)
     digests = context.base.digests
     facts = HeadFacts(mean=0.25, std=2.0).to_facts()
     return context.store.publish(name, folder, kind="reward", base_model_digest=digests.base_model, tokenizer_digest=digests.tokenizer, facts=facts)
@@ -96,6 +96,7 @@ class LocalSource:
     def __init__(self, context: RunContext, score: Callable[[Sequence[int]], float]) -> None:
         self._context = context
         self._score = score
+        self.member_scores: Callable[[Sequence[int]], tuple[float, ...]] = lambda response: (self._score(response),)
         self.calls: list[tuple[str, ...]] = []
 
     def check_services(self) -> None:
@@ -124,7 +125,7 @@ class LocalSource:
         return [
             Rollout(
                 prompt.id, prompt.prompt, tuple(responses[index]), tuple(logprobs[index]), self._score(responses[index]),
-                responses[index][-1] in eos, draw.seeds[index], version, (self._score(responses[index]),),
+                responses[index][-1] in eos, draw.seeds[index], version, self.member_scores(responses[index]),
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -148,9 +149,15 @@ def make_ppo(
     score: Callable[[Sequence[int]], float] = even_share,
 ) -> tuple[RunContext, Any, LocalSource]:
     """A PPO run, not yet set up, whose rollouts come from this process; with a reward model published for its critic."""
-    context = make_context(
-        root, model, {"max_response_tokens": 10, **values, "ppo": {"reward_model": "adapters/rm", **ppo}}, name=name, endpoints=NOWHERE
-    )
+    return make_rollout_run(root, model, {**values, "ppo": ppo}, name=name, score=score)
+
+
+def make_rollout_run(
+    root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", score: Callable[[Sequence[int]], float] = even_share
+) -> tuple[RunContext, Any, LocalSource]:
+    """A run of PPO, GRPO or RLOO, not yet set up, whose rollouts come from this process; with a reward model published."""
+    parts = {kind: {"reward_model": "adapters/rm", **values[kind]} for kind in ("ppo", "grpo", "rloo") if kind in values}
+    context = make_context(root, model, {"max_response_tokens": 10, **values, **parts}, name=name, endpoints=NOWHERE)
     publish_reward_model(context)
     algorithm = build(context)
     source = LocalSource(context, score)

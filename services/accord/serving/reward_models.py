@@ -1,0 +1,29 @@
+"""The versions of the reward models that a run names: the trainer checks them before a run, the run keeps to them.
+
+What does not belong here: scores (`accord.reward`), and how several become one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from accord.errors import InvalidArgumentError
+from accord.runspec import RolloutSpec
+from accord.serving.fields import naming
+
+
+def resolve_reward_models(part: RolloutSpec, prefix: str, resolve: Callable[[str], str]) -> tuple[str, ...]:
+    """The full version names of all reward models of a part of a specification, in its order; errors name the field below `prefix`.
+
+    Raises:
+        InvalidArgumentError: two names are the same version: it would count twice in the mean, and narrow the spread.
+        AccordError: whatever `resolve` raises.
+    """
+    versions: list[str] = []
+    for field, name in part.reward_models.items():
+        with naming(f"{prefix}.{field}"):
+            version = resolve(name)
+            if version in versions:
+                raise InvalidArgumentError(f"{version} is named twice; the reward models of an ensemble must differ")
+            versions.append(version)
+    return tuple(versions)

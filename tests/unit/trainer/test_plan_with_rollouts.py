@@ -1,0 +1,37 @@
+"""What a plan counts for the algorithms with rollouts: prompts, all data they read, adapters of policy and reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from accord.models.testing import tiny_model_folder
+from accord.runspec import RunSpec, parse_spec
+from accord.trainer.planner import data_specs, make_plan
+
+
+def spec_of(root: Path, kind: str) -> RunSpec:
+    rows = [{"prompt": f"say {n}"} for n in range(7)]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {"uri": str(root / "prompts.jsonl")}
+    return parse_spec({"adapter": "a", "steps": 1, kind: {"data": data, "eval_data": {**data, "limit": 2}, "reward_model": "adapters/r/versions/1"}})
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+def test_prompts_are_counted_and_both_data_sets_named(tmp_path: Path, kind: str) -> None:
+    spec = spec_of(tmp_path, kind)
+    assert make_plan(spec, None).rows == 7
+    assert set(data_specs(spec)) == {f"{kind}.data", f"{kind}.eval_data"}
+
+
+def test_without_a_critic_there_is_one_adapter_less(tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path / "model")
+    sizes = {}
+    for kind in ("ppo", "grpo", "rloo"):
+        memory = {item.role: item.bytes for item in make_plan(spec_of(tmp_path, kind), folder).memory}
+        sizes[kind] = (memory["adapters"], memory["gradients and Adam moments"])
+    adapter = sizes["ppo"][0] / 3
+    assert sizes["grpo"] == sizes["rloo"] == (2 * adapter, 3 * adapter)
+    assert sizes["ppo"][1] == 6 * adapter
