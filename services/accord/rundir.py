@@ -1,10 +1,11 @@
 """The folder of a run: what the launcher writes for it, and what it writes for whoever watches.
 
     run.yaml         what to do (RunFile), written once by the trainer
+    run.lock         locked by the process of the run, so that no second one writes here
     process.json     pid, start ticks and attempt of its process (local launcher)
-    events.jsonl     what happened (RunEvent), appended by the run
+    events.jsonl     what happened (RunEvent), appended by the run, and by the trainer while the run has no process
     result.json      how it ended (RunResult), written last and at once
-    log.txt          what its process printed
+    log.txt          what its process printed (of a Job's pods: what each had printed at its end)
     checkpoints/     {step:08d}/ with manifest.json, see accord.checkpoint
     rollouts/        what PPO sampled, before it was used
 
@@ -30,6 +31,7 @@ from accord.rpc.config import load_config
 from accord.runspec import RunSpec, Spec
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_AWAY = 0, 1, 2, 3, 4
+PHASE_PENDING = "pending"  # nothing of the run has a process yet, or any more: its launcher says what it waits for
 EventKind = Literal["state", "metrics", "message", "heartbeat"]
 
 
@@ -109,6 +111,11 @@ class RunDirectory:
     def log(self) -> Path:
         """What the process printed."""
         return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the run's process holds locked."""
+        return self.path / "run.lock"
 
     @property
     def checkpoints(self) -> Path:

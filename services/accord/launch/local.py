@@ -78,6 +78,13 @@ class LocalLauncher:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(known.pid, signal.SIGKILL if force else signal.SIGTERM)
 
+    def fault(self) -> str | None:
+        """None: this machine is always there."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def _read(directory: Path) -> ProcessId | None:
     try:

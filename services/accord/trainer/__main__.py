@@ -12,9 +12,13 @@ import structlog
 
 from accord.api.trainer.v1 import trainer_pb2_grpc as rpc
 from accord.artefacts.store import ArtefactStore
+from accord.errors import FailedPreconditionError
+from accord.launch.launcher import Launcher
 from accord.launch.local import DEFAULT_COMMAND, LocalLauncher
 from accord.rpc.server import Component, ServiceBinding, main
+from accord.rundir import RunFile
 from accord.trainer.config import TrainerConfig
+from accord.trainer.planner import find_model_folder, make_plan
 from accord.trainer.registry import Registry
 from accord.trainer.servicer import TrainerServicer
 from accord.trainer.supervisor import Supervisor
@@ -29,8 +33,8 @@ class TrainerComponent:
         Path(config.runs).mkdir(parents=True, exist_ok=True)
         self._config = config
         self._registry = Registry(config.database)
-        launcher = LocalLauncher(config.command or DEFAULT_COMMAND, threads=config.threads, nice=config.nice)
-        self._supervisor = Supervisor(self._registry, launcher, config)
+        self._launcher = build_launcher(config)
+        self._supervisor = Supervisor(self._registry, self._launcher, config)
         self._servicer = TrainerServicer(self._registry, self._supervisor, ArtefactStore(config.artefacts), config)
         self._loop: asyncio.Task[None] | None = None
         self._fault: str | None = None
@@ -56,11 +60,12 @@ class TrainerComponent:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
+        self._launcher.close()
         self._registry.close()
 
     def fault(self) -> str | None:
         """Why runs are not looked after, or None."""
-        return self._fault
+        return self._fault or self._launcher.fault()
 
     async def _watch(self) -> None:
         while True:
@@ -71,6 +76,26 @@ class TrainerComponent:
                 self._fault = f"runs cannot be looked after: {type(error).__name__}: {error}"
                 _log.error("tick_failed", reason=self._fault)
             await asyncio.sleep(self._config.poll_seconds)
+
+
+def build_launcher(config: TrainerConfig) -> Launcher:
+    """What starts the runs. The Kubernetes client is loaded only where it is needed.
+
+    Raises:
+        FailedPreconditionError: the client is not installed, or there is no cluster.
+    """
+    if config.kubernetes is None:
+        return LocalLauncher(config.command or DEFAULT_COMMAND, threads=config.threads, nice=config.nice)
+    try:
+        from accord.launch.jobs import JobLauncher
+        from accord.launch.kubernetes import Cluster
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(f"launcher kubernetes needs the extra accord[kubernetes]: {error}", field="launcher") from error
+
+    def peak_bytes(run: RunFile) -> int:
+        return make_plan(run.spec, find_model_folder(config, run.spec), count_rows=False).peak_bytes
+
+    return JobLauncher(config.kubernetes, Cluster(config.kubernetes), stop_grace_seconds=config.stop_grace_seconds, peak_bytes=peak_bytes)
 
 
 def build(config: TrainerConfig) -> Component:

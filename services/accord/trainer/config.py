@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Literal, Self
 
+from pydantic import Field, field_validator, model_validator
+
+from accord.launch.settings import KubernetesConfig
 from accord.rpc.config import FrozenModel, ServerConfig
 from accord.rundir import Endpoints
 
@@ -26,8 +29,10 @@ class TrainerConfig(FrozenModel):
     wait_seconds: float = Field(default=600.0, gt=0, description="longest wait of a run for a service")
     stop_grace_seconds: float = Field(default=120.0, ge=0, description="time to checkpoint after SIGTERM before SIGKILL")
     poll_seconds: float = Field(default=0.5, gt=0, le=60, description="time between two looks at the runs")
-    command: tuple[str, ...] = Field(default=(), description="how a run's process is started; the path of run.yaml is appended")
-    nice: int = Field(default=0, ge=0, le=19, description="niceness of the runs")
+    launcher: Literal["local", "kubernetes"] = Field(default="local", description="runs as processes of this machine, or as Kubernetes Jobs")
+    command: tuple[str, ...] = Field(default=(), description="local: how a run's process is started; the path of run.yaml is appended")
+    nice: int = Field(default=0, ge=0, le=19, description="local: niceness of the runs")
+    kubernetes: KubernetesConfig | None = Field(default=None, description="how runs become Jobs; required with launcher kubernetes")
 
     @field_validator("server")
     @classmethod
@@ -36,3 +41,18 @@ class TrainerConfig(FrozenModel):
         if WATCH_METHOD in server.long_lived_methods:
             return server
         return server.model_copy(update={"long_lived_methods": (*server.long_lived_methods, WATCH_METHOD)})
+
+    @model_validator(mode="after")
+    def _check_launcher(self) -> Self:
+        if (self.launcher == "kubernetes") != (self.kubernetes is not None):
+            raise ValueError(f"launcher is {self.launcher}; the section kubernetes belongs to launcher kubernetes, which needs it")
+        if self.kubernetes is None:
+            return self
+        local = [
+            ("runs", self.runs),
+            *([("artefacts", self.artefacts.removeprefix("file://"))] if self.artefacts.startswith(("/", "file://")) else []),
+        ]
+        for field, path in local:
+            if not self.kubernetes.holds(path):
+                raise ValueError(f"{field} is {path}, which lies on none of kubernetes.claims: the runs would not see it")
+        return self

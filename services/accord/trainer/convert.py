@@ -11,10 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.errors import InvalidArgumentError
-from accord.rundir import RunDirectory, RunEvent, RunProgress
+from accord.rundir import PHASE_PENDING, RunDirectory, RunEvent, RunProgress
 from accord.runspec import RunSpec, spec_from_proto, spec_to_proto
 from accord.trainer.planner import Plan
 from accord.trainer.registry import RunRecord
+
+_PHASE_STATES = {"checkpoint": pb.RUN_STATE_CHECKPOINTING, PHASE_PENDING: pb.RUN_STATE_STARTING}
 
 
 def read_spec(message: pb.RunSpec) -> RunSpec:
@@ -82,7 +84,7 @@ def event_to_proto(event: RunEvent, record: RunRecord) -> pb.WatchRunResponse | 
         wire.message = event.text
     elif event.kind == "state":
         run = _facts(record)  # as it was then: an ended state here would end the watch before the later events
-        run.state = pb.RUN_STATE_CHECKPOINTING if event.phase == "checkpoint" else pb.RUN_STATE_RUNNING
+        run.state = _PHASE_STATES.get(event.phase, pb.RUN_STATE_RUNNING)
         run.step, run.phase, run.waiting_on = event.step, event.phase, event.waiting_on
         wire.run.CopyFrom(run)
     else:

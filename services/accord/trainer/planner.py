@@ -17,6 +17,7 @@ from accord.data.readers import read_demonstrations, read_pairs, read_prompts
 from accord.data.records import Dataset
 from accord.runspec import DataSpec, RunSpec
 from accord.serving.fields import naming
+from accord.trainer.config import TrainerConfig
 
 _PROCESS_BYTES = 450 * 2**20
 _ROWS_READ = 100_000
@@ -56,8 +57,21 @@ class Plan:
         return f"the run needs about {_mib(self.peak_bytes)}, {_mib(self.available_bytes)} are free: {parts}; lower micro_batch_size"
 
 
-def make_plan(spec: RunSpec, model_folder: Path | None, *, count_rows: bool = True) -> Plan:
-    """The plan of a run on this machine.
+def find_model_folder(config: TrainerConfig, spec: RunSpec) -> Path | None:
+    """The folder with the base model's files; None where they are not at hand."""
+    for name in (spec.base_model, config.model_folder, config.base_model):
+        if name and (Path(name) / "config.json").is_file():
+            return Path(name)
+    return None
+
+
+def available_bytes(config: TrainerConfig, spec: RunSpec) -> int:
+    """Memory that a run can have: what is free on this machine, or what a pod of its kind gets."""
+    return int(psutil.virtual_memory().available) if config.kubernetes is None else config.kubernetes.available_bytes(spec.algorithm)
+
+
+def make_plan(spec: RunSpec, model_folder: Path | None, *, count_rows: bool = True, available: int | None = None) -> Plan:
+    """The plan of a run, on this machine unless the bytes that are available elsewhere are given.
 
     Raises:
         NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
@@ -71,7 +85,7 @@ def make_plan(spec: RunSpec, model_folder: Path | None, *, count_rows: bool = Tr
     else:
         memory += _training_memory(spec, model_folder)
     rows = count(spec) if count_rows else 0
-    return Plan(tuple(memory), int(psutil.virtual_memory().available), rows, tuple(notes))
+    return Plan(tuple(memory), int(psutil.virtual_memory().available) if available is None else available, rows, tuple(notes))
 
 
 def count(spec: RunSpec) -> int:

@@ -36,7 +36,7 @@ from accord.trainer.convert import (
     run_path,
     timestamp,
 )
-from accord.trainer.planner import Plan, data_specs, make_plan
+from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, make_plan
 from accord.trainer.registry import Registry, RunRecord
 from accord.trainer.supervisor import Supervisor
 
@@ -60,7 +60,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     async def PlanRun(self, request: pb.PlanRunRequest, context: CallContext) -> pb.PlanRunResponse:
         spec = read_spec(request.spec)
         await _thread(lambda: self._check(spec))
-        plan = await _thread(lambda: make_plan(spec, self._model_folder(spec)))
+        plan = await _thread(lambda: self._plan(spec, count_rows=True))
         manifest = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
         return pb.PlanRunResponse(plan=plan_to_proto(plan, manifest))
 
@@ -138,7 +138,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if known is not None and not validate_only:
             return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
         self._check(spec)
-        plan = make_plan(spec, self._model_folder(spec), count_rows=False)
+        plan = self._plan(spec, count_rows=False)
         if not plan.fits:
             raise FailedPreconditionError(plan.refusal(), field="spec", metadata=_plan_facts(plan))
         if validate_only:
@@ -163,11 +163,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if spec.evaluate is not None and not Path(spec.evaluate.uri).is_file():
             raise NotFoundError(f"there is no file {spec.evaluate.uri}", field="spec.evaluate.uri")
 
-    def _model_folder(self, spec: RunSpec) -> Path | None:
-        for name in (spec.base_model, self._config.model_folder, self._config.base_model):
-            if name and (Path(name) / "config.json").is_file():
-                return Path(name)
-        return None
+    def _plan(self, spec: RunSpec, *, count_rows: bool) -> Plan:
+        return make_plan(spec, find_model_folder(self._config, spec), count_rows=count_rows, available=available_bytes(self._config, spec))
 
 
 def run_name(spec: RunSpec, request_id: str) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import structlog
 
-from accord.errors import AccordError, FailedPreconditionError
-from accord.launch.launcher import Launcher, Observation
-from accord.rundir import EXIT_DONE, EXIT_STOPPED, RunDirectory, RunFile
+from accord.errors import AccordError, FailedPreconditionError, PermissionDeniedError, UnauthenticatedError, UnavailableError
+from accord.launch.launcher import Launcher, NotYetError, Observation
+from accord.rundir import EXIT_DONE, EXIT_STOPPED, PHASE_PENDING, RunDirectory, RunEvent, RunFile
 from accord.trainer.config import TrainerConfig
 from accord.trainer.registry import ACTIVE, Registry, RunRecord
 
@@ -48,6 +48,8 @@ class Supervisor:
         for record in active:
             try:
                 self._look(record)
+            except (UnavailableError, PermissionDeniedError, UnauthenticatedError) as error:
+                _log.warning("run_not_seen", run=record.name, reason=str(error))  # says nothing about the run; `Launcher.fault` makes it known
             except (AccordError, OSError) as error:
                 _log.error("run_unreadable", run=record.name, reason=str(error))
                 self._end(record, "FAILED", f"its directory cannot be read: {error}", None)
@@ -63,6 +65,7 @@ class Supervisor:
 
         Raises:
             NotFoundError: there is no such run.
+            AccordError: the run's Job cannot be reached, or must not be deleted; the run goes on.
         """
         with self._lock:
             record = self._registry.get(name)
@@ -70,8 +73,13 @@ class Supervisor:
                 return record
             if record.state == "QUEUED":
                 return self._end(record, "CANCELLED", "cancelled before it started", None)
+            before = record.state
             record = self._registry.update(record, state="CANCELLING", cancel_time=time.time())
-            self._launcher.stop(Path(record.directory), force=False)
+            try:
+                self._launcher.stop(Path(record.directory), force=False)
+            except AccordError:
+                self._registry.update(record, state=before, cancel_time=None)  # it was not asked, and the caller is told
+                raise
             return record
 
     def resume(self, name: str) -> RunRecord:
@@ -103,16 +111,19 @@ class Supervisor:
         )
 
     def _start(self, record: RunRecord) -> None:
-        directory = RunDirectory(record.directory)
+        directory, queued = RunDirectory(record.directory), record
         try:
             self.prepare(record)
             # Before the registry says STARTING: a server killed after that must not take an earlier attempt's end for this one's.
-            directory.clear_result()
             self._launcher.forget(directory.path)
+            directory.clear_result()
             record = self._registry.update(
                 record, state="STARTING", attempts=record.attempts + 1, start_time=time.time(), end_time=None, exit_code=None, message=""
             )
             self._launcher.start(directory.path, record.attempts)
+        except NotYetError as error:
+            self._say_waiting(queued, directory, str(error))
+            self._registry.update(record, state="QUEUED", attempts=queued.attempts, message=str(error))
         except (AccordError, OSError) as error:
             self._end(record, "FAILED", f"it could not be started: {error}", None)
 
@@ -120,27 +131,59 @@ class Supervisor:
         directory = RunDirectory(record.directory)
         seen = self._launcher.observe(directory.path)
         if seen.state == "running":
-            self._running(record, directory)
-        elif seen.state == "unknown" and record.state == "STARTING" and time.time() - (record.start_time or 0) < 10:
-            return  # the server was killed between its note and the start; wait a little, then start again
-        elif seen.state == "unknown" and record.state == "CANCELLING":
-            self._end(record, "CANCELLED", "cancelled before it started", None)
-        elif seen.state == "unknown":
-            self._registry.update(record, state="QUEUED")
-        else:
+            self._running(record, directory, seen)
+        elif seen.state == "waiting":
+            self._waiting(record, directory, seen)
+        elif seen.state == "ended":
             self._ended(record, directory, seen)
+        else:
+            self._gone(record, directory)
 
-    def _running(self, record: RunRecord, directory: RunDirectory) -> None:
+    def _gone(self, record: RunRecord, directory: RunDirectory) -> None:
+        """Nothing is left of the run, or it never began: what its folder says counts."""
+        result = directory.result()
+        if result is not None:
+            self._ended(record, directory, Observation("ended", result.exit_code))
+        elif record.state == "CANCELLING" and latest_phase(directory, since=record.start_time or 0.0) in ("", PHASE_PENDING):
+            self._end(record, "CANCELLED", "cancelled before it started", None)
+        elif record.state == "CANCELLING":
+            self._vanished(record, directory, Observation("ended"))
+        elif record.state != "STARTING":
+            directory.append_event(RunEvent("message", time.time(), text="nothing is left of its process; it starts again"))
+            self._registry.update(record, state="QUEUED")
+        elif time.time() - (record.start_time or 0) >= 10:  # else the server was killed between its note and the start; wait a little
+            self._registry.update(record, state="QUEUED")
+
+    def _waiting(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
+        """Nothing of the run has a process now, so that the trainer may write into its folder."""
         if record.state == "CANCELLING":
-            if time.time() - (record.cancel_time or 0) > self._config.stop_grace_seconds:
-                self._launcher.stop(directory.path, force=True)
+            self._stop_when_overdue(record, directory)
+        elif record.message != seen.message or record.state != "STARTING":
+            self._say_waiting(record, directory, seen.message)
+            self._registry.update(record, state="STARTING", message=seen.message)
+
+    def _say_waiting(self, record: RunRecord, directory: RunDirectory, what: str) -> None:
+        """Lets those who watch the run know what it waits for, once."""
+        if record.message != what:
+            step = directory.progress().step
+            directory.append_event(RunEvent("state", time.time(), step, phase=PHASE_PENDING, waiting_on=what))
+            directory.append_event(RunEvent("message", time.time(), step, text=f"waits for {what}"))
+
+    def _running(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
+        if record.state == "CANCELLING":
+            self._stop_when_overdue(record, directory)
             return
         phase = latest_phase(directory, since=record.start_time or 0.0)
-        state = "STARTING" if not phase else "CHECKPOINTING" if phase == "checkpoint" else "RUNNING"
-        if state != record.state:
-            self._registry.update(record, state=state)
+        state = "STARTING" if phase in ("", PHASE_PENDING) else "CHECKPOINTING" if phase == "checkpoint" else "RUNNING"
+        if (state, seen.message) != (record.state, record.message):
+            self._registry.update(record, state=state, message=seen.message)
+
+    def _stop_when_overdue(self, record: RunRecord, directory: RunDirectory) -> None:
+        if time.time() - (record.cancel_time or 0) > self._config.stop_grace_seconds:
+            self._launcher.stop(directory.path, force=True)
 
     def _ended(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
+        self._clear_away(record, directory)
         result = directory.result()
         if result is None:
             self._vanished(record, directory, seen)
@@ -149,7 +192,14 @@ class Supervisor:
         elif result.exit_code == EXIT_STOPPED and record.state == "CANCELLING":
             self._end(record, "CANCELLED", result.message, result.exit_code)
         else:
-            self._end(record, "FAILED", result.message, result.exit_code)
+            self._end(record, "FAILED", f"{result.message}{f' ({seen.message})' if seen.message else ''}", result.exit_code)
+
+    def _clear_away(self, record: RunRecord, directory: RunDirectory) -> None:
+        """Ends with the run what would try again, or wait for ever: a Job without a policy of failures, a pod that cannot start."""
+        try:
+            self._launcher.stop(directory.path, force=True)
+        except PermissionDeniedError as error:
+            _log.error("not_cleared_away", run=record.name, reason=str(error))
 
     def _vanished(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
         if record.state == "CANCELLING":
@@ -157,7 +207,8 @@ class Supervisor:
             how = f"it had not stopped {self._config.stop_grace_seconds:g} s after it was asked to, and was killed" if forced else "it stopped"
             self._end(record, "CANCELLED", f"{how} without a checkpoint of its last step", seen.exit_code)
             return
-        self._end(record, "FAILED", f"its process {describe_exit(seen.exit_code)}{last_log_line(directory.log)}", seen.exit_code)
+        how = seen.message or f"its process {describe_exit(seen.exit_code)}"
+        self._end(record, "FAILED", f"{how}{last_log_line(directory.log)}", seen.exit_code)
 
     def _end(self, record: RunRecord, state: str, message: str, exit_code: int | None) -> RunRecord:
         _log.info("run_ended", run=record.name, state=state, exit_code=exit_code)

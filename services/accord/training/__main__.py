@@ -1,7 +1,11 @@
-"""`python -m accord.training --config RUN.yaml`: one run as a process. Exit codes are in `accord.rundir`."""
+"""`python -m accord.training --config RUN.yaml [--directory FOLDER]`: one run as a process. Exit codes are in `accord.rundir`.
+
+The run's folder is the one of its run file, unless another is given, as in a Job, whose run file comes from a ConfigMap.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPP
 from accord.runspec import check_built
 
 if TYPE_CHECKING:
-    from accord.training.context import RunContext, StopSignal
+    from accord.training.context import EventLog, RunContext, StopSignal
     from accord.training.loop import Algorithm
 
 _CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPreconditionError, UnimplementedError)
@@ -23,8 +27,8 @@ _CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPrecondition
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the file says; returns the exit code. Whatever goes wrong is in result.json, in one sentence."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if len(given) != 2 or given[0] != "--config":
-        sys.stderr.write("usage: python -m accord.training --config RUN.yaml\n")
+    if len(given) not in (2, 4) or given[0] != "--config" or given[2:3] not in ([], ["--directory"]):
+        sys.stderr.write("usage: python -m accord.training --config RUN.yaml [--directory FOLDER]\n")
         return EXIT_CONFIGURATION
     path = Path(given[1]).absolute()
     try:
@@ -32,22 +36,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AccordError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIGURATION
-    directory = RunDirectory(path.parent)
-    result = _run(run, directory)
     try:
-        directory.write_result(result)
-    except OSError as error:  # the disk is full; the exit code still says how it ended
-        sys.stderr.write(f"error: the result cannot be written: {error}\n")
+        result = _run(run, RunDirectory(Path(given[3]).absolute() if given[2:] else path.parent))
+    except OSError as error:  # its folder is not there, as where a volume is missing, or cannot be written
+        sys.stderr.write(f"error: the run's folder cannot be used: {error}\n")
+        return EXIT_FAILED
     if result.exit_code:
         sys.stderr.write(f"error: {result.message}\n")
     return result.exit_code
 
 
 def _run(run: RunFile, directory: RunDirectory) -> RunResult:
-    from accord.training.context import EventLog, Heartbeat, RunStopped, StopSignal
+    """Runs alone in its folder; how an earlier process of the run ended is forgotten once this one is alone."""
+    early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))  # what follows loads torch; a container's first process has no default handler
+    from accord.training.claim import claimed
+    from accord.training.context import EventLog, RunStopped, StopSignal
 
     events, stop = EventLog(directory), StopSignal()
     stop.install()
+    if early:
+        stop.set()
+    try:
+        with claimed(directory, events, stop):
+            directory.clear_result()
+            result = _work(run, directory, events, stop)
+            try:
+                directory.write_result(result)
+            except OSError as error:  # the disk is full; the exit code still says how it ended
+                sys.stderr.write(f"error: the result cannot be written: {error}\n")
+            return result
+    except RunStopped:  # only while it waited: the folder, and its result, are another process's
+        return RunResult(EXIT_STOPPED, "stopped on request before it began", 0)
+
+
+def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal) -> RunResult:
+    from accord.training.context import Heartbeat, RunStopped
+
     events.state("starting")
     with Heartbeat(events):
         try:

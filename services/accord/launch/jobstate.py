@@ -1,0 +1,208 @@
+"""What a run's Job and its pods say, in words a person understands: from the API server's JSON to an `Observation`. Nothing here does I/O.
+
+What does not belong here: fetching the objects (`accord.launch.kubernetes`), and states of runs (`accord.trainer.supervisor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accord.launch.launcher import Observation
+from accord.launch.manifest import CONTAINER, QUEUE_LABEL
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_STOPPED
+
+Json = Mapping[str, Any]
+FATAL_WAITS: Mapping[str, str] = {
+    "ErrImagePull": "its image cannot be pulled",
+    "ImagePullBackOff": "its image cannot be pulled",
+    "ErrImageNeverPull": "its image is not on the node, and must not be pulled (image_pull_policy Never)",
+    "InvalidImageName": "its image's name is not valid",
+    "CreateContainerConfigError": "its container cannot be configured",
+    "CreateContainerError": "its container cannot be created",
+    "RunContainerError": "its container cannot be started",
+}
+_DISRUPTIONS: Mapping[str, str] = {
+    "PreemptionByScheduler": "made room for a pod of higher priority",
+    "DeletionByTaintManager": "its node was tainted (lost, or taken out of service)",
+    "EvictionByEvictionAPI": "was evicted through the API, as when a node is drained",
+    "DeletionByPodGC": "its node is gone",
+    "TerminationByKubelet": "was ended by its node (short of memory or disk, or shutting down)",
+}
+
+
+def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] = ()) -> Observation:
+    """What goes on with a run.
+
+    Args:
+        job: its Job or JobSet; None where there is none.
+        pods: its pods, in any order.
+        events: warnings about the Job and its newest pod, in any order; they say why a pod does not start.
+
+    A pod that can never start is `waiting` with `stuck` set: the caller decides how long it may be. `exit_code` is that of the newest container.
+    """
+    if job is None:
+        return Observation("unknown")
+    newest = newest_pod(pods)
+    finished = finishing_condition(job)
+    if finished is not None:
+        return _ended(job, finished, newest)
+    if job["metadata"].get("deletionTimestamp"):
+        return Observation("running", message="is being removed; its pod has time to checkpoint")
+    if newest is not None and exit_code_of(newest) == EXIT_CONFIGURATION:
+        return Observation("ended", EXIT_CONFIGURATION, message=describe_pod_end(newest))  # where the Job has no podFailurePolicy it would try again
+    if job["spec"].get("suspend"):
+        queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+        return Observation("waiting", message=f"admission by the queue {queue}" if queue else "somebody to resume its Job, which is suspended")
+    if newest is None:
+        return _without_pods(job, events)
+    return _observe_pod(newest, events)
+
+
+def newest_pod(pods: Sequence[Json]) -> Json | None:
+    """The pod that was created last, a living one before an ended one; None where there is none."""
+
+    def age(pod: Json) -> tuple[bool, str, str]:
+        return (not _is_over(pod), pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"])
+
+    return max(pods, key=age, default=None)
+
+
+def exit_code_of(pod: Json) -> int | None:
+    """The exit code of a pod's container; None while it runs, or where the node never said."""
+    ended = _container_state(pod).get("terminated")
+    return None if ended is None else int(ended["exitCode"])
+
+
+def describe_pod_end(pod: Json) -> str:
+    """How a pod ended, as the rest of a sentence that begins with the pod's name."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    node = f" on node {pod['spec']['nodeName']}" if pod.get("spec", {}).get("nodeName") else ""
+    disruption = _condition(pod, "DisruptionTarget")
+    if status.get("reason") == "Evicted":
+        return f"pod {name} was evicted{node}: {status.get('message', 'no reason given').strip()}"
+    ended = _container_state(pod).get("terminated")
+    if ended is not None and ended.get("reason") == "OOMKilled":
+        limit = _limit(pod, "memory")
+        of = f" of {limit}" if limit else ""
+        return f"pod {name} was killed{node} because it used more memory than its limit{of} (OOMKilled); ask for more memory"
+    if disruption is not None:
+        return f"pod {name} {_DISRUPTIONS.get(disruption.get('reason', ''), 'was disrupted')}{node}: {disruption.get('message', '')}".rstrip(": ")
+    if status.get("reason") == "DeadlineExceeded":
+        return f"pod {name} ran longer than its deadline allows"
+    if ended is None:
+        return f"pod {name} ended{node}, and the node does not say how{_because(status)}"
+    return f"pod {name} {_describe_code(int(ended['exitCode']))}{node}"
+
+
+def _describe_code(code: int) -> str:
+    if code == EXIT_CONFIGURATION:
+        return "found an error in the run's configuration (exit code 2)"
+    if code == EXIT_STOPPED:
+        return "was asked to stop and did, with a checkpoint (exit code 3)"
+    if code == EXIT_AWAY:
+        return "could not reach a service for too long (exit code 4)"
+    if code > 128:
+        return f"was killed by signal {code - 128}"
+    return f"ended with exit code {code}"
+
+
+def _observe_pod(pod: Json, events: Sequence[Json]) -> Observation:
+    name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase", "Pending")
+    if _is_over(pod):
+        code = exit_code_of(pod)
+        if code == 0:
+            return Observation("running", message=f"pod {name} is done; its Job ends")
+        return Observation("waiting", code, message=f"a new pod: {describe_pod_end(pod)}")
+    if phase == "Running":
+        return Observation("running", message=f"pod {name} runs on node {pod['spec'].get('nodeName', '?')}")
+    if phase == "Unknown":
+        return Observation("running", message=f"the node of pod {name} does not answer{_because(pod.get('status', {}))}")
+    return _pending(pod, events)
+
+
+def _pending(pod: Json, events: Sequence[Json]) -> Observation:
+    name = pod["metadata"]["name"]
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled is not None and scheduled.get("status") == "False":
+        if scheduled.get("reason") == "SchedulingGated":
+            return Observation("waiting", message=f"admission of pod {name}, which is gated")
+        why = f"{scheduled.get('reason')}: {scheduled.get('message', '')}".rstrip(": ")
+        return Observation("waiting", message=f"a node with room for pod {name} ({why})")
+    waiting = _container_state(pod).get("waiting", {})
+    reason = waiting.get("reason", "")
+    if reason in FATAL_WAITS:
+        detail = waiting.get("message") or _image(pod)
+        return Observation("waiting", message=f"pod {name}: {FATAL_WAITS[reason]} ({reason}): {detail}", stuck=True)
+    warnings = [event for event in events if event.get("involvedObject", {}).get("name") == name]
+    if warnings:
+        latest = max(warnings, key=_event_time)
+        stuck = latest.get("reason") in ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+        return Observation("waiting", message=f"pod {name} to start: {latest.get('reason')}: {latest.get('message', '').strip()}", stuck=stuck)
+    if scheduled is None:
+        return Observation("waiting", message=f"a node for pod {name}")
+    return Observation("waiting", message=f"the container of pod {name} ({reason or 'not yet created'})")
+
+
+def _without_pods(job: Json, events: Sequence[Json]) -> Observation:
+    failures = [event for event in events if event.get("reason") in ("FailedCreate", "FailedCreatePod", "JobCreationFailed")]
+    if failures:
+        latest = max(failures, key=_event_time)
+        return Observation("waiting", message=f"its pod, which cannot be created: {latest.get('message', '').strip()}", stuck=True)
+    return Observation("waiting", message=f"the pod of Job {job['metadata']['name']}")
+
+
+def finishing_condition(job: Json) -> Json | None:
+    """The condition that ends a Job (Complete, Failed) or a JobSet (Completed, Failed); None while it goes on."""
+    conditions = job.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] in ("Complete", "Completed", "Failed") and each["status"] == "True"), None)
+
+
+def _ended(job: Json, condition: Json, pod: Json | None) -> Observation:
+    code = exit_code_of(pod) if pod is not None else None
+    if condition["type"] != "Failed":
+        return Observation("ended", 0 if code is None else code, message="")
+    reason, last = condition.get("reason", ""), describe_pod_end(pod) if pod is not None and _is_over(pod) else ""
+    if reason == "DeadlineExceeded":
+        seconds = job["spec"].get("activeDeadlineSeconds")
+        return Observation("ended", code, message=f"it ran longer than its deadline{f' of {seconds} s' if seconds else ''} allows (DeadlineExceeded)")
+    if reason == "BackoffLimitExceeded" and last:
+        tries = int(job["spec"].get("backoffLimit", 0)) + 1
+        return Observation("ended", code, message=f"{last}; that was the last of {tries} {'try' if tries == 1 else 'tries'}")
+    return Observation("ended", code, message=last or f"{reason}: {condition.get('message', '')}".strip(": ") or "its Job failed")
+
+
+def _is_over(pod: Json) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _container_state(pod: Json) -> Json:
+    for status in pod.get("status", {}).get("containerStatuses") or []:
+        if status.get("name") == CONTAINER:
+            state: Json = status.get("state") or {}
+            return state
+    return {}
+
+
+def _condition(pod: Json, kind: str) -> Json | None:
+    conditions = pod.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind and (kind != "DisruptionTarget" or each["status"] == "True")), None)
+
+
+def _limit(pod: Json, resource: str) -> str:
+    containers = pod.get("spec", {}).get("containers") or [{}]
+    return str(containers[0].get("resources", {}).get("limits", {}).get(resource, ""))
+
+
+def _image(pod: Json) -> str:
+    containers = pod.get("spec", {}).get("containers") or [{}]
+    return str(containers[0].get("image", ""))
+
+
+def _because(status: Json) -> str:
+    parts = [str(status[name]).strip() for name in ("reason", "message") if status.get(name)]
+    return f" ({': '.join(parts)})" if parts else ""
+
+
+def _event_time(event: Json) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp", ""))

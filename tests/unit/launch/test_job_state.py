@@ -1,0 +1,156 @@
+"""What Jobs and pods say, in words: each of the states that a person meets, as an API server describes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from accord.launch.jobstate import newest_pod, observe_job
+
+JOB = {"metadata": {"name": "accord-x", "labels": {}}, "spec": {"backoffLimit": 3}}
+
+
+def job(*conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {**JOB, "spec": {**JOB["spec"], **spec}, "status": {"conditions": list(conditions)}}  # type: ignore[dict-item]
+
+
+def failed(reason: str, message: str = "") -> dict[str, Any]:
+    return {"type": "Failed", "status": "True", "reason": reason, "message": message}
+
+
+def pod(
+    phase: str, state: dict[str, Any] | None = None, *, name: str = "accord-x-a", created: str = "2026-01-01T00:00:00Z", **more: Any
+) -> dict[str, Any]:
+    statuses = [{"name": "sidecar", "state": {"running": {}}}, {"name": "run", "state": state or {}}]
+    return {
+        "metadata": {"name": name, "creationTimestamp": created},
+        "spec": {"nodeName": "gpu-7", "containers": [{"image": "accord/training:1.0", "resources": {"limits": {"memory": "2Gi"}}}]},
+        "status": {"phase": phase, "containerStatuses": statuses, **more},
+    }
+
+
+def terminated(code: int, reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason}}
+
+
+def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]}
+
+
+NO_GPU = condition("PodScheduled", "False", "Unschedulable", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+SCHEDULED = condition("PodScheduled", "True", "")
+
+
+def event(reason: str, message: str, about: str = "accord-x-a", at: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
+    return {"metadata": {}, "reason": reason, "message": message, "lastTimestamp": at, "involvedObject": {"name": about}}
+
+
+WAITING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], str, bool]] = {
+    "no pod yet": (job(), [], [], "the pod of Job accord-x", False),
+    "quota": (job(), [], [event("FailedCreate", "exceeded quota: compute", "accord-x")], "its pod, which cannot be created: exceeded quota: compute", True),
+    "suspended": (job(suspend=True), [], [], "somebody to resume its Job, which is suspended", False),
+    "unschedulable": (
+        job(), [pod("Pending", **NO_GPU)], [],
+        "a node with room for pod accord-x-a (Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.)", False,
+    ),
+    "gated": (job(), [pod("Pending", **condition("PodScheduled", "False", "SchedulingGated"))], [], "admission of pod accord-x-a, which is gated", False),
+    "image": (
+        job(), [pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}, **SCHEDULED)], [],
+        "pod accord-x-a: its image cannot be pulled (ErrImagePull): manifest unknown", True,
+    ),
+    "image without a reason": (
+        job(), [pod("Pending", {"waiting": {"reason": "InvalidImageName"}}, **SCHEDULED)], [],
+        "pod accord-x-a: its image's name is not valid (InvalidImageName): accord/training:1.0", True,
+    ),
+    "secret": (
+        job(), [pod("Pending", {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}}, **SCHEDULED)], [],
+        'pod accord-x-a: its container cannot be configured (CreateContainerConfigError): secret "s3" not found', True,
+    ),
+    "volume": (
+        job(), [pod("Pending", {"waiting": {"reason": "ContainerCreating"}}, **SCHEDULED)],
+        [event("FailedScheduling", "old", at="2025-01-01T00:00:00Z"), event("FailedMount", 'secret "tls" not found')],
+        'pod accord-x-a to start: FailedMount: secret "tls" not found', True,
+    ),
+    "creating": (job(), [pod("Pending", {"waiting": {"reason": "ContainerCreating"}}, **SCHEDULED)], [], "the container of pod accord-x-a (ContainerCreating)", False),
+    "event of another pod": (job(), [pod("Pending", **SCHEDULED)], [event("FailedMount", "x", "other")], "the container of pod accord-x-a (not yet created)", False),
+    "between pods": (
+        job(), [pod("Failed", terminated(137, "OOMKilled"))], [],
+        "a new pod: pod accord-x-a was killed on node gpu-7 because it used more memory than its limit of 2Gi (OOMKilled); ask for more memory", False,
+    ),
+    "stopped": (job(), [pod("Failed", terminated(3))], [], "a new pod: pod accord-x-a was asked to stop and did, with a checkpoint (exit code 3) on node gpu-7", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_a_run_waits_for(name: str) -> None:
+    given, pods, events, message, stuck = WAITING[name]
+    found = observe_job(given, pods, events)
+    assert (found.state, found.message, found.stuck) == ("waiting", message, stuck)
+
+
+def test_a_queue_is_named() -> None:
+    queued = job(suspend=True) | {"metadata": {"name": "accord-x", "labels": {"kueue.x-k8s.io/queue-name": "alignment"}}}
+    assert observe_job(queued, []).message == "admission by the queue alignment"
+
+
+ENDED: dict[str, tuple[dict[str, Any], dict[str, Any], int | None, str]] = {
+    "out of memory": (
+        failed("BackoffLimitExceeded"), pod("Failed", terminated(137, "OOMKilled")), 137,
+        "pod accord-x-a was killed on node gpu-7 because it used more memory than its limit of 2Gi (OOMKilled); ask for more memory; "
+        "that was the last of 4 tries",
+    ),
+    "evicted": (
+        failed("BackoffLimitExceeded"), pod("Failed", reason="Evicted", message="The node was low on resource: memory. "), None,
+        "pod accord-x-a was evicted on node gpu-7: The node was low on resource: memory.; that was the last of 4 tries",
+    ),
+    "deadline": (failed("DeadlineExceeded"), pod("Failed", terminated(3)), 3, "it ran longer than its deadline of 60 s allows (DeadlineExceeded)"),
+    "configuration": (
+        failed("PodFailurePolicy", "Container run for pod a failed with exit code 2 matching FailJob rule at index 1"), pod("Failed", terminated(2)), 2,
+        "pod accord-x-a found an error in the run's configuration (exit code 2) on node gpu-7",
+    ),
+    "killed": (failed("BackoffLimitExceeded"), pod("Failed", terminated(137)), 137, "pod accord-x-a was killed by signal 9 on node gpu-7; that was the last of 4 tries"),
+    "preempted": (
+        failed("BackoffLimitExceeded"), pod("Failed", terminated(143), **condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempting to accommodate a higher priority pod")), 143,
+        "pod accord-x-a made room for a pod of higher priority on node gpu-7: preempting to accommodate a higher priority pod; that was the last of 4 tries",
+    ),
+    "node lost": (
+        failed("BackoffLimitExceeded"), pod("Failed", reason="NodeLost", message="Node gpu-7 is gone"), None,
+        "pod accord-x-a ended on node gpu-7, and the node does not say how (NodeLost: Node gpu-7 is gone); that was the last of 4 tries",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_how_a_run_ended(name: str) -> None:
+    given, last, code, message = ENDED[name]
+    found = observe_job(job(given, activeDeadlineSeconds=60), [last])
+    assert (found.state, found.exit_code, found.message) == ("ended", code, message)
+
+
+def test_a_job_that_failed_without_a_pod_says_its_own_reason() -> None:
+    found = observe_job(job(failed("FailedJobs", "jobset failed due to one or more job failures")), [])
+    assert (found.state, found.exit_code, found.message) == ("ended", None, "FailedJobs: jobset failed due to one or more job failures")
+    assert observe_job(job({"type": "Complete", "status": "True"}), []).exit_code == 0
+
+
+def test_an_error_of_the_configuration_has_ended_before_the_job_says_so() -> None:
+    found = observe_job(job(), [pod("Failed", terminated(2))])
+    assert (found.state, found.exit_code) == ("ended", 2)
+
+
+def test_a_job_that_is_about_to_complete_still_runs() -> None:
+    assert observe_job(job(), [pod("Succeeded", terminated(0, "Completed"))]).state == "running"
+    assert observe_job(job({"type": "Failed", "status": "False"}), [pod("Running", {"running": {}})]).message == "pod accord-x-a runs on node gpu-7"
+    removed = job() | {"metadata": {"name": "accord-x", "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    assert observe_job(removed, [pod("Running")]).state == "running"
+    assert observe_job(None, [pod("Running")]).state == "unknown"
+
+
+def test_the_newest_pod_counts_and_a_living_one_before_an_ended_one() -> None:
+    old, new = pod("Failed", terminated(1), name="old"), pod("Failed", terminated(3), name="new", created="2026-01-02T00:00:00Z")
+    assert newest_pod([new, old]) is new
+    assert newest_pod([old, new]) is new
+    living = pod("Running", name="living", created="2025-01-01T00:00:00Z")
+    assert newest_pod([new, living, old]) is living
+    assert newest_pod([]) is None
