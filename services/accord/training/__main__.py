@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(run: RunFile, directory: RunDirectory) -> RunResult:
     """Runs alone in its folder; how an earlier process of the run ended is forgotten once this one is alone."""
     early: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))  # what follows loads torch; a container's first process has no default handler
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))  # torch is loaded next; a first process has no default handler
     from accord.training.claim import claimed
     from accord.training.context import EventLog, RunStopped, StopSignal
 
