@@ -329,7 +329,6 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 _NOT_BUILT = (
     "online_dpo", "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
-    "ppo.max_staleness", "ppo.reuse_sampler_logprobs", "ppo.sampler_gap_bound",
 )  # fmt: skip
 
 

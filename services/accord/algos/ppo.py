@@ -31,7 +31,9 @@ class ValueLoss(NamedTuple):
     explained_variance: Tensor
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float) -> PolicyLoss:
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float, weights: Tensor | None = None
+) -> PolicyLoss:
     """Clipped surrogate loss, averaged over the tokens that count.
 
     Schulman et al. 2017 (arXiv:1707.06347), eq. 7. Where the policy has not moved the ratio is 1, nothing is clipped, and the loss is minus
@@ -43,13 +45,15 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
         advantages: shape (batch, T); carries no gradient.
         mask: True at response tokens, shape (batch, T).
         clip_range: the ratio counts in [1 - clip_range, 1 + clip_range]; in (0, 1).
+        weights: of the tokens, shape (batch, T), where another policy than the old one sampled (`behaviour_weights`); None where it did.
 
     Raises:
         ValueError: the shapes differ, nothing counts, or clip_range is out of range.
     """
     _shapes(mask, logprobs, old_logprobs, advantages)
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), torch.zeros_like(logprobs))
-    loss = masked_mean(clipped_surrogate(log_ratio, advantages.detach(), clip_range=clip_range), mask)
+    losses = clipped_surrogate(log_ratio, advantages.detach(), clip_range=clip_range)
+    loss = masked_mean(losses if weights is None else weights.detach() * losses, mask)
     with torch.no_grad():
         ratio = log_ratio.exp()
         fraction = masked_mean(((ratio - 1).abs() > clip_range).to(ratio.dtype), mask)
@@ -74,6 +78,30 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip_range: floa
         raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}")
     ratio = log_ratio.exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def behaviour_weights(old_logprobs: Tensor, behaviour_logprobs: Tensor, mask: Tensor, *, cap: float) -> Tensor:
+    """pi_old / pi_behaviour of each token, at most `cap`: what corrects the loss for samples of an older policy. No gradient, 1 outside the mask.
+
+    The decoupled objective of Hilton et al. 2021 (arXiv:2110.00641), which Fu et al. 2025 (AReaL, arXiv:2505.24298) use for stale rollouts: this
+    weight corrects for the policy that sampled, and the clipped ratio stays that to the policy before the update. Truncated from above as in
+    Espeholt et al. 2018 (arXiv:1802.01561): less variance for a bias towards the behaviour policy. Where nothing is cut off, the expectation under
+    the behaviour policy of the weighted gradient is that under the old one; all weights are 1 where the two are the same.
+
+    Args:
+        old_logprobs: of the sampled tokens under the policy before the update, nats, shape (batch, T).
+        behaviour_logprobs: the same under the policy that sampled them.
+        mask: True at response tokens.
+        cap: the largest weight, at least 1.
+
+    Raises:
+        ValueError: the shapes differ, or the cap is below 1.
+    """
+    if not cap >= 1:
+        raise ValueError(f"cap must be at least 1, got {cap}")
+    _shapes(mask, old_logprobs, behaviour_logprobs)
+    log_weight = torch.where(mask, old_logprobs.detach() - behaviour_logprobs.detach(), torch.zeros_like(old_logprobs))
+    return log_weight.exp().clamp(max=cap)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip_range: float) -> ValueLoss:

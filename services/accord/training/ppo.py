@@ -8,6 +8,7 @@ algorithms with rollouts share (`accord.training.rollout_algorithm`), and the cr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,23 +18,29 @@ from torch import Tensor, nn
 
 from accord.algos.advantages import gae, shaped_rewards
 from accord.algos.kl import AdaptiveKLController, FixedKLController, KLController
-from accord.algos.masking import whiten
+from accord.algos.masking import masked_mean, whiten
 from accord.algos.normalisation import RunningMoments
-from accord.algos.ppo import policy_loss, value_loss
+from accord.algos.ppo import behaviour_weights, policy_loss, value_loss
 from accord.checkpoint import Checkpoint
 from accord.data.readers import read_texts
+from accord.errors import FailedPreconditionError
 from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
 from accord.runspec import DataSpec, PpoSpec
 from accord.training.adapter_state import POLICY
+from accord.training.ahead import BEHAVIOUR, Ahead
 from accord.training.context import RunContext
 from accord.training.critic import Critic
-from accord.training.examples import EncodedExample, batch_at, encode_texts
+from accord.training.examples import EncodedExample, batch_at, encode_texts, epoch_order
 from accord.training.optim import Optimizer
 from accord.training.rollout import Rollout
 from accord.training.rollout_algorithm import RolloutAlgorithm
 from accord.training.rollout_metrics import Averages, movement
-from accord.training.rollout_tensors import RolloutTensors
+from accord.training.rollout_tensors import Adapters, RolloutTensors
+from accord.training.rollout_versions import publish_rollout_version
+
+_WEIGHT_CAP = 2.0
+_ROWS_FOR_EACH_CHECKED = 8
 
 
 class Targets(NamedTuple):
@@ -42,6 +49,7 @@ class Targets(NamedTuple):
     advantages: Tensor
     old_values: Tensor
     returns: Tensor
+    weights: Tensor
 
 
 class ProximalPolicyOptimization(RolloutAlgorithm):
@@ -58,6 +66,9 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         self._moments = RunningMoments()
         self._critic = Critic(context)
         self._texts: Sequence[EncodedExample] = ()
+        self._sampler_gap_bound = spec.sampler_gap_bound
+        self._ahead = Ahead(context, self._sampled_beside)
+        self._staleness = 0
 
     def setup(self) -> None:
         """As every algorithm with rollouts, with the texts of the pretraining term and the critic."""
@@ -83,6 +94,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         """Policy adapter to publish; critic beside it."""
         super().save(folder)
         self._critic.save(folder)
+        self._ahead.save(folder)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Policy, critic, controller and moments."""
@@ -91,18 +103,75 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         state = checkpoint.state["algorithm"]
         self._controller.load_state_dict(state["kl_controller"])
         self._moments.load_state_dict(state["moments"])
+        self._ahead.load(checkpoint, state)
 
     def state(self) -> dict[str, Any]:
-        """KL coefficient and moments of the scores besides what all have."""
-        return {**super().state(), "kl_controller": self._controller.state_dict(), "moments": self._moments.state_dict()}
+        """KL coefficient, moments of the scores and the behaviour policy's age besides what all have."""
+        own = {"kl_controller": self._controller.state_dict(), "moments": self._moments.state_dict()}
+        return {**super().state(), **own, **self._ahead.state()}
 
     def publication(self) -> dict[str, Any]:
         """A policy, with the KL coefficient that it was asked for."""
         found = super().publication()
         return {**found, "facts": {**found["facts"], "kl_coef": self._spec.kl_coef}}
 
+    def _rollouts(self, step: int) -> list[Rollout]:
+        rollouts = super()._rollouts(step)
+        self._staleness = self._age(step, rollouts)
+        return rollouts
+
+    def _sampled_now(self, step: int) -> list[Rollout]:
+        """Those that were begun a step ago, else by the policy that was to sample them then: a batch has one behaviour policy, killed or not."""
+        begun = self._ahead.take(step)
+        if begun is not None:
+            return begun
+        if self._ahead.updates is None:
+            return super()._sampled_now(step)
+        version = publish_rollout_version(
+            self._context, parents=self._parents, data_digest=self._data_digest, step=self._ahead.updates, adapter=BEHAVIOUR
+        )
+        return self._sampled(step, version, self._source)
+
+    def _sampled_beside(self, step: int, version: str) -> list[Rollout]:
+        with closing(self._source.beside()) as source:
+            return self._sampled(step, version, source)
+
+    def _age(self, step: int, rollouts: Sequence[Rollout]) -> int:
+        """Updates that the policy is ahead of the one that sampled.
+
+        Raises:
+            FailedPreconditionError: more than `max_staleness`, or the rollouts are not of one policy.
+        """
+        for version in dict.fromkeys(rollout.adapter_version for rollout in rollouts):
+            behind = step - self._context.store.manifest(version).step
+            if not 0 <= behind <= self._spec.max_staleness or version != rollouts[0].adapter_version:
+                raise FailedPreconditionError(
+                    f"rollouts of step {step} were sampled by {version}, {behind} updates behind the policy that learns; ppo.max_staleness "
+                    f"{self._spec.max_staleness} allows no more, and one version for a batch",
+                    field="ppo.max_staleness",
+                )
+        return behind
+
+    def _tensors(self, rollouts: Sequence[Rollout]) -> RolloutTensors:
+        """Begins to sample the next batch where that is asked for, then looks at this one."""
+        step, size = self._step, self._context.micro_batch_size
+        if self._spec.max_staleness and step + 1 < self._context.spec.steps and not self._rollout_path(step + 1).exists():
+            self._ahead.begin(step + 1, self._publish_rollout_version())
+        adapters = Adapters(POLICY, self._reference, BEHAVIOUR if self._staleness else POLICY)
+        tensors = self._model.tensors(rollouts, adapters, micro_batch_size=size, checked=self._checked(step, len(rollouts)))
+        if self._spec.max_staleness:
+            self._ahead.remember(step)
+        return tensors
+
+    def _checked(self, step: int, count: int) -> list[int] | None:
+        """Rows on which the sampler's logprobs are compared where they are reused, others at each step; None for all."""
+        if not self._spec.reuse_sampler_logprobs:
+            return None
+        order = epoch_order([str(index) for index in range(count)], step, self._context.spec.seed)
+        return sorted(order[: -(-count // _ROWS_FOR_EACH_CHECKED)])
+
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
-        targets, reward_mean = self._targets(rollouts, tensors)
+        targets, metrics = self._targets(rollouts, tensors)
         averages = Averages()
         for epoch in range(self._spec.epochs):
             for number, members in enumerate(self._minibatches(step * self._spec.epochs + epoch, len(rollouts))):
@@ -113,10 +182,10 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             if self._spec.target_kl and approx_kl > self._spec.target_kl:
                 self._context.events.message(f"epochs ended early: KL to the old policy {approx_kl:.4f} is over target_kl {self._spec.target_kl}")
                 break
-        return averages.values() | {"reward_mean": reward_mean, "kl_coef": self._controller.value}
+        return averages.values() | metrics | {"kl_coef": self._controller.value, "staleness": float(self._staleness)}
 
-    def _targets(self, rollouts: Sequence[Rollout], tensors: RolloutTensors) -> tuple[Targets, float]:
-        """Whitened advantages, values and returns of a batch, and the mean reward of its responses."""
+    def _targets(self, rollouts: Sequence[Rollout], tensors: RolloutTensors) -> tuple[Targets, dict[str, float]]:
+        """Whitened advantages, values, returns and weights of a batch, and their metrics."""
         spec, scores = self._spec, tensors.scores
         if spec.normalize_scores:
             self._moments.update(scores.tolist())
@@ -125,8 +194,12 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         shaped = shaped_rewards(scores, tensors.old_logprobs, tensors.reference_logprobs, tensors.mask, kl_coef=self._controller.value)
         old_values = self._critic.old_values(rollouts, micro_batch_size=self._context.micro_batch_size)
         estimates = gae(shaped.rewards, old_values, tensors.mask, discount=spec.discount, gae_lambda=spec.gae_lambda)
-        targets = Targets(whiten(estimates.advantages, tensors.mask), old_values, estimates.returns)
-        return targets, float(shaped.rewards.sum(dim=1).mean())
+        weights = behaviour_weights(tensors.old_logprobs, tensors.behaviour_logprobs, tensors.mask, cap=_WEIGHT_CAP)
+        metrics = {"reward_mean": float(shaped.rewards.sum(dim=1).mean())}
+        if spec.max_staleness:
+            cut = masked_mean((weights >= _WEIGHT_CAP).to(weights.dtype), tensors.mask)
+            metrics |= {"behaviour_weight_mean": float(masked_mean(weights, tensors.mask)), "behaviour_weight_cut_share": float(cut)}
+        return Targets(whiten(estimates.advantages, tensors.mask), old_values, estimates.returns, weights), metrics
 
     def _minibatch(
         self, members: Sequence[int], rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets, averages: Averages
@@ -139,9 +212,9 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             each = [rollouts[index] for index in part]
             width = max(len(rollout.response_ids) for rollout in each)
             mask, old = tensors.mask[rows, :width], tensors.old_logprobs[rows, :width]
-            advantages, old_values, returns = (tensor[rows, :width] for tensor in targets)
+            advantages, old_values, returns, weights = (tensor[rows, :width] for tensor in targets)
             share = int(mask.sum()) / tokens
-            policy = policy_loss(self._model.logprobs(each, POLICY)[0], old, advantages, mask, clip_range=self._spec.clip_range)
+            policy = policy_loss(self._model.logprobs(each, POLICY)[0], old, advantages, mask, clip_range=self._spec.clip_range, weights=weights)
             (policy.loss * share).backward()
             value = value_loss(self._critic.values(each), old_values, returns, mask, clip_range=self._spec.value_clip_range)
             (self._spec.value_coefficient * value.loss * share).backward()

@@ -12,6 +12,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class RolloutSource:
         is got through.
         """
         batch = _Batch(prompts, draw, version)
-        phase = self._context.events.phase or "rollouts"
+        phase = ""  # whatever the run is in: the next batch is sampled while it learns from this one
         with_patience(
             self._context, phase, "policy service or reward service", lambda: self._attempt(batch, phase), progressed_at=lambda: batch.progressed_at
         )
@@ -117,6 +118,12 @@ class RolloutSource:
         """Closes the channels."""
         self._policy.close()
         self._reward.close()
+
+    def beside(self) -> RolloutSource:
+        """Another source with calls of its own, for another thread: ending the calls of one does not end the other's."""
+        other = copy(self)
+        other._open()
+        return other
 
     def _open(self) -> None:
         # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.

@@ -30,7 +30,7 @@ from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
 from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, write_rollouts
 from accord.training.rollout_metrics import alarms, observed
-from accord.training.rollout_tensors import RolloutModel, RolloutTensors, micro_batches
+from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
 
 _SAMPLER_GAP_BOUND = 0.05
@@ -62,7 +62,8 @@ class RolloutAlgorithm(ABC):
         self._prompts: Sequence[EncodedPrompt] = ()
         self._eval_prompts: Sequence[EncodedPrompt] = ()
         self._first_length: float | None = None
-        self._step = 0
+        self._sampler_gap_bound = _SAMPLER_GAP_BOUND
+        self._step = 0  # updates done
 
     @abstractmethod
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
@@ -107,6 +108,7 @@ class RolloutAlgorithm(ABC):
         tensors = self._tensors(rollouts)
         metrics = self._observe(rollouts, tensors)
         metrics |= self._update(step, rollouts, tensors, optimizer)
+        self._step = step + 1
         tokens = sum(len(rollout.response_ids) for rollout in rollouts)
         finished = time.monotonic()
         metrics |= {
@@ -138,24 +140,32 @@ class RolloutAlgorithm(ABC):
 
     def _rollouts(self, step: int) -> list[Rollout]:
         """The rollouts of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
-        path = self._context.directory.rollouts / f"{step:08d}.jsonl"
-        known = kept_rollouts(path, self._context.events.message)
-        if known is not None:
-            return known
+        known = kept_rollouts(self._rollout_path(step), self._context.events.message)
+        return self._sampled_now(step) if known is None else known
+
+    def _sampled_now(self, step: int) -> list[Rollout]:
+        """New rollouts of a step, on disk."""
+        return self._sampled(step, self._publish_rollout_version(), self._source)
+
+    def _sampled(self, step: int, version: str, source: RolloutSource) -> list[Rollout]:
+        """New rollouts of a step under a version of the policy, on disk."""
         spec = self._context.spec
         prompts = batch_at(self._prompts, step, spec.batch_size // self._samples_per_prompt, spec.seed)
         repeated = [prompt for prompt in prompts for _ in range(self._samples_per_prompt)]
         seeds = tuple(rollout_seed(spec.seed, step, index) for index in range(len(repeated)))
         draw = Draw(spec.max_response_tokens, self._part.temperature, seeds)
-        rollouts = self._source.collect(repeated, draw, self._publish_rollout_version())
-        write_rollouts(path, rollouts)
+        rollouts = source.collect(repeated, draw, version)
+        write_rollouts(self._rollout_path(step), rollouts)
         return rollouts
+
+    def _rollout_path(self, step: int) -> Path:
+        return self._context.directory.rollouts / f"{step:08d}.jsonl"
 
     def _publish_rollout_version(self) -> str:
         return publish_rollout_version(self._context, parents=self._parents, data_digest=self._data_digest, step=self._step)
 
     def _tensors(self, rollouts: Sequence[Rollout]) -> RolloutTensors:
-        return self._model.tensors(rollouts, POLICY, self._reference, micro_batch_size=self._context.micro_batch_size)
+        return self._model.tensors(rollouts, Adapters(POLICY, self._reference, POLICY), micro_batch_size=self._context.micro_batch_size)
 
     def _observe(self, rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, float]:
         """Metrics of the rollouts as they were sampled.
@@ -164,12 +174,13 @@ class RolloutAlgorithm(ABC):
             FailedPreconditionError: the policy service's logprobs are not those of this process: they do not compute the same policy.
         """
         metrics = observed(rollouts, tensors)
-        if metrics["sampler_gap_max"] > _SAMPLER_GAP_BOUND:
-            raise FailedPreconditionError(
+        if not metrics["sampler_gap_max"] <= self._sampler_gap_bound:  # a gap of NaN too
+            reason = (
                 f"logprobs of the policy service and of this run differ by up to {metrics['sampler_gap_max']:.3g} nats a token; "
-                f"{_SAMPLER_GAP_BOUND} are allowed: they do not compute the same policy (precision, adapter or temperature)",
-                field="endpoints.policy",
+                f"{self._sampler_gap_bound:g} are allowed: they do not compute the same policy (precision, adapter or temperature)"
             )
+            self._context.events.message(f"alarm: {reason}; the run stops before it learns from them")
+            raise FailedPreconditionError(reason, field="endpoints.policy")
         return metrics
 
     def _penalised(self, scores: Tensor, rollouts: Sequence[Rollout]) -> Tensor:

@@ -15,7 +15,7 @@ from accord.algos.kl import k3
 from accord.algos.masking import masked_mean
 from accord.algos.ppo import PolicyLoss
 from accord.training.rollout import Rollout
-from accord.training.rollout_tensors import RolloutTensors
+from accord.training.rollout_tensors import RolloutTensors, sampler_logprobs
 
 _RATIO_BOUND = 1e-3
 _LENGTH_FACTOR = 2.0
@@ -61,21 +61,21 @@ def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, 
     """Metrics of rollouts as they were sampled.
 
     `kl` and `kl_k3` are nats a response; `sampler_gap_max` and `sampler_approx_kl` compare the policy service's logprobs with this process's,
-    nats a token; `score_std_between_models` is how far an ensemble's members are apart.
+    nats a token, on the checked rows; `score_std_between_models` is how far an ensemble's members are apart.
     """
-    sampler = torch.zeros_like(tensors.old_logprobs)
-    for index, rollout in enumerate(rollouts):
-        sampler[index, : len(rollout.sampler_logprobs)] = torch.tensor(rollout.sampler_logprobs)
-    difference = torch.where(tensors.mask, sampler - tensors.old_logprobs, torch.zeros_like(sampler))
+    checked = list(tensors.checked)
+    mask = tensors.mask[checked]
+    difference = torch.where(mask, (sampler_logprobs(rollouts, tensors.mask.float()) - tensors.behaviour_logprobs)[checked], 0.0)
+    known = tensors.mask & ~tensors.entropy.isnan()
     spread = {}
     if len(rollouts[0].member_scores) > 1:
         spread["score_std_between_models"] = statistics.fmean(statistics.pstdev(rollout.member_scores) for rollout in rollouts)
     return spread | {
         "score_mean": float(tensors.scores.mean()), "score_std": float(tensors.scores.std(unbiased=False)),
         "kl": float(tensors.log_ratio.sum(dim=1).mean()), "kl_k3": float((k3(tensors.log_ratio) * tensors.mask).sum(dim=1).mean()),
-        "entropy": float(masked_mean(tensors.entropy, tensors.mask)), "response_tokens": float(tensors.mask.sum(dim=1).double().mean()),
+        "entropy": float(masked_mean(tensors.entropy.nan_to_num(), known)), "response_tokens": float(tensors.mask.sum(dim=1).double().mean()),
         "eos_rate": sum(rollout.ended for rollout in rollouts) / len(rollouts), "sampler_gap_max": float(difference.abs().max()),
-        "sampler_approx_kl": float(masked_mean(k3(difference), tensors.mask)),
+        "sampler_approx_kl": float(masked_mean(k3(difference), mask)),
     }  # fmt: skip
 
 

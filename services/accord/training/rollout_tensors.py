@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,18 +21,32 @@ from accord.training.rollout import Rollout
 
 @dataclass(frozen=True)
 class RolloutTensors:
-    """What a batch of rollouts is learned from; (rollouts, T) each but `scores` (rollouts,). No gradient."""
+    """What a batch of rollouts is learned from; (rollouts, T) each but `scores` (rollouts,). No gradient.
+
+    `old_logprobs` are those of the policy before the update; `behaviour_logprobs` those of the policy that sampled, the same where that is it.
+    `checked` are the rows on which this process has computed the behaviour policy's logprobs; `entropy` is NaN where it was not computed.
+    """
 
     mask: Tensor
     old_logprobs: Tensor
     reference_logprobs: Tensor
     entropy: Tensor
     scores: Tensor
+    behaviour_logprobs: Tensor
+    checked: tuple[int, ...]
 
     @property
     def log_ratio(self) -> Tensor:
         """log pi - log pi_ref of each token, 0 where the mask is False."""
         return torch.where(self.mask, self.old_logprobs - self.reference_logprobs, torch.zeros_like(self.old_logprobs))
+
+
+class Adapters(NamedTuple):
+    """What to run over rollouts: the policy that learns, its reference (None is the bare base), the policy that sampled."""
+
+    policy: str
+    reference: str | None
+    behaviour: str
 
 
 class RolloutModel:
@@ -46,18 +61,39 @@ class RolloutModel:
         self._adapted = adapted
         self._temperature = temperature
 
-    def tensors(self, rollouts: Sequence[Rollout], policy: str, reference: str | None, *, micro_batch_size: int) -> RolloutTensors:
-        """What policy and reference say of rollouts now, without gradient; so many rollouts a pass."""
-        parts = micro_batches(rollouts, range(len(rollouts)), micro_batch_size)
-        columns: list[list[Tensor]] = [[], [], [], []]
+    def tensors(
+        self, rollouts: Sequence[Rollout], adapters: Adapters, *, micro_batch_size: int, checked: Sequence[int] | None = None
+    ) -> RolloutTensors:
+        """What policy and reference say of rollouts now, without gradient; so many rollouts a pass.
+
+        With `checked`, the behaviour policy's logprobs are computed for those rows alone, and are the sampler's for the others.
+        """
+        every = range(len(rollouts))
+        rows = every if checked is None else checked
         with torch.no_grad():
-            for part in parts:
-                members = [rollouts[index] for index in part]
-                old, mask, entropy = self.logprobs_and_entropy(members, policy)
-                for column, tensor in zip(columns, (mask, old, self.logprobs(members, reference)[0], entropy), strict=True):
-                    column.append(tensor)
-        mask, old, reference_logprobs, entropy = (stack_padded(column, parts) for column in columns)
-        return RolloutTensors(mask, old, reference_logprobs, entropy, torch.tensor([rollout.score for rollout in rollouts]))
+            reference, _ = self._filled(rollouts, every, adapters.reference, micro_batch_size)
+            behaviour, entropy = self._filled(rollouts, rows, adapters.behaviour, micro_batch_size)
+            chosen = torch.zeros(len(rollouts), 1, dtype=torch.bool, device=behaviour.device)
+            chosen[list(rows)] = True
+            behaviour = torch.where(chosen, behaviour, sampler_logprobs(rollouts, behaviour))
+            old = behaviour
+            if adapters.behaviour != adapters.policy:
+                old, entropy = self._filled(rollouts, every, adapters.policy, micro_batch_size)
+        lengths = torch.tensor([[len(each.response_ids)] for each in rollouts], device=old.device)
+        mask = torch.arange(old.shape[1], device=old.device) < lengths
+        scores = torch.tensor([rollout.score for rollout in rollouts])
+        return RolloutTensors(mask, old, reference, entropy, scores, behaviour, tuple(rows))
+
+    def _filled(self, rollouts: Sequence[Rollout], members: Sequence[int], adapter: str | None, size: int) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the members' tokens, (rollouts, longest response) both; 0 and NaN elsewhere."""
+        shape = (len(rollouts), max(len(each.response_ids) for each in rollouts))
+        device = self._adapted.base.device
+        logprobs, entropies = torch.zeros(shape, device=device), torch.full(shape, torch.nan, device=device)
+        for part in micro_batches(rollouts, members, size):
+            found, _, entropy = self.logprobs_and_entropy([rollouts[index] for index in part], adapter)
+            rows = torch.tensor(part, device=device)
+            logprobs[rows, : found.shape[1]], entropies[rows, : found.shape[1]] = found, entropy
+        return logprobs, entropies
 
     def logprobs(self, rollouts: Sequence[Rollout], adapter: str | None) -> tuple[Tensor, Tensor]:
         """Logprobs of the sampled tokens in nats, and their mask: (rollouts, T) both. The caller's grad mode holds."""
@@ -79,6 +115,14 @@ class RolloutModel:
         flat = token_logprobs(logits, batch.input_ids[batch.response_mask], temperature=self._temperature)
         entropies = token_entropy(logits, temperature=self._temperature).split(lengths) if entropy else ()
         return list(flat.split(lengths)), list(entropies)
+
+
+def sampler_logprobs(rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
+    """What the policy service said of the tokens that it sampled, nats, in the shape of `like` (rollouts, T); 0 behind a response."""
+    found = torch.zeros_like(like)
+    for index, rollout in enumerate(rollouts):
+        found[index, : len(rollout.sampler_logprobs)] = torch.tensor(rollout.sampler_logprobs)
+    return found
 
 
 def micro_batches(rollouts: Sequence[Rollout], members: Sequence[int], size: int) -> list[list[int]]:

@@ -15,12 +15,13 @@ from accord.training.context import RunContext
 _KEPT_VERSIONS = 2
 
 
-def publish_rollout_version(context: RunContext, *, parents: Sequence[str], data_digest: str, step: int) -> str:
-    """Publishes the policy as it is now and returns the version's name; the same one again where nothing has changed since."""
+def publish_rollout_version(context: RunContext, *, parents: Sequence[str], data_digest: str, step: int, adapter: str = POLICY) -> str:
+    """Publishes an adapter of the run, the policy as it is, after `step` updates; returns the version's name, the same one again where nothing
+    has changed since."""
     store, digests = context.store, context.base.digests
     name = f"{context.spec.adapter}-rollout"
     with tempfile.TemporaryDirectory() as folder:
-        context.adapted.save(POLICY, Path(folder))
+        context.adapted.save(adapter, Path(folder))
         version = store.publish(
             name, Path(folder), kind="policy", base_model_digest=digests.base_model, tokenizer_digest=digests.tokenizer, parents=parents,
             run=context.run.name, data_digest=data_digest, step=step, facts={"transient": True},

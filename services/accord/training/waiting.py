@@ -33,7 +33,7 @@ def with_patience(context: RunContext, phase: str, service: str, call: Callable[
 
     Args:
         context: of the run.
-        phase: of the run meanwhile.
+        phase: of the run meanwhile; empty for the one that it is in.
         service: what is called; an error of an `Errand` names its own.
         call: the call.
         progressed_at: when the call last kept something, on the monotonic clock, for calls that go on where they failed.
@@ -60,12 +60,12 @@ def with_patience(context: RunContext, phase: str, service: str, call: Callable[
             passed = time.monotonic() - since
             if passed >= context.run.wait_seconds and failures > 1:
                 raise _away(context, named, passed, error) from error
-            context.events.state(phase, f"{named}: {error.code}: {error}"[:500])
+            _say(context, phase, f"{named}: {error.code}: {error}"[:500])
             _sleep(context, min(max(pause, error.retry_after_seconds or 0.0), max(0.0, context.run.wait_seconds - passed)))
             pause = min(pause * 2, _LONGEST_SECONDS)
             continue
         if failures:
-            context.events.state(phase)
+            _say(context, phase)
             context.events.message(f"{named} is back after {time.monotonic() - started:.1f} s")
         return result
 
@@ -114,7 +114,7 @@ def accompany(context: RunContext, phase: str, errands: Sequence[Errand], abando
 
     Args:
         context: of the run.
-        phase: of the run meanwhile.
+        phase: of the run meanwhile; empty for the one that it is in.
         errands: calls that go on at the same time.
         abandon: ends the calls, where this function raises before they have ended.
 
@@ -148,14 +148,18 @@ def _watch(context: RunContext, phase: str, errands: Sequence[Errand]) -> None:
         if quiet >= context.run.wait_seconds:
             raise _away(context, quietest.service, quiet, DeadlineExceededError("the call is open, and nothing comes"))
         if quiet >= max(_QUIET_SECONDS, 2 * said):
-            context.events.state(phase, f"{quietest.service}: nothing heard for {quiet:.0f} s")
+            _say(context, phase, f"{quietest.service}: nothing heard for {quiet:.0f} s")
             said = quiet
         elif said and quiet < _QUIET_SECONDS:
-            context.events.state(phase)
+            _say(context, phase)
             said = 0.0
         running[0].join(0.1)
     if said:
-        context.events.state(phase)
+        _say(context, phase)
+
+
+def _say(context: RunContext, phase: str, waiting_on: str = "") -> None:
+    context.events.state(phase or context.events.phase, waiting_on)
 
 
 def _away(context: RunContext, service: str, seconds: float, reason: AccordError) -> ServiceAwayError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from accord.algos.kl import k3
 from accord.algos.masking import masked_mean, response_mask, whiten
-from accord.algos.ppo import language_model_loss, missing_eos_penalty, policy_loss, ptx_total, value_loss
+from accord.algos.ppo import behaviour_weights, language_model_loss, missing_eos_penalty, policy_loss, ptx_total, value_loss
 
 
 def batch(seed: int, rows: int = 3, width: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -230,3 +230,45 @@ def test_masked_mean_of_losses_weighs_tokens_not_rows() -> None:
     ).loss
     assert loss.item() == pytest.approx(-(4 * 1.0 - 4.0) / 5)
     assert masked_mean(torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)).item() == 1
+
+
+def test_behaviour_weights_by_hand() -> None:
+    """0.3 / 0.6, 0.4 / 0.25, 0.5 / 0.1 cut off at 2, and 1 behind the response; the loss of ratio 1.1 and advantage 1 is weighted by them."""
+    old = torch.tensor([[0.3, 0.4, 0.5, 0.9]]).log()
+    behaviour = torch.tensor([[0.6, 0.25, 0.1, 0.1]]).log()
+    mask = torch.tensor([[True, True, True, False]])
+    weights = behaviour_weights(old, behaviour, mask, cap=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.6, 2.0, 1.0]]))
+    logprobs = old + math.log(1.1)
+    loss = policy_loss(logprobs, old, torch.ones(1, 4), mask, clip_range=0.2, weights=weights).loss
+    assert float(loss) == pytest.approx(-1.1 * (0.5 + 1.6 + 2.0) / 3)
+    assert not behaviour_weights(old.requires_grad_(), behaviour, mask, cap=2.0).requires_grad
+
+
+def test_weighted_samples_of_the_behaviour_policy_give_the_gradient_of_the_old_one() -> None:
+    """Every action as often as the behaviour policy takes it: weighted, the gradient is the expectation under the old policy; unweighted it is not."""
+    counts = torch.tensor([3, 1, 4, 2])
+    actions = torch.repeat_interleave(torch.arange(4), counts)
+    behaviour, gains = (counts / 10).log(), torch.tensor([1.0, -2.0, 0.5, 3.0])
+    logits = torch.tensor([0.2, 0.9, -0.4, 0.1], requires_grad=True)
+    old = torch.log_softmax(logits.detach(), 0)
+    (expected,) = torch.autograd.grad(-(old.exp() * gains * torch.log_softmax(logits, 0)).sum(), logits)
+    mask = torch.ones(1, 10, dtype=torch.bool)
+
+    def gradient(cap: float | None) -> Tensor:
+        weights = None if cap is None else behaviour_weights(old[actions][None], behaviour[actions][None], mask, cap=cap)
+        loss = policy_loss(
+            torch.log_softmax(logits, 0)[actions][None], old[actions][None], gains[actions][None], mask, clip_range=0.2, weights=weights
+        ).loss
+        return torch.autograd.grad(loss, logits)[0]
+
+    torch.testing.assert_close(gradient(100.0), expected)
+    assert float((gradient(None) - expected).abs().max()) > 0.1
+    assert float((gradient(1.0) - expected).abs().max()) > 0.1, "what is cut off is a bias"
+
+
+@pytest.mark.parametrize("cap", [0.5, 0.0, math.nan])
+def test_a_cap_below_one_is_refused(cap: float) -> None:
+    zeros = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="cap must be at least 1"):
+        behaviour_weights(zeros, zeros, torch.ones(1, 2, dtype=torch.bool), cap=cap)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from accord.artefacts.store import ArtefactStore
 from accord.models.base import load_base_model
 from accord.models.batching import collate
 from accord.models.heads import HeadFacts, ScalarHead
+from accord.models.lora import AdaptedModel
 from accord.rundir import Endpoints, RunDirectory, RunEvent, RunFile, RunResult
 from accord.runspec import LoraSpec, parse_spec
 from accord.training.__main__ import build
@@ -129,6 +132,36 @@ class LocalSource:
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
+
+
+class VersionSource:
+    """Stands in for the services, as `LocalSource`, with a model of its own: it samples by the version that it is asked for, from any thread."""
+
+    def __init__(self, context: RunContext, score: Callable[[Sequence[int]], float]) -> None:
+        self._store = context.store
+        self._adapted = AdaptedModel(load_base_model(context.run.base_model, threads=1))
+        self._own = LocalSource(SimpleNamespace(base=self._adapted.base, adapted=self._adapted), score)  # type: ignore[arg-type]
+        self._lock = threading.Lock()
+        self.versions: list[str] = []
+
+    def check_services(self) -> None:
+        """Nothing to compare."""
+
+    def beside(self) -> VersionSource:
+        """Itself: calls wait for one another."""
+        return self
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def collect(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> list[Rollout]:
+        torch.set_num_threads(1)  # a thread's own number; it decides the last bits
+        with self._lock:
+            self.versions.append(version)
+            if "policy" in self._adapted.names:
+                self._adapted.remove("policy")
+            self._adapted.load("policy", self._store.fetch(version))
+            return self._own.collect(prompts, draw, version)
 
 
 NOWHERE = Endpoints(policy="127.0.0.1:1", reward="127.0.0.1:1")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-from tests.unit.training.surroundings import make_context, make_ppo, planted_pairs, write_rows
+from tests.unit.training.surroundings import VersionSource, even_share, make_context, make_ppo, planted_pairs, write_rows
 
 from accord.artefacts.store import ArtefactStore
 from accord.rundir import RunDirectory
@@ -44,8 +45,23 @@ SAVING = [
     ("prune_checkpoints", 4),
     ("RunDirectory.append_event", 30),
 ]
+AHEAD = [
+    ("Ahead.begin", 1),
+    ("_Sampling.run", 1),
+    ("write_rollouts", 5),
+    ("Ahead.remember", 2),
+    ("Optimizer.apply", 12),
+    ("_Sampling.result", 2),
+    ("Ahead.save", 2),
+    ("write_checkpoint", 5),
+    ("_put", 3),
+    ("prune_checkpoints", 4),
+    ("RolloutAlgorithm._sampled", 3),
+    ("LocalShelf.remove", 8),
+]
 REMOVING = [("LocalShelf.remove", 4), ("LocalShelf.remove", 8)]
 PUBLISHING = [("ArtefactStore.publish", 3), ("LocalShelf._stage", 6), ("_rename_new", 1), ("_rename_new", 3)]
+MOMENTS = {"ppo": [*SAMPLING, *SAVING, *REMOVING], "ahead": AHEAD}
 
 
 def dying(function: str, line: int) -> Callable[[FrameType, str, object], Any]:
@@ -74,6 +90,7 @@ def attempt(body: Callable[[], object], kill: tuple[str, int] | None) -> int:
     code = 1
     try:
         if kill is not None:
+            threading.settrace(dying(*kill))
             sys.settrace(dying(*kill))
         body()
         code = 0
@@ -97,9 +114,18 @@ class Kind:
 
     def once(self, name: str) -> None:
         values = {**self._values, "adapter": name}
-        if self._kind == "ppo":
-            ppo = {"data": self._data, "epochs": 2, "minibatch_size": 2, "normalize_scores": True, "kl_controller": "adaptive", "kl_target": 0.01}
+        if self._kind in MOMENTS:
+            ppo: dict[str, Any] = {
+                "data": self._data,
+                "epochs": 2,
+                "minibatch_size": 2,
+                "normalize_scores": True,
+                "kl_controller": "adaptive",
+                "kl_target": 0.01,
+            }
+            ppo |= {"eval_data": {**self._data, "limit": 2}, "max_staleness": int(self._kind == "ahead")}
             context, algorithm, _ = make_ppo(self._root, self._model, {**values, "max_response_tokens": 6}, ppo, name=name)
+            algorithm._source = VersionSource(context, even_share)
         else:
             values[self._kind] = {"data": self._data, "eval_data": {**self._data, "limit": 4}}
             context = make_context(self._root, self._model, values, name=name)
@@ -126,15 +152,15 @@ class Kind:
         return found
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward_model", "dpo", "ppo"])
+@pytest.mark.parametrize("kind", ["sft", "reward_model", "dpo", *MOMENTS])
 def test_killed_again_and_again_it_publishes_the_bits_of_an_undisturbed_run(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
     runs = Kind(tmp_path, tiny_folder, kind)
     assert attempt(lambda: runs.once("straight"), None) == 0
-    for kill in [*SAMPLING, *SAVING, *REMOVING] if kind == "ppo" else [*SAVING, *PUBLISHING]:
+    for kill in MOMENTS.get(kind, [*SAVING, *PUBLISHING]):
         assert attempt(lambda: runs.once("killed"), kill) == DIED, f"it did not come to {kill}"
     assert attempt(lambda: runs.once("killed"), None) == 0
     assert runs.curve("killed") == runs.curve("straight")
     assert set(runs.curve("straight")) >= set(range(1, STEPS + 1))
     files = runs.files("killed")
     assert files == runs.files("straight")
-    assert len(files) == {"sft": 3, "dpo": 3, "reward_model": 5, "ppo": 5}[kind]
+    assert len(files) == {"sft": 3, "dpo": 3, "reward_model": 5, "ppo": 5, "ahead": 6}[kind]

@@ -32,7 +32,7 @@ def test_means_weigh_micro_batches_by_their_share_and_minibatches_alike() -> Non
 
 def test_the_spread_of_an_ensemble_is_the_mean_over_rollouts_and_absent_without_one() -> None:
     mask = torch.ones(2, 1, dtype=torch.bool)
-    tensors = RolloutTensors(mask, torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, 2.0]))
+    tensors = RolloutTensors(mask, torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, 2.0]), torch.zeros(2, 1), (0, 1))
 
     def of(*members: tuple[float, ...]) -> dict[str, float]:
         return observed([Rollout("r", (1,), (2,), (0.0,), 0.0, True, 0, "v", scores) for scores in members], tensors)
