@@ -83,7 +83,7 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     runspec.check_built(runspec.parse_spec(plain))
     for path, values in {
         "guards": plain | {"guards": {"max_kl": 3.0}},
-        "ppo.max_staleness": {"adapter": "a", "steps": 1, "ppo": {"data": data, "reward_model": "adapters/r/versions/1", "max_staleness": 1}},
+        "dtype": plain | {"dtype": "bfloat16"},
     }.items():
         with pytest.raises(UnimplementedError, match=f"{path} is in the contract") as caught:
             runspec.check_built(runspec.parse_spec(values))

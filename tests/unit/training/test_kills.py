@@ -51,7 +51,6 @@ AHEAD = [
     ("write_rollouts", 5),
     ("Ahead.remember", 2),
     ("Optimizer.apply", 12),
-    ("_Sampling.result", 2),
     ("Ahead.save", 2),
     ("write_checkpoint", 5),
     ("_put", 3),
