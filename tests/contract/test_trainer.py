@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -554,13 +555,14 @@ def test_a_plan_tells_memory_by_role_and_counts_rows(trainer: Trainer) -> None:
     assert weights == (tiny.model_folder() / "model.safetensors").stat().st_size
     assert parse_spec(yaml.safe_load(plan.manifest)) == spec()
     assert trainer.client.plan_run(spec(sft={"data": {"uri": str(tiny.small_dataset()), "limit": 3}})).rows == 3
+    assert plan.estimated_seconds is None or plan.estimated_seconds > 0  # None while the machine is being measured
     wider = trainer.client.plan_run(spec(micro_batch_size=2))
     activations = [next(item.bytes for item in each.memory if item.role == "activations") for each in (plan, wider)]
     assert activations[0] == 2 * activations[1]
 
 
 def test_what_cannot_fit_is_refused_with_the_arithmetic_and_creates_nothing(trainer: Trainer) -> None:
-    huge = spec(batch_size=65536, max_prompt_tokens=131072)
+    huge = spec(batch_size=65536, max_prompt_tokens=131072, lora={"rank": 1024})
     plan = trainer.client.plan_run(huge)
     assert not plan.fits
     assert plan.peak_memory_bytes > plan.available_memory_bytes > 0
@@ -569,11 +571,11 @@ def test_what_cannot_fit_is_refused_with_the_arithmetic_and_creates_nothing(trai
         error = refused(lambda validate_only=validate_only: trainer.client.create_run(huge, "huge", validate_only=validate_only))
         assert (type(error), error.field) == (FailedPreconditionError, "spec")
         assert "activations" in error.message
-        assert "65536 rows x 131200 tokens" in error.message
+        assert re.search(r"65536 rows x \d\d tokens", error.message)  # as long as the data's longest row, not as the limits
         assert error.message.endswith("lower micro_batch_size")
         assert int(error.metadata["peak_memory_bytes"]) == plan.peak_memory_bytes
     assert names(trainer) == before
-    assert trainer.client.create_run(spec(batch_size=65536, max_prompt_tokens=131072, micro_batch_size=1, max_response_tokens=1), "small parts").name
+    assert trainer.client.create_run(spec(batch_size=65536, max_prompt_tokens=131072, micro_batch_size=1), "small parts").name
 
 
 # Checkpoints

@@ -17,8 +17,9 @@ from accord.launch.launcher import Launcher
 from accord.launch.local import DEFAULT_COMMAND, LocalLauncher
 from accord.rpc.server import Component, ServiceBinding, main
 from accord.rundir import RunFile
+from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
-from accord.trainer.planner import find_model_folder, make_plan
+from accord.trainer.planner import available_bytes, find_model_folder, plan_memory
 from accord.trainer.registry import Registry
 from accord.trainer.servicer import TrainerServicer
 from accord.trainer.supervisor import Supervisor
@@ -35,7 +36,8 @@ class TrainerComponent:
         self._registry = Registry(config.database)
         self._launcher = build_launcher(config)
         self._supervisor = Supervisor(self._registry, self._launcher, config)
-        self._servicer = TrainerServicer(self._registry, self._supervisor, ArtefactStore(config.artefacts), config)
+        self._calibration = Calibration()
+        self._servicer = TrainerServicer(self._registry, self._supervisor, ArtefactStore(config.artefacts), config, self._calibration)
         self._loop: asyncio.Task[None] | None = None
         self._fault: str | None = None
 
@@ -47,7 +49,9 @@ class TrainerComponent:
         )
 
     async def start(self) -> None:
-        """Takes up the runs where they are now, then goes on looking at them."""
+        """Takes up the runs where they are now, then goes on looking at them; measures the machine where nobody has."""
+        if self._config.kubernetes is None:
+            self._calibration.start()
         await asyncio.to_thread(self._supervisor.tick)
         self._loop = asyncio.create_task(self._watch())
 
@@ -93,7 +97,7 @@ def build_launcher(config: TrainerConfig) -> Launcher:
         raise FailedPreconditionError(f"launcher kubernetes needs the extra accord[kubernetes]: {error}", field="launcher") from error
 
     def peak_bytes(run: RunFile) -> int:
-        return make_plan(run.spec, find_model_folder(config, run.spec), count_rows=False).peak_bytes
+        return plan_memory(run.spec, find_model_folder(config, run.spec), available_bytes(config, run.spec)).peak_bytes
 
     return JobLauncher(config.kubernetes, Cluster(config.kubernetes), stop_grace_seconds=config.stop_grace_seconds, peak_bytes=peak_bytes)
 

@@ -102,6 +102,7 @@ def plan_to_proto(plan: Plan, manifest: str) -> pb.RunPlan:
         rows=plan.rows,
         notes=plan.notes,
         manifest=manifest,
+        estimated_duration=None if plan.seconds is None else duration(plan.seconds),
     )
 
 

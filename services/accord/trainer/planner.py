@@ -1,11 +1,10 @@
-"""What a run would need: memory by role with the arithmetic, rows, and whether it fits. No torch: sizes come from the model's files.
+"""What a run would need: memory by role with the arithmetic, rows, time, and whether it fits. No torch: sizes come from the model's files.
 
-What does not belong here: launching. The estimate of activations is an upper bound: every row at its longest.
+What does not belong here: launching, and the arithmetic itself (`accord.trainer.workload`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,33 +12,33 @@ from typing import Any
 
 import psutil
 
-from accord.data.readers import read_demonstrations, read_pairs, read_prompts
+from accord.data.readers import read_demonstrations, read_pairs, read_prompts, read_texts
 from accord.data.records import Dataset
 from accord.runspec import DataSpec, RunSpec
 from accord.serving.fields import naming
+from accord.trainer.calibration import Speed
 from accord.trainer.config import TrainerConfig
+from accord.trainer.lengths import Lengths, Limits, TokenCounter, measure
+from accord.trainer.shape import ModelShape
+from accord.trainer.workload import PROCESS_BYTES, MemoryItem, Workload
 
-_PROCESS_BYTES = 450 * 2**20
 _ROWS_READ = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryItem:
-    """Memory of one role in bytes with its arithmetic."""
-
-    role: str
-    bytes: int
-    arithmetic: str
+_READERS: Mapping[str, Callable[..., Dataset[Any]]] = {
+    "sft": read_demonstrations, "reward_model": read_pairs, "dpo": read_pairs, "ppo": read_prompts, "grpo": read_prompts, "rloo": read_prompts,
+    "online_dpo": read_prompts,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would need; `fits` is None where the model's files are not at hand."""
+    """What a run would need; `seconds` are of the whole run and of one step, None where the machine or the model is not known."""
 
     memory: tuple[MemoryItem, ...]
     available_bytes: int
-    rows: int
-    notes: tuple[str, ...]
+    rows: int = 0
+    notes: tuple[str, ...] = ()
+    seconds: float | None = None
+    step_seconds: float | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -70,77 +69,98 @@ def available_bytes(config: TrainerConfig, spec: RunSpec) -> int:
     return int(psutil.virtual_memory().available) if config.kubernetes is None else config.kubernetes.available_bytes(spec.algorithm)
 
 
-def make_plan(spec: RunSpec, model_folder: Path | None, *, count_rows: bool = True, available: int | None = None) -> Plan:
-    """The plan of a run, on this machine unless the bytes that are available elsewhere are given.
+def plan_memory(spec: RunSpec, model_folder: Path | None, available: int) -> Plan:
+    """Memory alone. Where all rows at the limits would not fit into what is available, the data is read to see how long its rows are.
 
     Raises:
         NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
     """
-    notes: list[str] = []
-    memory = [MemoryItem("process", _PROCESS_BYTES, "Python, torch and transformers, measured")]
-    if spec.algorithm == "evaluate":
-        notes.append("an evaluation loads a sentence encoder, not the base model")
-    elif model_folder is None:
-        notes.append("the base model's files are not at hand, so that its memory is not in the plan")
-    else:
-        memory += _training_memory(spec, model_folder)
-    rows = count(spec) if count_rows else 0
-    return Plan(tuple(memory), int(psutil.virtual_memory().available) if available is None else available, rows, tuple(notes))
+    plan = _memory_plan(spec, model_folder, available)
+    if plan.fits or model_folder is None or spec.algorithm == "evaluate":
+        return plan
+    lengths, texts, _ = _lengths(spec, model_folder, _read(spec, spec.algorithm, "data"))
+    return _memory_plan(spec, model_folder, available, lengths, texts)
 
 
-def count(spec: RunSpec) -> int:
-    """Rows that the run's data has, before limits of length."""
+def make_plan(spec: RunSpec, model_folder: Path | None, available: int, *, speed: Speed | None = None, threads: int = 1) -> Plan:
+    """The whole plan of a run.
+
+    Args:
+        available: bytes that it can have.
+        speed: of one thread; None leaves the time out.
+        threads: of the run and of each service.
+
+    Raises:
+        NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
+    """
     if spec.algorithm == "evaluate":
-        return 0
-    readers: Mapping[str, Callable[..., Dataset[Any]]] = {
-        "sft": read_demonstrations, "ppo": read_prompts, "grpo": read_prompts, "rloo": read_prompts,
-    }  # fmt: skip
-    field = f"{spec.algorithm}.data"
-    data = data_specs(spec)[field]
-    with naming(f"spec.{field}.uri"):
-        read = readers.get(spec.algorithm, read_pairs)
-        return read(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ, strict=data.strict).report.rows
+        return _memory_plan(spec, model_folder, available)
+    data = _read(spec, spec.algorithm, "data")
+    if model_folder is None:
+        plan = _memory_plan(spec, None, available)
+        return Plan(plan.memory, plan.available_bytes, data.report.rows, plan.notes)
+    lengths, texts, notes = _lengths(spec, model_folder, data)
+    plan = _memory_plan(spec, model_folder, available, lengths, texts)
+    rows = data.report.rows if lengths is None else round(data.report.rows * lengths.kept)
+    if lengths is not None and not lengths.rows:
+        notes = [*notes, "no row of the data is within max_prompt_tokens and max_response_tokens"]
+    if speed is None:
+        return Plan(plan.memory, plan.available_bytes, rows, (*notes, "no time: the machine is not measured, or not yet"))
+    workload = Workload(spec, ModelShape.read(model_folder), lengths, texts)
+    step = workload.step_seconds(speed, spec.threads or threads)
+    whole = spec.steps * step + workload.once_seconds(speed, spec.threads or threads, max(rows, 1)) + _evaluations(spec, workload, speed, threads)
+    notes = [*notes, f"about {step:.1f} s a step with {spec.threads or threads} threads that nobody else needs; starting takes some ten seconds more"]
+    if workload.passes.samples:
+        notes.append(f"the time is of responses of {spec.max_response_tokens} tokens; shorter ones take less")
+    return Plan(plan.memory, plan.available_bytes, rows, tuple(notes), whole, step)
 
 
 def data_specs(spec: RunSpec) -> dict[str, DataSpec]:
     """What the run reads, by field of the specification."""
-    part = spec.sft or spec.reward_model or spec.dpo or spec.rollout_part
-    if part is None:
-        return {}
-    found = {"data": part.data, "eval_data": part.eval_data, "ptx_data": spec.ppo.ptx_data if spec.ppo is not None else None}
+    part = getattr(spec, spec.algorithm)
+    found = {name: getattr(part, name, None) for name in ("data", "eval_data", "ptx_data")}
     return {f"{spec.algorithm}.{name}": data for name, data in found.items() if data is not None}
 
 
-def _training_memory(spec: RunSpec, folder: Path) -> list[MemoryItem]:
-    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    adapter = _adapter_parameters(spec, config) * 4
-    held, trained = {"ppo": (3, 2), "dpo": (2, 1), "grpo": (2, 1), "rloo": (2, 1)}.get(spec.algorithm, (1, 1))
-    micro = spec.micro_batch_size or spec.batch_size
-    rows = micro * (2 if spec.algorithm in ("dpo", "reward_model") else 1)
-    width = spec.max_prompt_tokens + spec.max_response_tokens
-    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    per_token = layers * (8 * hidden + 4 * inner) * 4
-    logits = 0 if spec.algorithm == "reward_model" else rows * spec.max_response_tokens * config["vocab_size"] * 4 * 3
-    return [
-        MemoryItem("base weights", weights, "size of the safetensors files"),
-        MemoryItem("adapters", held * adapter, f"{held} adapters x {_mib(adapter)} (rank {spec.lora.rank})"),
-        MemoryItem("gradients and Adam moments", 3 * trained * adapter, f"3 x {trained} trained adapters x {_mib(adapter)}"),
-        MemoryItem("activations", rows * width * per_token, f"{rows} rows x {width} tokens x {layers} layers x (8 x {hidden} + 4 x {inner}) x 4 B"),
-        MemoryItem("logits", logits, f"{rows} rows x {spec.max_response_tokens} tokens x {config['vocab_size']} x 4 B x 3"),
-    ]
+def _memory_plan(spec: RunSpec, folder: Path | None, available: int, lengths: Lengths | None = None, texts: Lengths | None = None) -> Plan:
+    process = MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured")
+    if spec.algorithm == "evaluate":
+        return Plan((process,), available, notes=("an evaluation loads a sentence encoder, not the base model",))
+    if folder is None:
+        return Plan((process,), available, notes=("the base model's files are not at hand, so that its memory is not in the plan",))
+    return Plan(tuple(Workload(spec, ModelShape.read(folder), lengths, texts).memory()), available)
 
 
-def _adapter_parameters(spec: RunSpec, config: Mapping[str, Any]) -> int:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
-    key = hidden // heads * config.get("num_key_value_heads", heads)
-    sizes = {
-        "q_proj": (hidden, hidden), "k_proj": (hidden, key), "v_proj": (hidden, key), "o_proj": (hidden, hidden),
-        "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden),
-    }  # fmt: skip
-    each = sum(sum(sizes.get(module, (hidden, hidden))) for module in spec.lora.target_modules)
-    return int(config["num_hidden_layers"] * spec.lora.rank * each)
+def _lengths(spec: RunSpec, folder: Path, data: Dataset[Any]) -> tuple[Lengths | None, Lengths | None, list[str]]:
+    """Lengths of the data and of pretraining text, and what to know of them; None where they cannot be told."""
+    try:
+        counter = TokenCounter(folder)
+        limits = Limits(spec.max_prompt_tokens, spec.max_response_tokens, ModelShape.read(folder).context)
+        lengths = measure(data.rows, counter, limits)
+        texts = None
+        if spec.ppo is not None and spec.ppo.ptx_coefficient and spec.ppo.ptx_data is not None:
+            texts = measure(_read(spec, "ppo", "ptx_data").rows, counter, limits)
+    except (ImportError, FileNotFoundError) as error:
+        return None, None, [f"rows count at the limits of length, since they cannot be told here: {error}"]
+    more = [] if lengths.kept == 1 else [f"{1 - lengths.kept:.0%} of the rows are over max_prompt_tokens or max_response_tokens"]
+    return lengths, texts, more
+
+
+def _read(spec: RunSpec, algorithm: str, name: str) -> Dataset[Any]:
+    data: DataSpec = getattr(getattr(spec, algorithm), name)
+    with naming(f"spec.{algorithm}.{name}.uri"):
+        read = read_texts if name == "ptx_data" else _READERS[algorithm]
+        return read(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ, strict=data.strict, seed=spec.seed)
+
+
+def _evaluations(spec: RunSpec, workload: Workload, speed: Speed, threads: int) -> float:
+    """Time of all evaluations: before the first step, after the last, and between."""
+    data: DataSpec | None = getattr(getattr(spec, spec.algorithm), "eval_data", None)
+    if data is None:
+        return 0.0
+    rows = data.limit or _read(spec, spec.algorithm, "eval_data").report.rows
+    between = (spec.steps - 1) // spec.eval_every_steps if spec.eval_every_steps else 0
+    return (2 + between) * workload.evaluation_seconds(speed, spec.threads or threads, rows)
 
 
 def _mib(size: int) -> str:

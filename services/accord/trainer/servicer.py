@@ -24,6 +24,7 @@ from accord.runspec import RunSpec, check_built
 from accord.serving.fields import naming
 from accord.serving.reward_models import resolve_reward_models
 from accord.trainer import checkpoints
+from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
 from accord.trainer.convert import (
     RunReader,
@@ -36,12 +37,13 @@ from accord.trainer.convert import (
     run_path,
     timestamp,
 )
-from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, make_plan
+from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, make_plan, plan_memory
 from accord.trainer.registry import Registry, RunRecord
 from accord.trainer.supervisor import Supervisor
 
 _HEARTBEAT_SECONDS = 5.0
 _DEFAULT_PAGE = 50
+_CALIBRATION_SECONDS = 0.8
 T = TypeVar("T")
 _SLUG = re.compile(r"[^a-z0-9]+")
 
@@ -49,18 +51,21 @@ _SLUG = re.compile(r"[^a-z0-9]+")
 class TrainerServicer(rpc.TrainerServiceServicer):
     """Every method of TrainerService; blocking work runs in threads."""
 
-    def __init__(self, registry: Registry, supervisor: Supervisor, store: ArtefactStore, config: TrainerConfig) -> None:
+    def __init__(
+        self, registry: Registry, supervisor: Supervisor, store: ArtefactStore, config: TrainerConfig, calibration: Calibration | None = None
+    ) -> None:
         self._registry = registry
         self._supervisor = supervisor
         self._store = store
         self._config = config
+        self._calibration = calibration or Calibration()
         self._lock = asyncio.Lock()
         self._runs = RunReader()
 
     async def PlanRun(self, request: pb.PlanRunRequest, context: CallContext) -> pb.PlanRunResponse:
         spec = read_spec(request.spec)
         await _thread(lambda: self._check(spec))
-        plan = await _thread(lambda: self._plan(spec, count_rows=True))
+        plan = await _thread(lambda: self._plan(spec))
         manifest = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
         return pb.PlanRunResponse(plan=plan_to_proto(plan, manifest))
 
@@ -138,7 +143,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if known is not None and not validate_only:
             return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
         self._check(spec)
-        plan = self._plan(spec, count_rows=False)
+        plan = plan_memory(spec, find_model_folder(self._config, spec), available_bytes(self._config, spec))
         if not plan.fits:
             raise FailedPreconditionError(plan.refusal(), field="spec", metadata=_plan_facts(plan))
         if validate_only:
@@ -163,8 +168,11 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if spec.evaluate is not None and not Path(spec.evaluate.uri).is_file():
             raise NotFoundError(f"there is no file {spec.evaluate.uri}", field="spec.evaluate.uri")
 
-    def _plan(self, spec: RunSpec, *, count_rows: bool) -> Plan:
-        return make_plan(spec, find_model_folder(self._config, spec), count_rows=count_rows, available=available_bytes(self._config, spec))
+    def _plan(self, spec: RunSpec) -> Plan:
+        """The whole plan; its time is this machine's, so that there is none for pods elsewhere."""
+        config = self._config
+        speed = self._calibration.speed(_CALIBRATION_SECONDS) if config.kubernetes is None else None
+        return make_plan(spec, find_model_folder(config, spec), available_bytes(config, spec), speed=speed, threads=config.threads)
 
 
 def run_name(spec: RunSpec, request_id: str) -> str:

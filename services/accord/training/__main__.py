@@ -106,11 +106,13 @@ def _train(run: RunFile, directory: RunDirectory, events: object, stop: object) 
 
     from accord.artefacts.store import ArtefactStore
     from accord.models.base import load_base_model
+    from accord.training.allocation import give_back_before_learning
     from accord.training.context import RunContext
     from accord.training.loop import train
 
     torch.use_deterministic_algorithms(True)
     base = load_base_model(run.base_model, threads=run.threads)
+    give_back_before_learning(getattr(base.model, base.model.base_model_prefix))
     context = RunContext(run, directory, base, ArtefactStore(run.artefacts))
     context.events, context.stop = events, stop  # type: ignore[assignment]
     return train(context, build(context))

@@ -22,7 +22,7 @@ def spec_of(root: Path, kind: str) -> RunSpec:
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 def test_prompts_are_counted_and_both_data_sets_named(tmp_path: Path, kind: str) -> None:
     spec = spec_of(tmp_path, kind)
-    assert make_plan(spec, None).rows == 7
+    assert make_plan(spec, None, 2**40).rows == 7
     assert set(data_specs(spec)) == {f"{kind}.data", f"{kind}.eval_data"}
 
 
@@ -30,7 +30,7 @@ def test_without_a_critic_there_is_one_adapter_less(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path / "model")
     sizes = {}
     for kind in ("ppo", "grpo", "rloo"):
-        memory = {item.role: item.bytes for item in make_plan(spec_of(tmp_path, kind), folder).memory}
+        memory = {item.role: item.bytes for item in make_plan(spec_of(tmp_path, kind), folder, 2**40).memory}
         sizes[kind] = (memory["adapters"], memory["gradients and Adam moments"])
     adapter = sizes["ppo"][0] / 3
     assert sizes["grpo"] == sizes["rloo"] == (2 * adapter, 3 * adapter)

@@ -1,0 +1,215 @@
+"""What the steps of each algorithm hold and compute: memory by role, and floating-point operations. No torch.
+
+A new algorithm is a line in `PASSES`. What does not belong here: sizes of a model (`accord.trainer.shape`), reading data, deciding whether it
+fits (`accord.trainer.planner`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from accord.runspec import Algorithm, RunSpec
+from accord.trainer.calibration import Speed
+from accord.trainer.lengths import Lengths, Row
+from accord.trainer.shape import ModelShape
+
+PROCESS_BYTES = 470 * 2**20
+# Tensors of the logits' size that live at once where a loss is differentiated: logits, the gradients of gather and log-sum-exp, and their sum;
+# with a temperature the divided logits too.
+_LOGITS_ALIVE = 4
+# What lies between the products (norms, rotation, attention, gates, fresh pages), in reads of every kept number from memory; measured on SmolLM2.
+_TOUCHES_FORWARD, _TOUCHES_LEARNING = 14.0, 46.0
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What an algorithm does with each row of a batch.
+
+    Attributes:
+        held: adapters in memory.
+        trained: adapters that learn, one after the other.
+        read: passes without gradients over a batch in each step.
+        once: passes without gradients over each distinct row of the run, before the first step.
+        head: whether the vocabulary's head is needed.
+        samples: how many responses of each row of data are generated; 0 where the data has them.
+        scored: whether the reward service scores them.
+    """
+
+    held: int
+    trained: int
+    read: int = 0
+    once: int = 0
+    head: bool = True
+    samples: int = 0
+    scored: bool = False
+
+
+PASSES: dict[Algorithm, Passes] = {
+    "sft": Passes(held=1, trained=1),
+    "reward_model": Passes(held=1, trained=1, head=False),
+    "dpo": Passes(held=2, trained=1, once=1),
+    "ppo": Passes(held=3, trained=2, read=3, samples=1, scored=True),
+    "grpo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
+    "rloo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
+    "online_dpo": Passes(held=2, trained=1, read=1, samples=2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryItem:
+    """Memory of one role in bytes with its arithmetic."""
+
+    role: str
+    bytes: int
+    arithmetic: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run's work on one model with data of some lengths.
+
+    Args:
+        spec: of the run.
+        shape: of its base model.
+        lengths: of its data; None takes every row at the limits.
+        text_lengths: of the pretraining text, where there is some.
+    """
+
+    spec: RunSpec
+    shape: ModelShape
+    lengths: Lengths | None = None
+    text_lengths: Lengths | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """Of the algorithm."""
+        return PASSES[self.spec.algorithm]
+
+    @property
+    def micro(self) -> int:
+        """Rows of data computed at once."""
+        return min(self.spec.micro_batch_size or self.spec.batch_size, self.spec.batch_size)
+
+    @cached_property
+    def rows(self) -> Lengths:
+        """The rows as they are computed: responses that are still to be sampled count at their most."""
+        spec, passes = self.spec, self.passes
+        responses = passes.samples * spec.max_response_tokens
+        if self.lengths is None or not self.lengths.rows:
+            pairs = 2 if spec.algorithm in ("dpo", "reward_model", "online_dpo") else 1
+            context = self.shape.context
+            return Lengths((Row(min(spec.max_prompt_tokens, context), pairs * min(spec.max_response_tokens, context), 0),), 1.0)
+        if not responses:
+            return self.lengths
+        return Lengths(tuple(Row(row.prompt, responses, spec.max_response_tokens) for row in self.lengths.rows), self.lengths.kept)
+
+    def memory(self) -> list[MemoryItem]:
+        """By role, at the peak: in the backward pass of the largest micro-batch."""
+        spec, shape, passes = self.spec, self.shape, self.passes
+        size = 2 if spec.dtype == "bfloat16" else 4
+        adapter = 4 * shape.adapter_parameters(spec.lora)
+        processes = spec.distribution.processes
+        weights = shape.weights_bytes if passes.head else shape.weights_bytes - shape.vocabulary_bytes
+        width, responses = self.rows.largest(self.micro)
+        texts = self._text_tokens()
+        kept = shape.kept_floats(spec.lora, max(width, texts))
+        layers = f"{shape.layers} layers x {kept:,}"
+        held = shape.layers * kept
+        if spec.activation_checkpointing:
+            held, layers = shape.layers * shape.hidden + kept, f"({shape.layers} layers x {shape.hidden} + {kept:,} of one)"
+        tokens = self.micro * max(width, texts)
+        predicted = max(responses, self.micro * max(0, texts - 1)) if passes.head else 0
+        alive = _LOGITS_ALIVE + (1 if passes.samples else 0)
+        items = [
+            MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured"),
+            MemoryItem("base weights", weights, "mapped from the safetensors files" + ("" if passes.head else ", without the vocabulary's tables")),
+            MemoryItem("adapters", passes.held * adapter, f"{passes.held} adapters x {_mib(adapter)} (rank {spec.lora.rank})"),
+            MemoryItem("gradients and Adam moments", 3 * passes.trained * adapter, f"3 x {passes.trained} trained adapters x {_mib(adapter)}"),
+            MemoryItem("activations", tokens * held * size, f"{self.micro} rows x {max(width, texts)} tokens x {layers} x {size} B"),
+            MemoryItem("logits", predicted * shape.vocabulary * 4 * alive, f"{predicted} tokens x {shape.vocabulary} x 4 B x {alive}"),
+        ]
+        if processes == 1:
+            return items
+        return [
+            item if item.role == "base weights" else MemoryItem(item.role, processes * item.bytes, f"{processes} processes x {item.arithmetic}")
+            for item in items
+        ]
+
+    def step_seconds(self, speed: Speed, threads: int) -> float:
+        """Processor-bound time of one step: passes of the run's process, and where responses are sampled those of the services."""
+        spec, passes = self.spec, self.passes
+        tokens, width, responses = self.rows.batch(spec.batch_size, self.micro)
+        epochs: int = getattr(spec.rollout_part, "epochs", 1)
+        head = responses if passes.head else 0.0
+        seconds = self._read(speed, threads, tokens, width, head) * passes.read
+        seconds += epochs * self._learn(speed, threads, tokens, width, head)
+        if passes.trained > 1:
+            seconds += epochs * (passes.trained - 1) * self._learn(speed, threads, tokens, width, 0.0)
+        if spec.ppo is not None and self.text_lengths is not None and self.text_lengths.rows:
+            rows = spec.batch_size * spec.ppo.ptx_rows_per_rollout
+            tokens, width, predicted = self.text_lengths.batch(rows, self.micro)
+            seconds += epochs * self._learn(speed, threads, tokens, width, predicted)
+        return seconds / spec.distribution.processes + self._service_seconds(speed, threads)
+
+    def once_seconds(self, speed: Speed, threads: int, distinct_rows: int) -> float:
+        """Time before the first step: the reference's passes over each row that the run will see."""
+        if not self.passes.once:
+            return 0.0
+        spec = self.spec
+        tokens, width, responses = self.rows.batch(spec.batch_size, self.micro)
+        seen = min(distinct_rows, spec.steps * spec.batch_size) / spec.batch_size
+        return self.passes.once * seen * self._read(speed, threads, tokens, width, responses)
+
+    def evaluation_seconds(self, speed: Speed, threads: int, rows: int) -> float:
+        """Time of one evaluation over so many rows."""
+        if not rows:
+            return 0.0
+        if self.passes.scored:
+            return self._service_seconds(speed, threads, rows)
+        tokens, width, responses = self.rows.batch(rows, self.micro)
+        return self._read(speed, threads, tokens, width, responses if self.passes.head else 0.0)
+
+    def _service_seconds(self, speed: Speed, threads: int, rows: int | None = None) -> float:
+        """Sampling and scoring of a batch: prompts read once, then one pass a token, which reads all weights, with every row in it."""
+        spec, shape, passes = self.spec, self.shape, self.passes
+        if not passes.samples:
+            return 0.0
+        count = spec.batch_size if rows is None else rows
+        prompts = sum(row.prompt for row in self.rows.rows) / len(self.rows.rows)
+        adapter, length = shape.adapter_parameters(spec.lora), spec.max_response_tokens
+        sampled = count * passes.samples
+        read = shape.forward_operations(count * prompts, prompts, count, adapter)
+        decode = length * shape.forward_operations(sampled, prompts + length / 2, sampled, adapter)
+        score = shape.forward_operations(sampled * (prompts + length), prompts + length, 0, adapter) if passes.scored else 0.0
+        operations = (read + decode + score) / speed.operations_per_second
+        return (operations + length * shape.weights_bytes / speed.bytes_per_second) / threads
+
+    def _read(self, speed: Speed, threads: int, tokens: float, width: float, head: float) -> float:
+        operations = self.shape.forward_operations(tokens, width, head, self.shape.adapter_parameters(self.spec.lora))
+        return self._seconds(speed, threads, operations, _TOUCHES_FORWARD * tokens * self._kept_bytes(width))
+
+    def _learn(self, speed: Speed, threads: int, tokens: float, width: float, head: float) -> float:
+        adapter = self.shape.adapter_parameters(self.spec.lora)
+        operations = self.shape.learning_operations(tokens, width, head, adapter)
+        if self.spec.activation_checkpointing:
+            operations += self.shape.forward_operations(tokens, width, 0.0, adapter)
+        return self._seconds(speed, threads, operations, _TOUCHES_LEARNING * tokens * self._kept_bytes(width))
+
+    def _kept_bytes(self, width: float) -> float:
+        return 4.0 * self.shape.layers * self.shape.kept_floats(self.spec.lora, int(width))
+
+    def _seconds(self, speed: Speed, threads: int, operations: float, touched_bytes: float) -> float:
+        return (operations / speed.operations_per_second + touched_bytes / speed.bytes_per_second) / threads
+
+    def _text_tokens(self) -> int:
+        """The longest row of pretraining text, 0 where there is none."""
+        if self.spec.ppo is None or not self.spec.ppo.ptx_coefficient or self.spec.ppo.ptx_data is None:
+            return 0
+        if self.text_lengths is None or not self.text_lengths.rows:
+            return min(self.spec.max_prompt_tokens + self.spec.max_response_tokens, self.shape.context)
+        return max(row.tokens for row in self.text_lengths.rows)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,269 @@
+"""Plans against independent counts: tensors that autograd keeps, operations that torch counts, token ids that the encoder makes, closed forms."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from accord.cli.recipes import load_train_recipe
+from accord.data.readers import read_demonstrations, read_pairs, read_prompts, read_texts
+from accord.models.base import load_base_model
+from accord.models.batching import collate
+from accord.models.logprobs import batch_logprobs
+from accord.models.lora import AdaptedModel
+from accord.models.testing import tiny_model_folder
+from accord.runspec import ALGORITHMS, LoraSpec, RunSpec, parse_spec
+from accord.trainer import calibration
+from accord.trainer.calibration import Calibration, Speed
+from accord.trainer.lengths import Lengths, Row, TokenCounter, measure
+from accord.trainer.lengths import Limits as RowLimits
+from accord.trainer.planner import data_specs, make_plan, plan_memory
+from accord.trainer.shape import ModelShape
+from accord.trainer.workload import PASSES, Workload
+from accord.training.examples import Limits, encode_demonstrations, encode_pairs, encode_prompts, encode_texts
+
+LORA = LoraSpec(rank=4)
+PROMPT, RESPONSE, ROWS = 30, 10, 2
+LIMITS = RowLimits(100_000, 2000, 4096)
+FAST, PLENTY = Speed(1e9, 1e9), 2**50
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    path = tiny_model_folder(tmp_path_factory.mktemp("model"), hidden=64, layers=3)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    yield path
+    torch.set_num_threads(before)
+
+
+def spec_of(algorithm: str, **values: Any) -> RunSpec:
+    data = {"uri": "sample:summarization"}
+    part = {"data": data, "reward_model": "adapters/rm"} if algorithm in ("ppo", "grpo", "rloo") else {"data": data}
+    more = {"batch_size": 8, "micro_batch_size": 2, "max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE, **values}
+    return parse_spec({"adapter": "a", "steps": 2, "lora": {"rank": 4}, **more, algorithm: {**part, **more.pop(algorithm, {})}})
+
+
+def loss_of(adapted: AdaptedModel) -> torch.Tensor:
+    """Over two rows, one of them padded."""
+    rows = [([1] * (PROMPT - index), [5] * RESPONSE) for index in range(ROWS)]
+    return -batch_logprobs(adapted, collate(rows, pad_id=0), adapter="a").sum()
+
+
+def test_activations_are_what_autograd_keeps(folder: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(folder)))
+    adapted.add("a", LORA, seed=0)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in adapted.module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = collate([([1] * (PROMPT - index), [5] * RESPONSE) for index in range(ROWS)], pad_id=0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        adapted.hidden(batch.input_ids, batch.attention_mask, adapter="a", position_ids=batch.position_ids)
+    counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    shape, width = ModelShape.read(folder), PROMPT + RESPONSE
+    foretold = 4 * shape.layers * shape.kept_floats(LORA, width) * ROWS * width
+    assert counted == pytest.approx(foretold, rel=0.03)
+
+
+def test_operations_are_what_torch_counts(folder: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(folder)))
+    adapted.add("a", LORA, seed=0)
+    shape, width = ModelShape.read(folder), PROMPT + RESPONSE
+    arguments = (ROWS * width, width, ROWS * RESPONSE, shape.adapter_parameters(LORA))
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        loss_of(adapted)
+    with FlopCounterMode(display=False) as both:
+        loss_of(adapted).backward()
+    attention = 4.0 * shape.layers * shape.attention * width * ROWS * width
+    counts_attention = any("attention" in str(name) for name in forward.get_flop_counts()["Global"])
+    assert forward.get_total_flops() == pytest.approx(shape.forward_operations(*arguments) - (0 if counts_attention else attention), rel=0.03)
+    assert both.get_total_flops() == pytest.approx(shape.learning_operations(*arguments) - (0 if counts_attention else 3.5 * attention), rel=0.05)
+
+
+def test_the_adapter_has_as_many_parameters_as_told(folder: Path) -> None:
+    adapted = AdaptedModel(load_base_model(str(folder)))
+    adapted.add("a", LORA, seed=0)
+    shape = ModelShape.read(folder)
+    assert shape.adapter_parameters(LORA) == sum(parameter.numel() for parameter in adapted.parameters("a"))
+    layers = sum(module.weight.numel() for path, module in adapted.module.named_modules() if path.endswith("base_layer"))
+    assert shape.linear == layers
+    assert shape.vocabulary_bytes == 4 * shape.vocabulary * shape.hidden
+
+
+class TestLengths:
+    @pytest.mark.parametrize("uri", ["sample:summarization", "sample:conversation"])
+    def test_they_are_those_of_the_encoder(self, folder: Path, uri: str) -> None:
+        encoder, counter, limits = load_base_model(str(folder)).encoder, TokenCounter(folder), Limits(900, 500, 4096)
+        pairs = measure(read_pairs(uri).rows, counter, RowLimits(900, 500, 4096))
+        known = encode_pairs(encoder, read_pairs(uri).rows, limits).rows
+        assert [(row.prompt, row.responses) for row in pairs.rows] == [(len(row.prompt), len(row.chosen) + len(row.rejected)) for row in known]
+        assert pairs.kept == len(known) / len(read_pairs(uri).rows)
+        rows = measure(read_demonstrations(uri).rows, counter, RowLimits(900, 500, 4096)).rows
+        assert [row.tokens for row in rows] == [
+            len(row.prompt) + len(row.response) for row in encode_demonstrations(encoder, read_demonstrations(uri).rows, limits).rows
+        ]
+        prompts = measure(read_prompts(uri).rows, counter, RowLimits(900, 500, 4096)).rows
+        assert [row.tokens for row in prompts] == [len(row.prompt) for row in encode_prompts(encoder, read_prompts(uri).rows, limits).rows]
+        texts = measure(read_texts(uri).rows, counter, RowLimits(300, 100, 4096)).rows
+        assert [row.tokens for row in texts] == [1 + len(row.response) for row in encode_texts(encoder, read_texts(uri).rows, 400).rows]
+        assert max(row.tokens for row in texts) == 400
+
+    def test_a_model_without_a_template_and_one_whose_tokenizer_is_gone(self, folder: Path, tmp_path: Path) -> None:
+        other = tiny_model_folder(tmp_path / "other")
+        settings = json.loads((other / "tokenizer_config.json").read_text())
+        del settings["chat_template"]
+        (other / "tokenizer_config.json").write_text(json.dumps(settings))
+        encoder = load_base_model(str(other)).encoder
+        (record, *_) = read_prompts("sample:conversation").rows
+        assert TokenCounter(other).prompt(record.messages) == pytest.approx(len(encoder.encode_prompt(record.messages)), abs=12)
+        (other / "tokenizer.json").unlink()
+        plan = make_plan(spec_of("sft"), other, PLENTY)
+        assert any("count at the limits" in note for note in plan.notes)
+
+    def test_the_largest_micro_batch_and_the_padding_of_a_batch(self) -> None:
+        lengths = Lengths((Row(10, 2, 2), Row(20, 5, 5), Row(5, 1, 1)), 1.0)
+        assert lengths.largest(1) == (25, 5)
+        assert lengths.largest(4) == (25, 5 + 2 + 1 + 5)
+        same = Lengths((Row(7, 3, 3),), 1.0)
+        assert same.batch(8, 2) == pytest.approx((80.0, 10.0, 24.0))
+        padded, width, responses = lengths.batch(64, 64)
+        assert (padded, width) == (pytest.approx(64 * 25), pytest.approx(25))
+        assert responses == pytest.approx(64 * 8 / 3, rel=0.1)
+        assert lengths.batch(64, 1)[0] == pytest.approx(64 * (12 + 25 + 6) / 3, rel=0.1)
+
+
+class TestMemory:
+    def test_roles_in_closed_form(self, folder: Path) -> None:
+        shape = ModelShape.read(folder)
+        work = Workload(spec_of("ppo"), shape, Lengths((Row(20, 0, 0),), 1.0))
+        found = {item.role: item.bytes for item in work.memory()}
+        adapter = 4 * shape.adapter_parameters(LORA)
+        assert found["adapters"] == 3 * adapter
+        assert found["gradients and Adam moments"] == 6 * adapter
+        assert found["activations"] == 2 * (20 + RESPONSE) * shape.layers * shape.kept_floats(LORA, 20 + RESPONSE) * 4
+        assert found["logits"] == 2 * RESPONSE * shape.vocabulary * 4 * 5
+        assert found["base weights"] == (folder / "model.safetensors").stat().st_size
+
+    def test_what_makes_it_smaller_or_larger(self, folder: Path) -> None:
+        def peak(algorithm: str, **values: Any) -> int:
+            return make_plan(spec_of(algorithm, max_prompt_tokens=2000, max_response_tokens=900, **values), folder, PLENTY).peak_bytes
+
+        assert peak("sft", micro_batch_size=1) < peak("sft") < peak("sft", micro_batch_size=8)
+        assert peak("reward_model") < peak("dpo") < peak("ppo")
+        assert peak("sft", activation_checkpointing=True) < peak("sft")
+        assert peak("sft", dtype="bfloat16") < peak("sft")
+        assert peak("sft", distribution={"processes": 2}) > 1.5 * peak("sft")
+        text = {"ptx_coefficient": 0.1, "ptx_data": {"uri": "sample:summarization"}}
+        assert peak("ppo", ppo=text) > peak("ppo")
+
+    def test_data_decides_where_rows_at_the_limits_do_not_fit(self, folder: Path) -> None:
+        wide = spec_of("sft", max_prompt_tokens=100_000, max_response_tokens=2000)
+        at_limits, real = Workload(wide, ModelShape.read(folder)).memory(), make_plan(wide, folder, PLENTY)
+        between = (sum(item.bytes for item in at_limits) + real.peak_bytes) // 2
+        assert plan_memory(wide, folder, PLENTY).memory == tuple(at_limits)
+        assert plan_memory(wide, folder, between).fits
+        assert plan_memory(wide, folder, between).memory == real.memory
+        refused = plan_memory(wide, folder, real.peak_bytes - 1)
+        longest = max(row.tokens for row in measure(read_demonstrations("sample:summarization").rows, TokenCounter(folder), LIMITS).rows)
+        assert not refused.fits
+        assert f"2 rows x {longest} tokens" in refused.refusal()
+
+
+class TestTime:
+    def test_every_algorithm_with_steps_has_a_line(self, folder: Path) -> None:
+        assert set(PASSES) == set(ALGORITHMS) - {"evaluate"}
+        for algorithm in PASSES:
+            plan = make_plan(spec_of(algorithm, max_prompt_tokens=2000, max_response_tokens=900), folder, PLENTY, speed=FAST)
+            assert plan.seconds is not None
+            assert plan.step_seconds is not None
+            assert plan.seconds >= 2 * plan.step_seconds > 0
+            assert plan.rows > 100
+            assert set(data_specs(spec_of(algorithm))) == {f"{algorithm}.data"}
+
+    def test_it_scales_with_speed_threads_and_work(self, folder: Path) -> None:
+        def step(algorithm: str, speed: Speed = FAST, threads: int = 1, **values: Any) -> float:
+            found = make_plan(
+                spec_of(algorithm, max_prompt_tokens=2000, max_response_tokens=900, **values), folder, PLENTY, speed=speed, threads=threads
+            )
+            assert found.step_seconds is not None
+            return found.step_seconds
+
+        assert step("sft", Speed(2e9, 2e9)) == pytest.approx(step("sft") / 2)
+        assert step("sft", threads=4) == pytest.approx(step("sft") / 4)
+        assert step("sft", batch_size=16) == pytest.approx(2 * step("sft"), rel=0.05)
+        ppo = [step("ppo", ppo={"epochs": epochs}) for epochs in (1, 2, 3)]
+        assert ppo[2] - ppo[1] == pytest.approx(ppo[1] - ppo[0])
+        assert step("grpo", grpo={"group_size": 4}) < ppo[0]
+        assert step("dpo") < 1.1 * step("online_dpo")
+
+    def test_learning_costs_twice_reading_and_dpo_reads_its_reference_once(self, folder: Path) -> None:
+        shape, operations_only = ModelShape.read(folder), Speed(1.0, 1e30)
+        lengths = Lengths((Row(30, 8, 4),), 1.0)
+        dpo = Workload(spec_of("dpo"), shape, lengths)
+        read, learned = dpo.once_seconds(operations_only, 1, 8), dpo.step_seconds(operations_only, 1)
+        assert read == pytest.approx(shape.forward_operations(8 * 38, 38, 64, shape.adapter_parameters(LORA)))
+        assert 2 < learned / read < 2.6
+        assert dpo.once_seconds(operations_only, 1, 100) == pytest.approx(2 * read)  # two steps of eight
+
+    def test_without_a_speed_there_is_no_time_and_the_plan_says_so(self, folder: Path) -> None:
+        plan = make_plan(spec_of("sft", max_prompt_tokens=2000, max_response_tokens=900), folder, PLENTY)
+        assert plan.seconds is plan.step_seconds is None
+        assert any("not measured" in note for note in plan.notes)
+
+
+class TestCalibration:
+    def test_it_is_measured_once_and_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, calls = tmp_path / "cache" / "speed.json", []
+
+        def measured() -> Speed:
+            calls.append(1)
+            return Speed(3.0, 4.0)
+
+        monkeypatch.setattr(calibration, "measure_speed", measured)
+        assert Calibration(path).speed(10) == Speed(3.0, 4.0)
+        assert Calibration(path).speed(0) == Speed(3.0, 4.0)
+        assert len(calls) == 1
+        path.write_text("{}")
+        assert Calibration(path).speed(10) == Speed(3.0, 4.0)
+        assert len(calls) == 2
+
+    def test_nobody_waits_longer_than_asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        go = threading.Event()
+        monkeypatch.setattr(calibration, "measure_speed", lambda: (go.wait(10), Speed(1.0, 1.0))[1])
+        slow, began = Calibration(tmp_path / "speed.json"), time.monotonic()
+        assert slow.speed(0.05) is None
+        assert time.monotonic() - began < 5
+        go.set()
+        assert slow.speed(10) == Speed(1.0, 1.0)
+
+    def test_a_machine_that_cannot_be_measured_leaves_plans_without_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(calibration.sys, "executable", "/nowhere/python")
+        assert Calibration(tmp_path / "speed.json").speed(10) is None
+
+    def test_real_figures_are_plausible(self) -> None:
+        speed = calibration.measure_speed()
+        assert 1e8 < speed.operations_per_second < 1e13
+        assert 1e8 < speed.bytes_per_second < 1e13
+
+
+def test_shipped_recipes_have_plans(folder: Path) -> None:
+    for name in ("sft", "reward-model", "dpo", "ppo"):
+        recipe = load_train_recipe(name, ("max_prompt_tokens=3000", "max_response_tokens=900"))
+        plan = make_plan(recipe, folder, PLENTY, speed=FAST)
+        assert plan.rows >= 100
+        assert plan.seconds
