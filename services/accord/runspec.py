@@ -328,7 +328,7 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 
 _NOT_BUILT = (
-    "online_dpo", "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
+    "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
 )  # fmt: skip
 
 

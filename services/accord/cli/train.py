@@ -28,7 +28,9 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE", help="A YAML file, or one that comes with Accord: sft, reward-model, dpo, ppo, grpo, rloo.", show_default=False
+            metavar="RECIPE",
+            help="A YAML file, or one that comes with Accord: sft, reward-model, dpo, online-dpo, ppo, grpo, rloo.",
+            show_default=False,
         ),
     ],
     settings: Annotated[

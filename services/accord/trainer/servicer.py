@@ -157,9 +157,11 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
         check_built(spec)
-        if spec.parent_adapter:
-            with naming("spec.parent_adapter"):
-                self._store.resolve(spec.parent_adapter)
+        judge = spec.online_dpo.judge_adapter if spec.online_dpo is not None else ""
+        for field, name in (("parent_adapter", spec.parent_adapter), ("online_dpo.judge_adapter", judge)):
+            if name:
+                with naming(f"spec.{field}"):
+                    self._store.resolve(name)
         if spec.rollout_part is not None:
             resolve_reward_models(spec.rollout_part, f"spec.{spec.algorithm}", self._store.resolve)
         for field, data in data_specs(spec).items():

@@ -34,6 +34,7 @@ class Passes:
         head: whether the vocabulary's head is needed.
         samples: how many responses of each row of data are generated; 0 where the data has them.
         scored: whether the reward service scores them.
+        alone: whether a pass holds one row of data whatever micro_batch_size says, as it does on a CPU for pairs.
     """
 
     held: int
@@ -43,16 +44,17 @@ class Passes:
     head: bool = True
     samples: int = 0
     scored: bool = False
+    alone: bool = False
 
 
 PASSES: dict[Algorithm, Passes] = {
     "sft": Passes(held=1, trained=1),
-    "reward_model": Passes(held=1, trained=1, head=False),
-    "dpo": Passes(held=2, trained=1, once=1),
+    "reward_model": Passes(held=1, trained=1, head=False, alone=True),
+    "dpo": Passes(held=2, trained=1, once=1, alone=True),
     "ppo": Passes(held=3, trained=2, read=3, samples=1, scored=True),
     "grpo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
     "rloo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
-    "online_dpo": Passes(held=2, trained=1, read=1, samples=2),
+    "online_dpo": Passes(held=2, trained=1, read=1, samples=2, alone=True),
 }
 
 
@@ -89,7 +91,7 @@ class Workload:
     @property
     def micro(self) -> int:
         """Rows of data computed at once."""
-        return min(self.spec.micro_batch_size or self.spec.batch_size, self.spec.batch_size)
+        return 1 if self.passes.alone else min(self.spec.micro_batch_size or self.spec.batch_size, self.spec.batch_size)
 
     @cached_property
     def rows(self) -> Lengths:

@@ -144,6 +144,10 @@ def build(context: RunContext) -> Algorithm:
         from accord.training.dpo import DirectPreferenceOptimization
 
         return DirectPreferenceOptimization(context, spec.dpo)
+    if spec.online_dpo is not None:
+        from accord.training.online_dpo import OnlineDirectPreferenceOptimization
+
+        return OnlineDirectPreferenceOptimization(context, spec.online_dpo)
     if spec.ppo is not None:
         from accord.training.ppo import ProximalPolicyOptimization
 

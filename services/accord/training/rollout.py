@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from accord.client.messages import TokenIds
+from accord.client.messages import ModelDigests, TokenIds
 from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
-from accord.rpc.channels import ChannelConfig
+from accord.rpc.channels import ChannelConfig, LoadBalancing
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.waiting import Errand, accompany, with_patience
 
-_CALL_SECONDS = 900.0
+CALL_SECONDS = 900.0
+RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,7 @@ class RolloutSource:
     """
 
     def __init__(self, context: RunContext, reward_model: RewardModel) -> None:
-        endpoints = context.run.endpoints
-        for name in ("policy", "reward"):
-            if not getattr(endpoints, name):
-                raise InvalidArgumentError(f"{context.spec.algorithm} needs the {name} service; its address is empty", field=f"endpoints.{name}")
+        check_endpoints(context, "policy", "reward")
         self._context = context
         self._reward_model = reward_model
         self._open()
@@ -85,21 +83,13 @@ class RolloutSource:
         Raises:
             FailedPreconditionError: they hold another model, tokenizer or template; both digests are named.
         """
-        mine = self._context.base.digests
-        theirs = with_patience(
-            self._context, "rollouts", f"policy service at {self._context.run.endpoints.policy}", lambda: self._policy.model_info().digests
-        )
+        self._sampler.check_service()
         scorers = with_patience(
             self._context, "rollouts", f"reward service at {self._context.run.endpoints.reward}",
             lambda: [self._reward.reward_model_info(member).digests for member in self._reward_model.members],
         )  # fmt: skip
-        for service, other in (("policy", theirs), *(("reward", scorer) for scorer in scorers)):
-            for name in ("base_model", "tokenizer", "chat_template"):
-                if getattr(mine, name) != getattr(other, name):
-                    raise FailedPreconditionError(
-                        f"the {service} service has {name} {getattr(other, name)}, this run {getattr(mine, name)}",
-                        field=f"endpoints.{service}",
-                    )
+        for scorer in scorers:
+            check_digests(self._context, "reward", scorer)
 
     def collect(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> list[Rollout]:
         """One rollout for each prompt under a policy version, in the order of the prompts; waits for services that are away.
@@ -116,7 +106,7 @@ class RolloutSource:
 
     def close(self) -> None:
         """Closes the channels."""
-        self._policy.close()
+        self._sampler.close()
         self._reward.close()
 
     def beside(self) -> RolloutSource:
@@ -126,11 +116,8 @@ class RolloutSource:
         return other
 
     def _open(self) -> None:
-        # One attempt a call: `with_patience` tries again, and says so. gRPC's own retries can lose the end of a stream whose server dies.
-        endpoints = self._context.run.endpoints
-        policy = ChannelConfig(address=endpoints.policy, load_balancing=endpoints.policy_balancing, attempts=1)
-        self._policy = PolicyClient(policy, origin=Origin("rollout", self._context.run.name))
-        self._reward = RewardClient(ChannelConfig(address=endpoints.reward, attempts=1))
+        self._sampler = Sampler(self._context)
+        self._reward = RewardClient(one_attempt(self._context.run.endpoints.reward))
 
     def _abandon(self) -> None:
         """Ends all calls, from whichever thread."""
@@ -143,53 +130,18 @@ class RolloutSource:
         for index in batch.unscored():
             waiting.put(index)
 
-        def sample(errand: Errand) -> None:
-            try:
-                self._sample(batch, errand, waiting.put)
-            finally:
-                waiting.put(None)
-
-        policy = Errand(f"policy service at {self._context.run.endpoints.policy}", sample)
+        policy = self._sampler.errand(batch, waiting.put, lambda: waiting.put(None))
         reward = Errand(
             f"reward service at {self._context.run.endpoints.reward}", lambda errand: self._score(batch, errand, iter(waiting.get, None)),
             lambda: bool(batch.unscored()),
         )  # fmt: skip
         accompany(self._context, phase, [policy, reward], self._abandon)
 
-    def _sample(self, batch: _Batch, errand: Errand, hand_over: Callable[[int], None]) -> None:
-        """Samples what is missing. One that cannot be used does not hold up the others, and is sampled again.
-
-        An aborted response is none: its end is neither the model's nor the limit's.
-        """
-        asked = batch.unsampled()
-        items = [batch.item(index) for index in asked]
-        unusable: AccordError | None = None
-        for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=_CALL_SECONDS) if items else ():
-            if errand.abandoned:
-                return
-            errand.heard()
-            if event.error is not None and not event.error.retryable:
-                raise event.error
-            if event.error is not None:
-                unusable = event.error
-            elif event.sample is not None and event.sample.finish_reason == "aborted":
-                unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
-            elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
-                prompt = batch.prompts[asked[event.item_index]].id
-                unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
-            elif event.sample is not None:
-                batch.keep_sample(asked[event.item_index], event.sample)
-                hand_over(asked[event.item_index])
-        if unusable is not None:
-            raise unusable
-        if missing := len(batch.unsampled()):
-            raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
-
     def _score(self, batch: _Batch, errand: Errand, indices: Iterator[int]) -> None:
         """Scores samples as they come. One that gets no number does not hold up the others, and is asked for again."""
         unusable: UnavailableError | None = None
         items = (batch.score_item(index) for index in indices)
-        for result in self._reward.score_stream(items, self._reward_model, timeout_seconds=_CALL_SECONDS):
+        for result in self._reward.score_stream(items, self._reward_model, timeout_seconds=CALL_SECONDS):
             if errand.abandoned:
                 return
             errand.heard()
@@ -218,35 +170,111 @@ class RolloutSource:
         return ", ".join(broken) or None
 
 
-class _Batch:
-    """Rollouts in the making: what has been sampled and scored so far, by the place of the prompt."""
+class SampleBatch:
+    """Samples in the making: what has come so far, by the place of the prompt; `progressed_at` is when something last came."""
 
     def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
         self.prompts = prompts
         self.draw = draw
         self.version = version
         self.samples: dict[int, WireSample] = {}
-        self.scores: dict[int, ScoreResult] = {}
         self.progressed_at = 0.0
 
     def keep_sample(self, index: int, sample: WireSample) -> None:
+        """Takes the sample of a place."""
         self.samples[index] = sample
         self.progressed_at = time.monotonic()
+
+    def unsampled(self) -> list[int]:
+        """Places without a sample."""
+        return [index for index in range(len(self.prompts)) if index not in self.samples]
+
+    def item(self, index: int) -> GenerateItem:
+        """What the policy service is asked for a place."""
+        sampling = Sampling(max_tokens=self.draw.max_tokens, temperature=self.draw.temperature, seed=self.draw.seeds[index])
+        return GenerateItem(TokenIds(self.prompts[index].prompt), sampling)
+
+
+class Sampler:
+    """The policy service, as the algorithms with rollouts ask it.
+
+    Args:
+        context: of the run; its endpoints name the service.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        endpoints = context.run.endpoints
+        self._policy = PolicyClient(one_attempt(endpoints.policy, endpoints.policy_balancing), origin=Origin("rollout", context.run.name))
+
+    @property
+    def service(self) -> str:
+        """The service in words."""
+        return f"policy service at {self._context.run.endpoints.policy}"
+
+    def check_service(self) -> None:
+        """Compares the service's base model with this process's. Raises as `check_digests`; waits for a service that is away."""
+        check_digests(self._context, "policy", with_patience(self._context, "rollouts", self.service, lambda: self._policy.model_info().digests))
+
+    def errand(self, batch: SampleBatch, hand_over: Callable[[int], None], over: Callable[[], None]) -> Errand:
+        """A call that samples what a batch lacks, hands over each place that has a sample now, and says when it is over, however it ends."""
+
+        def sample(errand: Errand) -> None:
+            try:
+                self._sample(batch, errand, hand_over)
+            finally:
+                over()
+
+        return Errand(self.service, sample)
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._policy.close()
+
+    def _sample(self, batch: SampleBatch, errand: Errand, hand_over: Callable[[int], None]) -> None:
+        """Samples what is missing. One that cannot be used does not hold up the others, and is sampled again.
+
+        An aborted response is none: its end is neither the model's nor the limit's.
+        """
+        asked = batch.unsampled()
+        items = [batch.item(index) for index in asked]
+        unusable: AccordError | None = None
+        for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=CALL_SECONDS) if items else ():
+            if errand.abandoned:
+                return
+            errand.heard()
+            if event.error is not None and not event.error.retryable:
+                raise event.error
+            if event.error is not None:
+                unusable = event.error
+            elif event.sample is not None and event.sample.finish_reason == "aborted":
+                unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
+            elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
+                prompt = batch.prompts[asked[event.item_index]].id
+                unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
+            elif event.sample is not None:
+                batch.keep_sample(asked[event.item_index], event.sample)
+                hand_over(asked[event.item_index])
+        if unusable is not None:
+            raise unusable
+        if missing := len(batch.unsampled()):
+            raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
+
+
+class _Batch(SampleBatch):
+    """Rollouts in the making: what has been sampled and scored so far, by the place of the prompt."""
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
+        super().__init__(prompts, draw, version)
+        self.scores: dict[int, ScoreResult] = {}
 
     def keep_score(self, index: int, score: ScoreResult) -> None:
         self.scores[index] = score
         self.progressed_at = time.monotonic()
 
-    def unsampled(self) -> list[int]:
-        return [index for index in range(len(self.prompts)) if index not in self.samples]
-
     def unscored(self) -> list[int]:
         """Those that are sampled and have no score."""
         return [index for index in sorted(self.samples.copy()) if index not in self.scores]
-
-    def item(self, index: int) -> GenerateItem:
-        sampling = Sampling(max_tokens=self.draw.max_tokens, temperature=self.draw.temperature, seed=self.draw.seeds[index])
-        return GenerateItem(TokenIds(self.prompts[index].prompt), sampling)
 
     def score_item(self, index: int) -> ScoreItem:
         return ScoreItem(TokenIds(self.prompts[index].prompt), TokenIds(self.samples[index].token_ids), str(index))
@@ -262,15 +290,50 @@ class _Batch:
         ]  # fmt: skip
 
 
+def check_endpoints(context: RunContext, *names: str) -> None:
+    """Raises InvalidArgumentError naming a service that the run's algorithm needs and that it has no address of."""
+    for name in names:
+        if not getattr(context.run.endpoints, name):
+            raise InvalidArgumentError(f"{context.spec.algorithm} needs the {name} service; its address is empty", field=f"endpoints.{name}")
+
+
+def check_digests(context: RunContext, service: str, theirs: ModelDigests) -> None:
+    """Compares a service's base model with this process's.
+
+    Raises:
+        FailedPreconditionError: the service holds another model, tokenizer or template; both digests are named.
+    """
+    mine = context.base.digests
+    for name in ("base_model", "tokenizer", "chat_template"):
+        if getattr(mine, name) != getattr(theirs, name):
+            reason = f"the {service} service has {name} {getattr(theirs, name)}, this run {getattr(mine, name)}"
+            raise FailedPreconditionError(reason, field=f"endpoints.{service}")
+
+
+def one_attempt(address: str, balancing: LoadBalancing = "round_robin") -> ChannelConfig:
+    """A channel that tries a call once: `with_patience` tries again, and says so. gRPC's retries can lose the end of a stream whose server dies."""
+    return ChannelConfig(address=address, load_balancing=balancing, attempts=1)
+
+
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
-    """Writes rollouts at once, the sha256 of their lines behind them: a reader sees all of them or nothing."""
+    """Writes rollouts as `write_rows`."""
+    write_rows(path, [asdict(rollout) for rollout in rollouts])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows at once, the sha256 of their lines behind them: a reader sees all of them or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(asdict(rollout)) + "\n" for rollout in rollouts)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(path, text + json.dumps({"sha256": _digest(text)}) + "\n")
 
 
 def read_rollouts(path: Path) -> list[Rollout] | None:
-    """Rollouts as they were written, None where there are none.
+    """Rollouts as they were written, None where there are none. Raises as `read_rows`."""
+    return read_rows(path, _rollout)
+
+
+def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], RowT]) -> list[RowT] | None:
+    """Rows as they were written, None where there are none.
 
     Raises:
         DataLossError: the file is damaged.
@@ -281,15 +344,20 @@ def read_rollouts(path: Path) -> list[Rollout] | None:
         *lines, last = path.read_text().splitlines(keepends=True)
         if json.loads(last)["sha256"] != _digest("".join(lines)):
             raise ValueError("its lines do not match their sha256")
-        return [_rollout(json.loads(line)) for line in lines]
+        return [parse(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise DataLossError(f"rollout file {path.name} is damaged: {error}") from error
 
 
 def kept_rollouts(path: Path, report: Callable[[str], None]) -> list[Rollout] | None:
-    """As `read_rollouts`; a damaged file is reported, put aside and counts as none: seeds decide what is sampled, so nothing is lost with it."""
+    """The rollouts of a file, as `kept_rows`."""
+    return kept_rows(path, _rollout, report)
+
+
+def kept_rows(path: Path, parse: Callable[[Mapping[str, Any]], RowT], report: Callable[[str], None]) -> list[RowT] | None:
+    """As `read_rows`; a damaged file is reported, put aside and counts as none: seeds decide what is sampled, so nothing is lost with it."""
     try:
-        return read_rollouts(path)
+        return read_rows(path, parse)
     except DataLossError as error:
         report(f"{error}; they are sampled again")
         path.replace(path.with_suffix(".damaged"))

@@ -11,10 +11,10 @@ from accord.data.readers import check_source
 from accord.errors import InvalidArgumentError
 
 
-def test_six_recipes_are_shipped_one_an_algorithm() -> None:
+def test_seven_recipes_are_shipped_one_an_algorithm() -> None:
     found = {name: load_train_recipe(name) for name in shipped_recipes()}
     assert {name: spec.algorithm for name, spec in found.items()} == {
-        "sft": "sft", "reward-model": "reward_model", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo",
+        "sft": "sft", "reward-model": "reward_model", "dpo": "dpo", "online-dpo": "online_dpo", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo",
     }  # fmt: skip
     assert {spec.adapter for spec in found.values()} == set(found)
 
@@ -22,7 +22,7 @@ def test_six_recipes_are_shipped_one_an_algorithm() -> None:
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_a_recipe_reads_data_that_is_there_and_holds_out_some(name: str) -> None:
     spec = load_train_recipe(name)
-    part = spec.sft or spec.reward_model or spec.dpo or spec.rollout_part
+    part = spec.sft or spec.reward_model or spec.dpo or spec.online_dpo or spec.rollout_part
     assert part is not None
     check_source(part.data.uri)
     assert part.eval_data is not None

@@ -16,10 +16,11 @@ def spec_of(root: Path, kind: str) -> RunSpec:
     rows = [{"prompt": f"say {n}"} for n in range(7)]
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = {"uri": str(root / "prompts.jsonl")}
-    return parse_spec({"adapter": "a", "steps": 1, kind: {"data": data, "eval_data": {**data, "limit": 2}, "reward_model": "adapters/r/versions/1"}})
+    scored = {} if kind == "online_dpo" else {"reward_model": "adapters/r/versions/1"}
+    return parse_spec({"adapter": "a", "steps": 1, kind: {"data": data, "eval_data": {**data, "limit": 2}, **scored}})
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "online_dpo"])
 def test_prompts_are_counted_and_both_data_sets_named(tmp_path: Path, kind: str) -> None:
     spec = spec_of(tmp_path, kind)
     assert make_plan(spec, None, 2**40).rows == 7
@@ -29,9 +30,9 @@ def test_prompts_are_counted_and_both_data_sets_named(tmp_path: Path, kind: str)
 def test_without_a_critic_there_is_one_adapter_less(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path / "model")
     sizes = {}
-    for kind in ("ppo", "grpo", "rloo"):
+    for kind in ("ppo", "grpo", "rloo", "online_dpo"):
         memory = {item.role: item.bytes for item in make_plan(spec_of(tmp_path, kind), folder, 2**40).memory}
         sizes[kind] = (memory["adapters"], memory["gradients and Adam moments"])
     adapter = sizes["ppo"][0] / 3
-    assert sizes["grpo"] == sizes["rloo"] == (2 * adapter, 3 * adapter)
+    assert sizes["grpo"] == sizes["rloo"] == sizes["online_dpo"] == (2 * adapter, 3 * adapter)
     assert sizes["ppo"][1] == 6 * adapter
