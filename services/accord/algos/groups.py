@@ -139,7 +139,8 @@ def grpo_loss(
 
     Shao et al. 2024 (arXiv:2402.03300), eq. 3 and 4. Where the policy has not moved since it sampled, the gradient of the KL term is in
     expectation that of KL(reference, policy), so that a policy settles at ``pi_ref kl_coef / (c - advantage)`` and not at PPO's
-    ``pi_ref exp(reward / kl_coef) / Z`` (Vojnovic & Yun 2025, arXiv:2502.18548).
+    ``pi_ref exp(reward / kl_coef) / Z`` (Vojnovic & Yun 2025, arXiv:2502.18548). TRL 1.16 multiplies k3 by the ratio unless told not to
+    (`use_bias_correction_kl`), which makes it KL(policy, reference); this is the paper's.
 
     Args:
         logprobs: of the sampled tokens under the policy, nats, shape (batch, T).

@@ -93,13 +93,15 @@ class GradientKeeper:
 class LocalSource:
     """Stands in for the services: samples from the context's policy adapter, token by token, and scores with a function.
 
-    Seeds decide everything, as they do for the policy service.
+    Seeds decide everything, as they do for the policy service. `spread` makes lengths differ: the response in place i ends at
+    `i % (spread + 1)` tokens before the longest.
     """
 
     def __init__(self, context: RunContext, score: Callable[[Sequence[int]], float]) -> None:
         self._context = context
         self._score = score
         self.member_scores: Callable[[Sequence[int]], tuple[float, ...]] = lambda response: (self._score(response),)
+        self.spread = 0
         self.calls: list[tuple[str, ...]] = []
 
     def check_services(self) -> None:
@@ -111,8 +113,9 @@ class LocalSource:
         generators = [torch.Generator().manual_seed(seed) for seed in draw.seeds]
         responses: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
+        limits = [draw.max_tokens - index % (self.spread + 1) for index in range(len(prompts))]
         for _ in range(draw.max_tokens):
-            live = [index for index, ids in enumerate(responses) if not ids or ids[-1] not in eos]
+            live = [index for index, ids in enumerate(responses) if len(ids) < limits[index] and not (ids and ids[-1] in eos)]
             if not live:
                 break
             batch = collate([(prompts[index].prompt, responses[index]) for index in live], pad_id=base.pad_token_id)

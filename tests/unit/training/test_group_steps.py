@@ -49,6 +49,7 @@ def ready(root: Path, model: Path, kind: str, part: dict[str, Any], *, name: str
     data = write_rows(root / "rows.jsonl", planted_pairs())
     part = {"data": data, "temperature": 1.0, "group_size": GROUP, **part}
     context, algorithm, source = make_rollout_run(root, model, {"batch_size": SIZE, **values, kind: part}, name=name)
+    source.spread = 4
     algorithm.setup()
     shake(context, "policy")
     return context, algorithm, source
@@ -107,6 +108,7 @@ def test_grpos_gradient_is_that_of_its_loss_on_the_whole_batch(tmp_path: Path, t
     context, algorithm, _ = ready(tmp_path, tiny_folder, "grpo", part, micro_batch_size=3)
     (found,), metrics = one_step(algorithm)
     rollouts = rollouts_of(context)
+    assert len({len(rollout.response_ids) for rollout in rollouts}) > 3, "normalizations differ where lengths do"
     logprobs, mask = algorithm._model.logprobs(rollouts, "policy")
     reference = algorithm._model.logprobs(rollouts, None)[0].detach()
     rewards = torch.tensor([rollout.score - (0.0 if rollout.ended else 0.5) for rollout in rollouts])

@@ -7,17 +7,16 @@ gradient G of W gives ours: s B^T G of A, and s G A^T of B.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.unit.training.surroundings import GradientKeeper, make_context, shake, write_rows
+from tests.unit.training.trl_peer import Ours, arguments, merged
 from torch import Tensor, nn
 
 from accord.training.__main__ import build
-from accord.training.context import RunContext
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(180)]
 BETA, WORDS = 0.3, ("alpha", "gamma", "delta", "omega")
@@ -29,43 +28,6 @@ def rows(*, same_length: bool = False) -> list[dict[str, Any]]:
         else {"prompt": f"say {word}" + "!" * n, "chosen": word * (1 + n % 2), "rejected": "?" * (3 + n), "margin": 0.25 * n}
         for n, word in enumerate(WORDS)
     ]  # fmt: skip
-
-
-def merged(context: RunContext, adapter: str) -> nn.Module:
-    """A plain copy of the base model with the adapter's update added to its weights."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(context.base.folder)
-    state = context.adapted.state(adapter)
-    scale = context.spec.lora.scale_alpha / context.spec.lora.rank
-    with torch.no_grad():
-        for key in (key for key in state if key.endswith("lora_A.weight")):
-            module = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-            module.weight += scale * state[key.replace("lora_A", "lora_B")] @ state[key]
-    return model
-
-
-@dataclass
-class Ours:
-    """A run whose adapter is shaken, with loss and gradients of its first step."""
-
-    context: RunContext
-    algorithm: Any
-    loss: float
-    gradients: dict[str, Tensor]
-
-    def assert_equals(self, peer: nn.Module, loss: float, *, factor: float = 1.0) -> None:
-        """Whether loss and gradients are `factor` times the peer's, whose gradients its parameters hold."""
-        assert factor * loss == pytest.approx(self.loss, abs=1e-5)
-        name, scale = self.context.adapted.names[0], factor * self.context.spec.lora.scale_alpha / self.context.spec.lora.rank
-        state, largest = self.context.adapted.state(name), 0.0
-        for key in (key for key in state if key.endswith("lora_A.weight")):
-            gradient = peer.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight.grad
-            other = key.replace("lora_A", "lora_B")
-            torch.testing.assert_close(self.gradients[key], scale * state[other].T @ gradient, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(self.gradients[other], scale * gradient @ state[key].T, rtol=1e-4, atol=1e-5)
-            largest = max(largest, float(self.gradients[key].abs().max()))
-        assert largest > 1e-2, "gradients of nothing prove nothing"
 
 
 def ours(root: Path, model: Path, values: dict[str, Any], *, same_length: bool = False) -> Ours:
@@ -82,13 +44,6 @@ def ours(root: Path, model: Path, values: dict[str, Any], *, same_length: bool =
     return Ours(context, algorithm, loss, dict(zip(context.adapted.state(name), keeper.steps[0], strict=True)))
 
 
-def arguments(root: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(root / "trl"), "report_to": [], "use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False,
-        "max_length": None, "disable_dropout": True, "per_device_train_batch_size": len(WORDS),
-    }  # fmt: skip
-
-
 def trl_dpo(root: Path, ours: Ours, **options: Any) -> tuple[nn.Module, float]:
     """The model of TRL's DPOTrainer with its gradients, and its loss, on our pairs."""
     from datasets import Dataset
@@ -100,7 +55,7 @@ def trl_dpo(root: Path, ours: Ours, **options: Any) -> tuple[nn.Module, float]:
         {"prompt_ids": list(pair.prompt), "chosen_ids": list(pair.chosen), "rejected_ids": list(pair.rejected)} for pair in ours.algorithm._pairs
     ]
     trainer = DPOTrainer(
-        merged(context, "policy"), AutoModelForCausalLM.from_pretrained(context.base.folder), args=DPOConfig(beta=BETA, **options, **arguments(root)),
+        merged(context, "policy"), AutoModelForCausalLM.from_pretrained(context.base.folder), args=DPOConfig(beta=BETA, **options, max_length=None, **arguments(root, len(WORDS))),
         train_dataset=Dataset.from_list(rows()), processing_class=copy.deepcopy(context.base.tokenizer),
     )  # fmt: skip
     loss: Tensor = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(pairs))  # our tokens, not those of its own reading
@@ -153,7 +108,7 @@ def test_the_reward_loss(tmp_path: Path, tiny_folder: Path, centering: float, ma
         for pair, gap in zip(algorithm._pairs, gaps, strict=True)
     ]
     trainer = RewardTrainer(
-        peer, args=RewardConfig(center_rewards_coefficient=centering or None, **arguments(tmp_path)), train_dataset=Dataset.from_list(pairs),
+        peer, args=RewardConfig(center_rewards_coefficient=centering or None, max_length=None, **arguments(tmp_path, len(WORDS))), train_dataset=Dataset.from_list(pairs),
         processing_class=copy.deepcopy(context.base.tokenizer),
     )  # fmt: skip
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(len(pairs))])
