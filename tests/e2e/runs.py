@@ -26,7 +26,7 @@ from accord.runspec import parse_spec
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 90.0
 WARM = (
-    *(f"accord.training.{name}" for name in ("loop", "sft", "reward_model", "dpo", "online_dpo", "ppo")),
+    *(f"accord.training.{name}" for name in ("loop", "sft", "reward_model", "dpo", "ppo", "groups", "online_dpo")),
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "peft.tuners.lora", "accord.artefacts.store",
 )  # fmt: skip
 TIMINGS = ("seconds", "seconds_rollout", "seconds_train", "tokens_per_second")

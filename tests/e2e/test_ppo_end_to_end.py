@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.contract.harness import ServerProcess
-from tests.e2e.runs import Nursery, TrainingRun, kill_between_checkpoints, stop_and_resume
-from tests.unit.training.surroundings import planted_pairs, run_here, write_rows
+from tests.e2e.rollout_world import World, assert_same_curve, rollout_world
+from tests.e2e.runs import TrainingRun, kill_between_checkpoints, stop_and_resume
 
 from accord.algos.kl import k3
 from accord.artefacts.store import ArtefactStore
@@ -21,69 +19,37 @@ from accord.models.batching import collate
 from accord.models.heads import HeadFacts, ScalarHead
 from accord.models.logprobs import response_logprobs
 from accord.models.lora import AdaptedModel
-from accord.models.testing import tiny_model_folder
-from accord.rundir import Endpoints
 from accord.training.rollout import Rollout, read_rollouts
 
 STEPS, EVERY, TEMPERATURE = 8, 3, 0.7
 pytestmark = pytest.mark.timeout(240)
 
 
-@dataclass
-class World:
-    """Two servers over one artefact store, with an SFT adapter and a reward model in it."""
-
-    root: Path
-    model: Path
-    nursery: Nursery
-    policy: ServerProcess
-    reward: ServerProcess
-    spec: dict[str, Any]
-
-    def run(self, name: str, **more: Any) -> TrainingRun:
-        """A PPO run, not yet started."""
-        endpoints = Endpoints(policy=self.policy.address, reward=self.reward.address)
-        return TrainingRun(self.root, name, self.model, self.spec, endpoints=endpoints, nursery=self.nursery, **more)
-
-    def server_config(self, listen: str = "127.0.0.1:0") -> dict[str, Any]:
-        """Of either server."""
-        return {"base_model": str(self.model), "artefacts": str(self.root / "artefacts"), "threads": 1, "server": {"listen": listen}}
-
-    def start_reward(self, listen: str = "127.0.0.1:0") -> ServerProcess:
-        """A reward server as it comes: on a CPU no bit of a score depends on what else was waiting."""
-        return ServerProcess("accord.reward", self.server_config(listen), self.root).__enter__()
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    root = tmp_path_factory.mktemp("ppo")
-    threads = torch.get_num_threads()
-    model = tiny_model_folder(root / "model")
-    data = write_rows(root / "rows.jsonl", planted_pairs())
-    common = {"steps": 4, "optimizer": {"learning_rate": 2e-3}}
-    sft, _ = run_here(root, model, {**common, "adapter": "start", "sft": {"data": data}}, name="start")
-    rm, _ = run_here(root, model, {**common, "adapter": "rm", "reward_model": {"data": data}}, name="rm")
-    torch.set_num_threads(threads)
+    with rollout_world(tmp_path_factory.mktemp("ppo")) as made:
+        yield made
+
+
+def ppo(world: World, name: str, **more: Any) -> TrainingRun:
+    """A PPO run, not yet started."""
+    data = world.data
     spec = {
         "steps": STEPS, "batch_size": 6, "micro_batch_size": 2, "checkpoint_every_steps": EVERY, "max_prompt_tokens": 120, "max_response_tokens": 12,
-        "lora": {"rank": 4}, "seed": 5, "parent_adapter": sft.adapter_version, "optimizer": {"learning_rate": 1e-3},
+        "lora": {"rank": 4}, "seed": 5, "parent_adapter": world.start, "optimizer": {"learning_rate": 1e-3},
         "ppo": {
-            "data": data, "eval_data": {**data, "limit": 3}, "reward_model": rm.adapter_version, "epochs": 3, "minibatch_size": 3, "temperature": TEMPERATURE,
-            "ptx_coefficient": 0.3, "ptx_data": data, "kl_controller": "adaptive", "kl_target": 0.05, "kl_horizon": 50, "normalize_scores": True,
+            "data": data, "eval_data": {**data, "limit": 3}, "reward_model": world.reward_models[0], "epochs": 3, "minibatch_size": 3,
+            "temperature": TEMPERATURE, "ptx_coefficient": 0.3, "ptx_data": data, "kl_controller": "adaptive", "kl_target": 0.05, "kl_horizon": 50,
+            "normalize_scores": True,
         },
     }  # fmt: skip
-    made = World(root, model, None, None, None, spec)  # type: ignore[arg-type]
-    with Nursery() as nursery, ServerProcess("accord.policy", made.server_config(), root) as policy:
-        made.nursery, made.policy = nursery, policy
-        made.reward = made.start_reward()
-        yield made
-        made.reward.kill()
+    return world.run(name, spec, **more)
 
 
 @pytest.fixture(scope="module")
 def straight(world: World) -> Iterator[TrainingRun]:
     """The run that nobody disturbs."""
-    run = world.run("straight").start()
+    run = ppo(world, "straight").start()
     run.finish()
     yield run
     run.close()
@@ -107,7 +73,7 @@ def differences(world: World, rollouts: list[Rollout], version: str, temperature
 def test_logprobs_over_the_wire_are_those_that_the_trainer_computes(world: World, straight: TrainingRun) -> None:
     """REFERENCES.md section 3: ratio 1 and approx_kl < 1e-6 at the first epoch, so tokens, template, temperature and adapter agree end to end."""
     first = rollouts_of(straight, 0)
-    parent = str(world.spec["parent_adapter"])
+    parent = world.start
     log_ratio = differences(world, first, parent)
     assert float(log_ratio.exp().mean()) == pytest.approx(1, abs=1e-5)
     assert float(k3(-log_ratio).mean()) < 1e-6
@@ -131,7 +97,7 @@ def test_the_run_itself_saw_a_ratio_of_one_at_every_step(straight: TrainingRun) 
 
 def test_scores_over_the_wire_are_those_of_the_reward_model(world: World, straight: TrainingRun) -> None:
     store = ArtefactStore(str(world.root / "artefacts"))
-    name = str(world.spec["ppo"]["reward_model"])
+    name = world.reward_models[0]
     adapted = AdaptedModel(load_base_model(str(world.model), threads=1))
     adapted.load("reward", store.fetch(name))
     head, facts = ScalarHead.load(store.fetch(name)), HeadFacts.from_facts(store.manifest(name).facts)
@@ -152,7 +118,7 @@ def test_every_rollout_was_sampled_and_used_once(straight: TrainingRun) -> None:
 
 def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(world: World, straight: TrainingRun) -> None:
     for attempt in range(3):
-        run = world.run(f"disturbed-{attempt}").start()
+        run = ppo(world, f"disturbed-{attempt}").start()
         if kill_between_checkpoints(run, after_step=EVERY + 1, before_step=2 * EVERY):
             break
     else:
@@ -173,22 +139,12 @@ def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(world: W
         assert (critic[0] / file).read_bytes() == (critic[1] / file).read_bytes()
 
 
-def assert_same_curve(run: TrainingRun, straight: TrainingRun) -> None:
-    """Bit for bit, but for what is said of the sampler: its logprobs differ in the last bits by what else was in its passes; nothing is trained on them."""
-    mine, other = run.curve(), straight.curve()
-    for curve in (mine, other):
-        for metrics in curve.values():
-            assert metrics.pop("sampler_gap_max", 0.0) < 1e-3
-            assert metrics.pop("sampler_approx_kl", 0.0) < 1e-6
-    assert mine == other
-
-
 def _rows(content: bytes) -> list[dict[str, Any]]:
     return [{**json.loads(line), "adapter_version": ""} for line in content.splitlines()[:-1]]
 
 
 def test_a_reward_service_that_dies_is_waited_for_and_changes_nothing(world: World, straight: TrainingRun) -> None:
-    run = world.run("patient").start()
+    run = ppo(world, "patient").start()
     run.until(lambda: run.last_step() >= 2)
     address = world.reward.address
     world.reward.kill()
@@ -207,7 +163,7 @@ def test_a_reward_service_that_dies_is_waited_for_and_changes_nothing(world: Wor
 def test_a_policy_service_that_stays_away_ends_the_run_with_its_work_kept(world: World, straight: TrainingRun) -> None:
     """It gives up after wait_seconds, behind a checkpoint; started again with the service there, it ends as if nothing had been."""
     gone = ServerProcess("accord.policy", world.server_config(), world.root).__enter__()
-    run = world.run("impatient", wait_seconds=2.0)
+    run = ppo(world, "impatient", wait_seconds=2.0)
     written = run.directory.path / "run.yaml"
     text = written.read_text()
     written.write_text(text.replace(world.policy.address, gone.address))
