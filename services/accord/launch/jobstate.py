@@ -49,8 +49,9 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
         return _ended(job, finished, newest)
     if job["metadata"].get("deletionTimestamp"):
         return Observation("running", message="is being removed; its pod has time to checkpoint")
-    if newest is not None and exit_code_of(newest) == EXIT_CONFIGURATION:
-        return Observation("ended", EXIT_CONFIGURATION, message=describe_pod_end(newest))  # where the Job has no podFailurePolicy it would try again
+    hopeless = next((pod for pod in pods if exit_code_of(pod) == EXIT_CONFIGURATION), None)
+    if hopeless is not None:  # a Job without podFailurePolicy tries again at once, so that the next pod may be there already
+        return Observation("ended", EXIT_CONFIGURATION, message=describe_pod_end(hopeless))
     if job["spec"].get("suspend"):
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return Observation("waiting", message=f"admission by the queue {queue}" if queue else "somebody to resume its Job, which is suspended")
@@ -132,8 +133,9 @@ def _pending(pod: Json, events: Sequence[Json]) -> Observation:
     waiting = _container_state(pod).get("waiting", {})
     reason = waiting.get("reason", "")
     if reason in FATAL_WAITS:
-        detail = waiting.get("message") or _image(pod)
-        return Observation("waiting", message=f"pod {name}: {FATAL_WAITS[reason]} ({reason}): {detail}", stuck=True)
+        detail, image = waiting.get("message", ""), _image(pod)
+        about = f"{image}: {detail}" if detail and image not in detail and "mage" in reason else detail or image
+        return Observation("waiting", message=f"pod {name}: {FATAL_WAITS[reason]} ({reason}): {about}", stuck=True)
     warnings = [event for event in events if event.get("involvedObject", {}).get("name") == name]
     if warnings:
         latest = max(warnings, key=_event_time)

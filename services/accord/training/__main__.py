@@ -76,6 +76,7 @@ def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSig
     events.state("starting")
     with Heartbeat(events):
         try:
+            stop.check()
             check_built(run.spec)
             if run.spec.evaluate is not None:
                 return _evaluate(run, directory, stop)

@@ -57,7 +57,7 @@ WAITING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, An
     "gated": (job(), [pod("Pending", **condition("PodScheduled", "False", "SchedulingGated"))], [], "admission of pod accord-x-a, which is gated", False),
     "image": (
         job(), [pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}, **SCHEDULED)], [],
-        "pod accord-x-a: its image cannot be pulled (ErrImagePull): manifest unknown", True,
+        "pod accord-x-a: its image cannot be pulled (ErrImagePull): accord/training:1.0: manifest unknown", True,
     ),
     "image without a reason": (
         job(), [pod("Pending", {"waiting": {"reason": "InvalidImageName"}}, **SCHEDULED)], [],
@@ -135,8 +135,11 @@ def test_a_job_that_failed_without_a_pod_says_its_own_reason() -> None:
 
 
 def test_an_error_of_the_configuration_has_ended_before_the_job_says_so() -> None:
-    found = observe_job(job(), [pod("Failed", terminated(2))])
-    assert (found.state, found.exit_code) == ("ended", 2)
+    broken = pod("Failed", terminated(2))
+    for pods in ([broken], [pod("Running", {"running": {}}, name="next", created="2026-01-02T00:00:00Z"), broken]):
+        found = observe_job(job(), pods)
+        assert (found.state, found.exit_code) == ("ended", 2)
+        assert found.message == "pod accord-x-a found an error in the run's configuration (exit code 2) on node gpu-7"
 
 
 def test_a_job_that_is_about_to_complete_still_runs() -> None:

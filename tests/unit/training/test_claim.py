@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,18 @@ def test_a_folder_that_is_not_there_is_one_line(directory: RunDirectory, tmp_pat
     assert "the run's folder cannot be used" in capsys.readouterr().err
     assert main(["--config", "x", "--folder", "y"]) == EXIT_CONFIGURATION
     assert "usage" in capsys.readouterr().err
+
+
+def test_a_stop_that_comes_while_it_still_loads_is_heard(directory: RunDirectory) -> None:
+    command = [sys.executable, "-m", "accord.training", "--config", str(directory.path / "run.yaml")]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.PIPE, text=True)
+    status, deadline = Path(f"/proc/{process.pid}/status"), time.monotonic() + 60
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text()).group(1), 16) >> (signal.SIGTERM - 1) & 1:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert not directory.events_path.exists(), "it has not begun"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(90) == EXIT_STOPPED
+    result = directory.result()
+    assert result is not None
+    assert result.message == "stopped on request before its first step; it begins anew when it is resumed"
