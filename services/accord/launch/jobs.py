@@ -109,7 +109,8 @@ class JobLauncher:
         try:
             self._remove(name)
             pods, _ = self._cluster.find("pods", labels=selector(self._config.instance, name))
-            left = [*(f"{resource[:-1]} {name}" for resource in self._top() if self._is_there(resource, name)), *_alive(pods)]
+            left = [f"{resource[:-1]} {name}" for resource in self._top() if self._is_there(resource, name)]
+            left += [f"pod {pod}" for pod in _alive(pods)]
             if left:
                 raise NotYetError(f"its earlier attempt has not gone yet: {', '.join(left)}")
             self._cluster.delete("configmaps", name)
@@ -125,7 +126,7 @@ class JobLauncher:
     def stop(self, directory: Path, *, force: bool) -> None:
         """Deletes the Job in the foreground, so that its pods get SIGTERM and their grace, with `force` a second; see `Launcher.stop`.
 
-        A Job that has ended stays, for people to look at, until its time to live is over.
+        A Job that has ended stays with its pods, for people to look at, until its time to live is over.
         """
         name = self._name(directory)
         pods, _ = self._cluster.find("pods", labels=selector(self._config.instance, name))
@@ -136,9 +137,8 @@ class JobLauncher:
                     self._cluster.delete(resource, name, foreground=True)
             except NotFoundError:
                 continue
-        if force:
-            for pod in pods:
-                self._cluster.delete("pods", pod["metadata"]["name"], grace_seconds=_KILL_SECONDS)
+        for pod in _alive(pods) if force else ():
+            self._cluster.delete("pods", pod, grace_seconds=_KILL_SECONDS)
 
     def fault(self) -> str | None:
         """What keeps the cluster from being seen, once this has lasted for a minute; a missing permission at once."""
@@ -308,4 +308,5 @@ def _append_log(log: Path, pod: str, read: Callable[[], str]) -> None:
 
 
 def _alive(pods: list[Json]) -> list[str]:
-    return [f"pod {pod['metadata']['name']}" for pod in pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
+    """Names of the pods that have not ended."""
+    return [pod["metadata"]["name"] for pod in pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]

@@ -349,6 +349,7 @@ def test_an_ended_job_stays_for_people_to_look_at(world: World) -> None:
     for force in (False, True):
         world.launcher.stop(world.directory, force=force)
     assert world.api.names("jobs") == [job["metadata"]["name"]]
+    assert world.api.names("pods") == [f"{job['metadata']['name']}-a"]
 
 
 def test_a_job_that_would_try_again_is_removed_when_the_run_has_ended(make: Callable[..., World]) -> None:
