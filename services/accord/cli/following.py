@@ -5,10 +5,13 @@ What does not belong here: commands (`train`, `watch`, `resume` beside this file
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import typer
 
@@ -16,9 +19,12 @@ from accord.cli.failures import FAILED
 from accord.cli.metrics import in_a_line, ordered
 from accord.cli.output import print_json, print_line, print_table, seconds_text
 from accord.cli.progress import ProgressBar
+from accord.cli.screen import Screen, print_curves
 from accord.errors import DeadlineExceededError, UnavailableError
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from accord.client.trainer import Run, RunEvent, TrainerClient
 
 _STREAM_SECONDS = 3000.0
@@ -63,15 +69,23 @@ def run_events(client: TrainerClient, name: str, *, timeout_seconds: float | Non
         time.sleep(_PAUSE_SECONDS if fruitless else 0.0)
 
 
-def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, timeout_seconds: float | None = None) -> Run:
-    """Shows a run on stderr (or each event as a line of JSON on stdout) until it has ended; returns it.
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A run as it was last seen, its curves, and the alarms that it gave."""
+
+    run: Run
+    screen: Screen
+
+
+def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, timeout_seconds: float | None = None) -> Followed:
+    """Shows a run on stderr (or each event as a line of JSON on stdout) until it has ended; returns what was seen.
 
     Interrupting the command leaves the run alone, and says so.
     """
     final: Run | None = None
+    screen = Screen(name)
     try:
-        with ProgressBar(name) as bar:
-            view = RunView(bar)
+        with RunView(screen) as view:
             for event in run_events(client, name, timeout_seconds=timeout_seconds):
                 final = event.run or final
                 view.show(event)
@@ -82,45 +96,67 @@ def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, ti
         raise
     if final is None:
         raise UnavailableError(f"the trainer said nothing about {name}")
-    return final
+    return Followed(final, screen)
 
 
-class RunView:
-    """What a person sees of a run while it goes on: state, phase and what is waited for, steps, metrics; messages and alarms stay."""
+class RunView(contextlib.AbstractContextManager["RunView"]):
+    """What a person sees of a run while it goes on: the screen on a terminal, gone at the end; lines elsewhere, with each message and alarm."""
 
-    def __init__(self, bar: ProgressBar) -> None:
-        self._bar = bar
-        self._state = ""
-        self._metrics: dict[str, float] = {}
-        self._seen: set[str] = set()
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._live: Live | None = None
+        self._lines: ProgressBar | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(get_renderable=lambda: self._screen, console=Console(file=sys.stderr), transient=True, refresh_per_second=2)
+            self._live.start()
+        else:
+            self._lines = ProgressBar(self._screen.name)
+            self._lines.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._lines is not None:
+            self._lines.__exit__(kind, error, trace)
 
     def show(self, event: RunEvent) -> None:
         """Takes note of an event."""
+        self._screen.take(event)
+        if self._lines is None:
+            return
         if event.message:
-            self._bar.note(event.message)
-        elif event.metrics is not None:
-            self._metrics |= event.metrics
-            self._bar.set(event.step, text=self._text(), table=ordered(self._metrics))
-        elif event.run is not None:
-            run = event.run
-            waiting = f", waiting for {run.waiting_on}" if run.waiting_on else ""
-            self._state = f"{run.state}{f', {run.phase}' if run.phase else ''}{waiting}"
-            self._bar.set(max(run.step, 0), total=run.total_steps or None, text=self._text())
-
-    def _text(self) -> str:
-        return "  ".join(part for part in (self._state, in_a_line(self._metrics)) if part)
+            self._lines.note(event.message)
+        else:
+            screen = self._screen
+            waiting = f", waiting for {screen.waiting_on}" if screen.waiting_on else ""
+            state = f"{screen.state}{f', {screen.phase}' if screen.phase else ''}{waiting}"
+            text = "  ".join(part for part in (state, in_a_line(screen.curves.latest())) if part)
+            self._lines.set(screen.step, total=screen.total or None, text=text)
 
 
-def show_end(run: Run, *, then: Callable[[Run], str]) -> None:
+def show_end(found: Followed, *, then: Callable[[Run], str]) -> None:
     """Prints how a run ended; ends the command with exit code 1 where it did not succeed."""
+    run, curves = found.run, found.screen.curves
     started = run.start_time or run.create_time
     took = run.end_time - started if run.end_time is not None and started is not None else None
     print_line(f"{run.name} {run.state} after {run.step} of {run.total_steps} steps, {seconds_text(took)}")
-    if run.metrics:
+    if curves.values:
+        print_curves(curves)
+    elif run.metrics:
         print_table(("metric", "value>"), ordered(run.metrics))
+    for alarm in found.screen.alarms.values():
+        print_line(f"alarm at step {alarm.step}{f', {alarm.count} times' if alarm.count > 1 else ''}: {alarm.text}")
     if run.state != "succeeded":
         sys.stderr.write(f"{run.message or 'no reason is known'}; its log: {run.directory}/log.txt\n")
         raise typer.Exit(FAILED)
+    if run.step < run.total_steps and run.message:
+        print_line(run.message)
     if run.adapter_version:
         print_line(f"published {run.adapter_version}")
         sys.stderr.write(f"next: {then(run)}\n")

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from accord.cli.curves import KEY_CURVES
 from accord.cli.output import number_text
 
-_FIRST = (
-    "loss", "eval_loss", "accuracy", "eval_accuracy", "margin", "eval_margin", "score_mean", "eval_score", "reward_mean", "kl",
-    "response_tokens", "eos_rate", "entropy", "clip_fraction", "explained_variance", "policy_loss", "value_loss", "grad_norm", "seconds",
-)  # fmt: skip
+_FIRST = (*KEY_CURVES, "policy_loss", "value_loss", "grad_norm", "seconds")
 _LINE_METRICS = 6
 
 

@@ -9,27 +9,24 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from accord.cli.output import harmless
 
 if TYPE_CHECKING:
-    from rich.console import Group
     from rich.live import Live
     from rich.progress import Progress
 
 _LINE_SECONDS = 5.0
 _NEWS_SECONDS = 1.0
 _FIRST_SECONDS = 2.0
-_TABLE_PAIRS = 3
 
 
 class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
     """How far something is, while the block runs.
 
-    On a terminal: a bar with the time it took so far and a table below it where there is one, gone at the end. Elsewhere: a line every five
+    On a terminal: a bar with the time it took so far, gone at the end. Elsewhere: a line every five
     seconds, or after a second where the text is new, and none in the first two seconds, so that quick commands are silent.
 
     Args:
@@ -42,7 +39,6 @@ class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
         self._total = total
         self._done = 0.0
         self._text = self._said_text = ""
-        self._table: Sequence[tuple[str, str]] = ()
         self._started = self._said = time.monotonic()
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -56,7 +52,7 @@ class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
         if sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.add_task(self._title, total=self._total, text="", count=self._count())
-            self._live = _make_live(self._picture)
+            self._live = _make_live(self._bar)
             self._live.start()
         else:
             self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
@@ -76,14 +72,12 @@ class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
         *,
         total: float | None = None,
         text: str | None = None,
-        table: Sequence[tuple[str, str]] | None = None,
     ) -> None:
-        """Takes note of how much is done, of how much there is, of what goes on now, and of names with values to show below."""
+        """Takes note of how much is done, of how much there is, and of what goes on now."""
         with self._lock:
             self._done = self._done if done is None else done
             self._total = self._total if total is None else total
             self._text = self._text if text is None else harmless(text)
-            self._table = self._table if table is None else table
         if self._bar is not None:
             task = self._bar.tasks[0].id
             self._bar.update(task, completed=self._done, total=self._total, text=self._text, count=self._count())
@@ -115,17 +109,6 @@ class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
     def _count(self) -> str:
         return "" if self._total is None else f"{self._done:g}/{self._total:g}"
 
-    def _picture(self) -> Group:
-        """The bar and, in a few columns, the table."""
-        from rich.console import Group
-        from rich.table import Table
-
-        grid = Table.grid(padding=(0, 2))
-        for start in range(0, len(self._table), _TABLE_PAIRS):
-            grid.add_row(*(cell for pair in self._table[start : start + _TABLE_PAIRS] for cell in pair))
-        assert self._bar is not None
-        return Group(self._bar, grid) if self._table else Group(self._bar)
-
 
 def _make_bar() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -139,8 +122,8 @@ def _make_bar() -> Progress:
     )
 
 
-def _make_live(picture: object) -> Live:
+def _make_live(bar: Progress) -> Live:
     from rich.console import Console
     from rich.live import Live
 
-    return Live(get_renderable=picture, console=Console(file=sys.stderr), transient=True)  # type: ignore[arg-type]
+    return Live(bar, console=Console(file=sys.stderr), transient=True)

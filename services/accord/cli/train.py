@@ -11,7 +11,7 @@ import typer
 
 from accord.cli.connect import command, reach
 from accord.cli.failures import FAILED
-from accord.cli.following import follow, show_end
+from accord.cli.following import Followed, follow, show_end
 from accord.cli.options import DEFAULT_HOME, Home, Json, TrainerAddress
 from accord.cli.output import print_json, print_line, print_table, seconds_text, size_text
 from accord.cli.progress import ProgressBar
@@ -68,18 +68,18 @@ def train(
             _detached(run, home, as_json=as_json)
             return
         sys.stderr.write(f"{run.name} in {run.directory}\n")
-        run = follow(client, run.name, timeout_seconds=timeout)
-    finish(run, home, as_json=as_json)
+        found = follow(client, run.name, timeout_seconds=timeout)
+    finish(found, home, as_json=as_json)
 
 
-def finish(run: Run, home: Path, *, as_json: bool) -> None:
+def finish(found: Followed, home: Path, *, as_json: bool) -> None:
     """Shows how a run ended; exit code 1 where it did not succeed."""
     if as_json:
-        print_json(run)
-        if run.state != "succeeded":
+        print_json(found.run)
+        if found.run.state != "succeeded":
             raise typer.Exit(FAILED)
         return
-    show_end(run, then=lambda ended: what_next(ended, home))
+    show_end(found, then=lambda ended: what_next(ended, home))
 
 
 def what_next(run: Run, home: Path) -> str:

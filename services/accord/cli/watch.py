@@ -26,8 +26,9 @@ def watch(
 ) -> None:
     """Shows a run as it goes on.
 
-    From its first event to its end: phase, what it waits for, steps, metrics, messages and alarms. Goes on over a restart of the trainer. With
-    --json, each event is a line. Exit code 1 where the run does not succeed.
+    From its first event to its end: state, phase and what it waits for, steps and time left, curves with their first, last and best values, where
+    the time goes, alarms and messages; lines where stderr is no terminal. Goes on over a restart of the trainer. With --json, each event is a
+    line. Exit code 1 where the run does not succeed.
 
     \b
     Example:
@@ -42,5 +43,5 @@ def watch(
         found = follow(client, name, events_as_json=as_json, timeout_seconds=timeout)
     if not as_json:
         finish(found, home, as_json=False)
-    elif found.state != "succeeded":
+    elif found.run.state != "succeeded":
         raise typer.Exit(FAILED)

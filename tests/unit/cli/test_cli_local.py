@@ -167,11 +167,32 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     with ProgressBar("runs/[x]") as bar:
-        bar.set(3, total=7, text="running, train", table=[("loss", "2.5"), ("kl", "0.1")])
+        bar.set(3, total=7, text="running, train")
         bar.note("alarm: [red] \x1b]0;look\x07")
     shown = terminal.getvalue()
     assert "runs/[x]" in shown
     assert "3/7" in shown
     assert "running, train" in shown
-    assert "2.5" in shown
     assert "alarm: [red] \ufffd]0;look\ufffd" in shown
+
+
+def test_a_run_on_a_terminal_is_the_screen_and_elsewhere_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accord.cli import following
+    from accord.cli.screen import Screen
+    from accord.client.trainer import RunEvent
+
+    terminal = Terminal()
+    monkeypatch.setattr(following.sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with following.RunView(Screen("runs/[x]", state="running", total=9)) as view:
+        view.show(RunEvent("", 1.0, step=3, metrics={"loss": 2.5}))
+        view.show(RunEvent("", 2.0, message="alarm: [red] \x1b]0;look\x07"))
+    shown = terminal.getvalue()
+    for words in ("runs/[x]", "step 3 of 9, 33%", "loss", "2.5", "[red] \ufffd]0;look\ufffd"):
+        assert words in shown
+    plain = io.StringIO()
+    monkeypatch.setattr(following.sys, "stderr", plain)
+    with following.RunView(Screen("runs/x")) as view:
+        view.show(RunEvent("", 2.0, message="alarm: look"))
+    assert plain.getvalue() == "alarm: look\n"
