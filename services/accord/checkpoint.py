@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,14 @@ def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str],
     return None
 
 
-def prune_checkpoints(folder: Path, keep: int, newest: int) -> None:
-    """Removes all but the last `keep` checkpoints up to step `newest`, and what killed writers left.
+def prune_checkpoints(folder: Path, keep: int, newest: int, *, wanted: Collection[int] = ()) -> None:
+    """Removes all but the last `keep` checkpoints up to step `newest` and those of `wanted` steps, and what killed writers left.
 
     Checkpoints of later steps go too: the run passed them over as damaged when it was resumed, or it would be behind them.
     """
     later = [path for path in checkpoint_folders(folder) if int(path.name) > newest]
-    for path in [*later, *checkpoint_folders(folder)[len(later) + keep :]]:
+    older = [path for path in checkpoint_folders(folder)[len(later) + keep :] if int(path.name) not in wanted]
+    for path in [*later, *older]:
         shutil.rmtree(path)
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)

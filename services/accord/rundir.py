@@ -7,7 +7,9 @@
     result.json      how it ended (RunResult), written last and at once
     log.txt          what its process printed (of a Job's pods: what each had printed at its end)
     checkpoints/     {step:08d}/ with manifest.json, see accord.checkpoint
-    rollouts/        what PPO sampled, before it was used
+    rollouts/        what was sampled and scored, before it was used
+    tensorboard/     TensorBoard's event file, where it was asked for
+    mlflow.json      which MLflow run is this one's, where it was asked for
 
 The truth about a run is this folder and its process, never a server's memory. Torch stays out of here: the trainer reads what training writes.
 """
@@ -30,7 +32,7 @@ from accord.rpc.channels import LoadBalancing
 from accord.rpc.config import load_config
 from accord.runspec import RunSpec, Spec
 
-EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_AWAY = 0, 1, 2, 3, 4
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_AWAY, EXIT_GUARDED = 0, 1, 2, 3, 4, 5
 PHASE_PENDING = "pending"  # nothing of the run has a process yet, or any more: its launcher says what it waits for
 EventKind = Literal["state", "metrics", "message", "heartbeat"]
 

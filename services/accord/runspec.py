@@ -213,6 +213,15 @@ class GuardsSpec(Spec):
     max_repetition: float = Field(0.0, ge=0, le=1)
     patience: int = Field(3, ge=1, le=1000)
 
+    @model_validator(mode="after")
+    def _bounds_make_sense(self) -> Self:
+        if 0 < self.max_length_ratio < 1:
+            raise ValueError(f"max_length_ratio {self.max_length_ratio:g} must be 0 (off) or at least 1: it bounds growth and, inverted, shrinking")
+        watched = self.max_kl or self.max_length_ratio or self.max_repetition or (self.held_out_reward_model and self.max_held_out_drop)
+        if self.action != "warn" and not watched:
+            raise ValueError(f"action {self.action} has nothing to watch: give held_out_reward_model, max_kl, max_length_ratio or max_repetition")
+        return self
+
 
 class TrackingSpec(Spec):
     """Where metrics go besides the run's own files."""
@@ -286,6 +295,25 @@ class RunSpec(Spec):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of group_size {part.group_size}")
         return self
 
+    @model_validator(mode="after")
+    def _guards_have_rollouts(self) -> Self:
+        if self.guards == GuardsSpec():
+            return self
+        part = self.rollout_part
+        if part is None:
+            raise ValueError(f"guards are for algorithms that sample and score (ppo, grpo, rloo), not {self.algorithm}")
+        if self.guards.held_out_reward_model in part.reward_models.values():
+            raise ValueError(f"guards.held_out_reward_model {self.guards.held_out_reward_model} is what the policy is trained on; name another")
+        if self.guards.action == "rollback" and not self.checkpoint_every_steps:
+            raise ValueError("guards.action rollback needs checkpoint_every_steps: without earlier checkpoints there is nothing to roll back to")
+        return self
+
+    @model_validator(mode="after")
+    def _tracking_has_steps(self) -> Self:
+        if self.tracking != TrackingSpec() and self.algorithm == "evaluate":
+            raise ValueError("tracking is for training runs, not evaluate, which has no steps")
+        return self
+
     @property
     def algorithm(self) -> Algorithm:
         """Which algorithm is set."""
@@ -328,7 +356,7 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 
 _NOT_BUILT = (
-    "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype", "guards", "tracking",
+    "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ WARM = (
     *(f"accord.training.{name}" for name in ("loop", "sft", "reward_model", "dpo", "ppo", "groups", "online_dpo")),
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "peft.tuners.lora", "accord.artefacts.store",
 )  # fmt: skip
-TIMINGS = ("seconds", "seconds_rollout", "seconds_train", "tokens_per_second")
+TIMINGS = ("seconds", "seconds_rollout", "seconds_score", "seconds_train", "seconds_evaluate", "seconds_checkpoint", "tokens_per_second")
 
 
 class Process(Protocol):

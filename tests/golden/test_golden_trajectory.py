@@ -29,7 +29,7 @@ def test_five_steps_of_dpo(golden: Callable[[str, str], str], tmp_path: Path) ->
     context = make_context(tmp_path, model, spec)
     result = train(context, build(context))
     torch.set_num_threads(threads)
-    steps = [{name: event.values[name] for name in KEPT} for event in context.directory.events() if event.kind == "metrics"]
+    steps = [{name: event.values[name] for name in KEPT} for event in context.directory.events() if "loss" in event.values]
     weights = load_file(context.store.fetch(result.adapter_version) / "adapter_model.safetensors")
     norms = {name: float(tensor.double().norm()) for name, tensor in sorted(weights.items())}
     now = {"steps": steps, "norms": norms}

@@ -46,6 +46,9 @@ def test_round_trip_keeps_every_value() -> None:
     assert spec.algorithm == "ppo"
 
 
+PPO = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r"}}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -57,6 +60,13 @@ def test_round_trip_keeps_every_value() -> None:
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "label_smoothing": 0.1}}, "cdpo or robust"),
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "beta": -1}}, "dpo.beta"),
         ({"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r", "ptx_coefficient": 1}}, "ptx_data"),
+        ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}}, "guards": {"max_kl": 3}}, "guards are for algorithms that sample"),
+        ({**PPO, "guards": {"action": "stop"}}, "guards: action stop has nothing to watch: give held_out_reward_model, max_kl"),
+        ({**PPO, "guards": {"action": "stop", "held_out_reward_model": "h", "max_held_out_drop": 0}}, "nothing to watch"),
+        ({**PPO, "guards": {"action": "rollback", "max_kl": 3}}, "rollback needs checkpoint_every_steps"),
+        ({**PPO, "guards": {"held_out_reward_model": "r"}}, "held_out_reward_model r is what the policy is trained on"),
+        ({**PPO, "guards": {"max_length_ratio": 0.5}}, "max_length_ratio 0.5 must be 0"),
+        ({"evaluate": {"uri": "x"}, "tracking": {"tensorboard": True}}, "tracking is for training runs"),
     ],
 )
 def test_bad_specifications_name_the_field(values: dict, words: str) -> None:
@@ -82,7 +92,6 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     plain = {"adapter": "a", "steps": 1, "dpo": {"data": data}}
     runspec.check_built(runspec.parse_spec(plain))
     for path, values in {
-        "guards": plain | {"guards": {"max_kl": 3.0}},
         "dtype": plain | {"dtype": "bfloat16"},
     }.items():
         with pytest.raises(UnimplementedError, match=f"{path} is in the contract") as caught:

@@ -10,7 +10,7 @@ from typing import Any
 
 from accord.launch.launcher import Observation
 from accord.launch.manifest import CONTAINER, QUEUE_LABEL
-from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_STOPPED
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_GUARDED, EXIT_STOPPED
 
 Json = Mapping[str, Any]
 FATAL_WAITS: Mapping[str, str] = {
@@ -103,6 +103,8 @@ def _describe_code(code: int) -> str:
         return "was asked to stop and did, with a checkpoint (exit code 3)"
     if code == EXIT_AWAY:
         return "could not reach a service for too long (exit code 4)"
+    if code == EXIT_GUARDED:
+        return "was stopped by a guard, with a checkpoint (exit code 5)"
     if code > 128:
         return f"was killed by signal {code - 128}"
     return f"ended with exit code {code}"

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from accord.launch.settings import KubernetesConfig, PodSettings, Toleration, quantity_bytes
-from accord.rundir import EXIT_CONFIGURATION, EXIT_STOPPED, RunFile
+from accord.rundir import EXIT_CONFIGURATION, EXIT_GUARDED, EXIT_STOPPED, RunFile
 
 Manifest = dict[str, Any]
 CONTAINER = "run"
@@ -120,8 +120,8 @@ def run_arguments(order: RunOrder) -> list[str]:
 def job_spec(order: RunOrder, config: KubernetesConfig, features: Features, template: Manifest) -> Manifest:
     """A Job's spec around a pod template: how often it is tried again, what does not count, when it is removed.
 
-    A disruption of the node and a stop after a checkpoint do not count; an error of the configuration ends the Job at once. Where the API
-    server knows no podFailurePolicy, all count, and the launcher ends the Job after an error of the configuration.
+    A disruption of the node and a stop after a checkpoint do not count; an error of the configuration, or a guard, ends the Job at once. Where
+    the API server knows no podFailurePolicy, all count, and the launcher ends the Job after an error of the configuration.
     """
     settings = config.for_kind(order.run.spec.algorithm)
     spec: Manifest = {
@@ -134,7 +134,7 @@ def job_spec(order: RunOrder, config: KubernetesConfig, features: Features, temp
     if features.pod_failure_policy:
         spec["podFailurePolicy"] = {"rules": [
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [EXIT_CONFIGURATION]}},
+            {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [EXIT_CONFIGURATION, EXIT_GUARDED]}},
             {"action": "Ignore", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [EXIT_STOPPED]}},
         ]}  # fmt: skip
     if features.pod_replacement_policy:

@@ -5,10 +5,10 @@ What does not belong here: scores (`accord.reward`), and how several become one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from accord.errors import InvalidArgumentError
-from accord.runspec import RolloutSpec
+from accord.runspec import GuardsSpec, RolloutSpec
 from accord.serving.fields import naming
 
 
@@ -27,3 +27,19 @@ def resolve_reward_models(part: RolloutSpec, prefix: str, resolve: Callable[[str
                 raise InvalidArgumentError(f"{version} is named twice; the reward models of an ensemble must differ")
             versions.append(version)
     return tuple(versions)
+
+
+def resolve_held_out(guards: GuardsSpec, trained: Sequence[str], prefix: str, resolve: Callable[[str], str]) -> str:
+    """The full version name of the reward model that the policy is not trained on, empty where there is none; errors name the field below `prefix`.
+
+    Raises:
+        InvalidArgumentError: it is among `trained`, the versions that the policy is trained on.
+        AccordError: whatever `resolve` raises.
+    """
+    if not guards.held_out_reward_model:
+        return ""
+    with naming(f"{prefix}.held_out_reward_model"):
+        version = resolve(guards.held_out_reward_model)
+        if version in trained:
+            raise InvalidArgumentError(f"{version} is what the policy is trained on; a held-out reward model must be another")
+    return version

@@ -22,7 +22,7 @@ from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
 from accord.runspec import RunSpec, check_built
 from accord.serving.fields import naming
-from accord.serving.reward_models import resolve_reward_models
+from accord.serving.reward_models import resolve_held_out, resolve_reward_models
 from accord.trainer import checkpoints
 from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
@@ -163,7 +163,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
                 with naming(f"spec.{field}"):
                     self._store.resolve(name)
         if spec.rollout_part is not None:
-            resolve_reward_models(spec.rollout_part, f"spec.{spec.algorithm}", self._store.resolve)
+            trained = resolve_reward_models(spec.rollout_part, f"spec.{spec.algorithm}", self._store.resolve)
+            resolve_held_out(spec.guards, trained, "spec.guards", self._store.resolve)
         for field, data in data_specs(spec).items():
             with naming(f"spec.{field}.uri"):
                 check_source(data.uri)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from accord.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, write_checkpoint
-from accord.errors import UnavailableError
-from accord.rundir import RunResult
+from accord.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
+from accord.errors import DataLossError, UnavailableError
+from accord.rundir import EXIT_DONE, EXIT_GUARDED, RunResult
 from accord.training.context import RunContext, RunStopped
+from accord.training.guards import Guards
 from accord.training.optim import Optimizer
 
 ADAPTER_FOLDER = "adapter"
@@ -66,15 +68,20 @@ class Algorithm(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run is: steps done, metrics of the last one, and whether the evaluation that is due after it was made."""
+    """How far a run is: steps done, metrics of the last one, whether the evaluation that is due after it was made, and what the guards saw."""
 
+    guards: Guards
     done: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     evaluated: bool = True
 
+    def ended(self, steps: int) -> bool:
+        """Whether nothing is left to do of so many steps."""
+        return bool(self.guards.tripped) or (self.done == steps and self.evaluated)
+
 
 def train(context: RunContext, algorithm: Algorithm) -> RunResult:
-    """Runs to the end, from the newest whole checkpoint where there is one, and publishes the adapter.
+    """Runs to the end, or until a guard stops it, from the newest whole checkpoint where there is one, and publishes the adapter.
 
     Raises:
         RunStopped: after a checkpoint, when the run was asked to stop.
@@ -91,25 +98,25 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
         before = algorithm.evaluate(final=False)
         if before:
             events.metrics(0, before)
-    while progress.done < spec.steps or not progress.evaluated:
+    while not progress.ended(spec.steps):
         try:
             _advance(context, algorithm, optimizer, progress)
         except (RunStopped, UnavailableError):
             _checkpoint(context, algorithm, optimizer, progress)
             raise
         events.metrics(progress.done, progress.metrics)
-        if progress.done == spec.steps or (spec.checkpoint_every_steps and progress.done % spec.checkpoint_every_steps == 0) or context.stop.is_set:
+        for alarm in progress.guards.observe(progress.done, progress.metrics):
+            events.message(alarm)
+        due = spec.checkpoint_every_steps and progress.done % spec.checkpoint_every_steps == 0
+        if due or progress.ended(spec.steps) or context.stop.is_set:
             _checkpoint(context, algorithm, optimizer, progress)
-        if progress.done < spec.steps:
+        if not progress.ended(spec.steps):
             context.stop.check()
-    version = publish(context, progress.done)
-    return RunResult(0, f"{spec.steps} steps done", progress.done, version, progress.metrics)
+    return _conclude(context, progress)
 
 
-def publish(context: RunContext, step: int) -> str:
+def publish(context: RunContext, step: int, more_facts: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Publishes the adapter of a step's checkpoint as the next version; the same one again where it was published before a kill."""
-    from accord.checkpoint import read_checkpoint
-
     context.events.state("publish")
     checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.digest)
     facts = checkpoint.publish
@@ -123,8 +130,37 @@ def publish(context: RunContext, step: int) -> str:
         run=context.run.name,
         data_digest=facts["data_digest"],
         step=step,
-        facts=facts["facts"],
+        facts={**facts["facts"], **more_facts},
     )
+
+
+def _conclude(context: RunContext, progress: Progress) -> RunResult:
+    """Publishes what the run is to give: its last step; or, where a guard stopped it, its best one or nothing."""
+    guards, steps, done = progress.guards, context.spec.steps, progress.done
+    if not guards.tripped:
+        return RunResult(EXIT_DONE, f"{steps} steps done", done, publish(context, done), progress.metrics)
+    why = f"a guard stopped the run after step {done} of {steps}, with a checkpoint: {guards.tripped}"
+    best = _best_checkpoint(context, guards) if guards.rolls_back else None
+    if best is None:
+        nothing = "; no whole checkpoint was within all bounds, so nothing is published" if guards.rolls_back else ""
+        return RunResult(EXIT_GUARDED, why + nothing, done, metrics=progress.metrics)
+    step, measure = best
+    version = publish(context, step, {"rolled_back_from_step": done, "guard": guards.tripped})
+    message = f"{why}. Rolled back: step {step} is published, the best by {guards.measure} ({measure:.3g})"
+    context.events.message(message)
+    return RunResult(EXIT_DONE, message, done, version, progress.metrics)
+
+
+def _best_checkpoint(context: RunContext, guards: Guards) -> tuple[int, float] | None:
+    """The best checkpoint that is there and whole, with its measure."""
+    for step, measure in guards.ranked():
+        try:
+            read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.digest)
+        except DataLossError as error:
+            context.events.message(f"{error}; the next best one is looked at")
+            continue
+        return step, measure
+    return None
 
 
 def _advance(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
@@ -151,10 +187,13 @@ def _maybe_evaluate(context: RunContext, algorithm: Algorithm, done: int) -> dic
     if not due:
         return {}
     context.events.state("evaluate")
-    return algorithm.evaluate(final=done == spec.steps)
+    started = time.monotonic()
+    metrics = algorithm.evaluate(final=done == spec.steps)
+    return metrics | {"seconds_evaluate": time.monotonic() - started} if metrics else {}
 
 
 def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
+    started = time.monotonic()
     context.events.state("checkpoint")
     digests = context.base.digests
     publication = algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
@@ -167,20 +206,24 @@ def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer,
             raise OSError(f"weights cannot be written: {error}") from error
 
     state = {
-        "algorithm": algorithm.state(), "metrics": progress.metrics, "evaluated": progress.evaluated, "torch_threads": torch.get_num_threads()
+        "algorithm": algorithm.state(), "metrics": progress.metrics, "evaluated": progress.evaluated,
+        "guards": progress.guards.state(), "torch_threads": torch.get_num_threads(),
     }  # fmt: skip
     folder, spec = context.directory.checkpoints, context.spec
     write_checkpoint(folder, progress.done, fill, spec_digest=spec.digest, state=state, publish=publication)
-    prune_checkpoints(folder, spec.checkpoints_kept, progress.done)
+    prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps())
+    context.events.metrics(progress.done, {"seconds_checkpoint": time.monotonic() - started})
 
 
 def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> Progress:
     """Takes up the newest whole checkpoint; a beginning where there is none."""
     found = latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.digest, report=context.events.message)
+    guards = Guards(context.spec)
     if found is None:
-        return Progress()
+        return Progress(guards)
+    guards.load_state(found.state["guards"])
     algorithm.load(found)
     optimizer.load_state(load_file(found.path / _OPTIMIZER_FILE))
     context.events.step = found.step
     context.events.message(f"resumed after step {found.step}")
-    return Progress(found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]))
+    return Progress(guards, found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]))

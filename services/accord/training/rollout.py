@@ -29,6 +29,7 @@ from accord.training.examples import EncodedPrompt
 from accord.training.waiting import Errand, accompany, with_patience
 
 CALL_SECONDS = 900.0
+_TRAINED, _HELD_OUT = "trained", "held_out"
 RowT = TypeVar("RowT")
 
 
@@ -37,7 +38,8 @@ class Rollout:
     """One response with its score.
 
     `sampler_logprobs` are the policy service's, nats a token at the sampling temperature; `ended` says that the model ended the turn;
-    `member_scores` are those of each reward model, of which `score` is made.
+    `member_scores` are those of each reward model, of which `score` is made; `held_out_score` is that of a reward model which the policy is not
+    trained on (`guards.held_out_reward_model`), None where there is none.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Rollout:
     seed: int
     adapter_version: str
     member_scores: tuple[float, ...] = ()
+    held_out_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,18 @@ class RolloutSource:
     Args:
         context: of the run; its endpoints name the services.
         reward_model: versions that score, and how their scores become one (the reward service does it).
+        held_out: version that scores besides, for the guards alone; empty for none.
 
     Raises:
         InvalidArgumentError: the run has no address of a service.
     """
 
-    def __init__(self, context: RunContext, reward_model: RewardModel) -> None:
+    def __init__(self, context: RunContext, reward_model: RewardModel, *, held_out: str = "") -> None:
         check_endpoints(context, "policy", "reward")
         self._context = context
-        self._reward_model = reward_model
+        self._scorers = {_TRAINED: reward_model} | ({_HELD_OUT: RewardModel((held_out,))} if held_out else {})
+        self.score_seconds = 0.0
+        """Time spent waiting for scores when all responses were there already, in all."""
         self._open()
 
     def check_services(self) -> None:
@@ -86,7 +92,7 @@ class RolloutSource:
         self._sampler.check_service()
         scorers = with_patience(
             self._context, "rollouts", f"reward service at {self._context.run.endpoints.reward}",
-            lambda: [self._reward.reward_model_info(member).digests for member in self._reward_model.members],
+            lambda: [self._reward.reward_model_info(member).digests for scorer in self._scorers.values() for member in scorer.members],
         )  # fmt: skip
         for scorer in scorers:
             check_digests(self._context, "reward", scorer)
@@ -97,11 +103,12 @@ class RolloutSource:
         What has come stays when a service goes away, and only the rest is asked for again: nothing is lost, and a service that comes and goes
         is got through.
         """
-        batch = _Batch(prompts, draw, version)
+        batch = _Batch(prompts, draw, version, tuple(self._scorers))
         phase = ""  # whatever the run is in: the next batch is sampled while it learns from this one
         with_patience(
             self._context, phase, "policy service or reward service", lambda: self._attempt(batch, phase), progressed_at=lambda: batch.progressed_at
         )
+        self.score_seconds += time.monotonic() - batch.sampled_at
         return batch.rollouts()
 
     def close(self) -> None:
@@ -125,65 +132,59 @@ class RolloutSource:
         self._open()
 
     def _attempt(self, batch: _Batch, phase: str) -> None:
-        """Asks for what a batch lacks; samples are scored while others are still being sampled."""
-        waiting: queue.Queue[int | None] = queue.Queue()
-        for index in batch.unscored():
-            waiting.put(index)
+        """Asks for what a batch lacks; samples are scored while others are still being sampled, by each scorer in a stream of its own."""
+        waiting: dict[str, queue.Queue[int | None]] = {scorer: queue.Queue() for scorer in self._scorers}
+        for scorer, indices in waiting.items():
+            for index in batch.unscored(scorer):
+                indices.put(index)
 
-        policy = self._sampler.errand(batch, waiting.put, lambda: waiting.put(None))
-        reward = Errand(
-            f"reward service at {self._context.run.endpoints.reward}", lambda errand: self._score(batch, errand, iter(waiting.get, None)),
-            lambda: bool(batch.unscored()),
-        )  # fmt: skip
-        accompany(self._context, phase, [policy, reward], self._abandon)
+        def hand_over(index: int | None) -> None:
+            for indices in waiting.values():
+                indices.put(index)
 
-    def _score(self, batch: _Batch, errand: Errand, indices: Iterator[int]) -> None:
+        policy = self._sampler.errand(batch, hand_over, lambda: hand_over(None))
+        rewards = [self._score_errand(batch, scorer, iter(indices.get, None)) for scorer, indices in waiting.items()]
+        accompany(self._context, phase, [policy, *rewards], self._abandon)
+
+    def _score_errand(self, batch: _Batch, scorer: str, indices: Iterator[int]) -> Errand:
+        service = f"reward service at {self._context.run.endpoints.reward}"
+        return Errand(service, lambda errand: self._score(batch, scorer, errand, indices), lambda: bool(batch.unscored(scorer)))
+
+    def _score(self, batch: _Batch, scorer: str, errand: Errand, indices: Iterator[int]) -> None:
         """Scores samples as they come. One that gets no number does not hold up the others, and is asked for again."""
         unusable: UnavailableError | None = None
         items = (batch.score_item(index) for index in indices)
-        for result in self._reward.score_stream(items, self._reward_model, timeout_seconds=CALL_SECONDS):
+        for result in self._reward.score_stream(items, self._scorers[scorer], timeout_seconds=CALL_SECONDS):
             if errand.abandoned:
                 return
             errand.heard()
             if result.error is not None and not isinstance(result.error, DataLossError):
                 raise result.error
             index = int(result.item_id)
-            if (reason := self._without_number(result)) is not None:
+            if (reason := _without_number(self._scorers[scorer], result)) is not None:
                 unusable = UnavailableError(f"the response to prompt {batch.prompts[index].id} has no score that is a number: {reason}")
             else:
-                batch.keep_score(index, result)
+                batch.keep_score(scorer, index, result)
         if unusable is not None:
             raise unusable
-        if missing := len(batch.unscored()):
+        if missing := len(batch.unscored(scorer)):
             raise InternalError(f"the reward service left {missing} of {len(batch.samples)} responses without a score")
-
-    def _without_number(self, result: ScoreResult) -> str | None:
-        """Why a score cannot be used: which reward model gave which; None where all is well."""
-        if result.error is not None:
-            return str(result.error)
-        members = self._reward_model.members
-        if len(result.member_scores) != len(members):
-            raise InternalError(f"the reward service gave {len(result.member_scores)} scores of {len(members)} reward models")
-        broken = [f"{member} gives {score}" for member, score in zip(members, result.member_scores, strict=True) if not math.isfinite(score)]
-        if not broken and not math.isfinite(result.score):
-            broken = [f"the ensemble gives {result.score}"]
-        return ", ".join(broken) or None
 
 
 class SampleBatch:
-    """Samples in the making: what has come so far, by the place of the prompt; `progressed_at` is when something last came."""
+    """Samples in the making: what has come so far, by the place of the prompt; when anything last came (`progressed_at`), and when a sample did."""
 
     def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
         self.prompts = prompts
         self.draw = draw
         self.version = version
         self.samples: dict[int, WireSample] = {}
-        self.progressed_at = 0.0
+        self.progressed_at = self.sampled_at = 0.0
 
     def keep_sample(self, index: int, sample: WireSample) -> None:
         """Takes the sample of a place."""
         self.samples[index] = sample
-        self.progressed_at = time.monotonic()
+        self.progressed_at = self.sampled_at = time.monotonic()
 
     def unsampled(self) -> list[int]:
         """Places without a sample."""
@@ -262,29 +263,31 @@ class Sampler:
 
 
 class _Batch(SampleBatch):
-    """Rollouts in the making: what has been sampled and scored so far, by the place of the prompt."""
+    """Rollouts in the making: what has been sampled and, by each scorer, scored so far, by the place of the prompt."""
 
-    def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
+    def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str, scorers: Sequence[str]) -> None:
         super().__init__(prompts, draw, version)
-        self.scores: dict[int, ScoreResult] = {}
+        self.scores: dict[str, dict[int, ScoreResult]] = {scorer: {} for scorer in scorers}
 
-    def keep_score(self, index: int, score: ScoreResult) -> None:
-        self.scores[index] = score
+    def keep_score(self, scorer: str, index: int, score: ScoreResult) -> None:
+        self.scores[scorer][index] = score
         self.progressed_at = time.monotonic()
 
-    def unscored(self) -> list[int]:
-        """Those that are sampled and have no score."""
-        return [index for index in sorted(self.samples.copy()) if index not in self.scores]
+    def unscored(self, scorer: str) -> list[int]:
+        """Those that are sampled and have no score of a scorer."""
+        return [index for index in sorted(self.samples.copy()) if index not in self.scores[scorer]]
 
     def score_item(self, index: int) -> ScoreItem:
         return ScoreItem(TokenIds(self.prompts[index].prompt), TokenIds(self.samples[index].token_ids), str(index))
 
     def rollouts(self) -> list[Rollout]:
         """In the order of the prompts."""
+        scores, held_out = self.scores[_TRAINED], self.scores.get(_HELD_OUT)
         return [
             Rollout(
-                prompt.id, prompt.prompt, self.samples[index].token_ids, self.samples[index].logprobs, self.scores[index].score,
-                self.samples[index].finish_reason == "eos", self.draw.seeds[index], self.version, self.scores[index].member_scores,
+                prompt.id, prompt.prompt, self.samples[index].token_ids, self.samples[index].logprobs, scores[index].score,
+                self.samples[index].finish_reason == "eos", self.draw.seeds[index], self.version, scores[index].member_scores,
+                None if held_out is None else held_out[index].score,
             )
             for index, prompt in enumerate(self.prompts)
         ]  # fmt: skip
@@ -313,6 +316,18 @@ def check_digests(context: RunContext, service: str, theirs: ModelDigests) -> No
 def one_attempt(address: str, balancing: LoadBalancing = "round_robin") -> ChannelConfig:
     """A channel that tries a call once: `with_patience` tries again, and says so. gRPC's retries can lose the end of a stream whose server dies."""
     return ChannelConfig(address=address, load_balancing=balancing, attempts=1)
+
+
+def _without_number(scorer: RewardModel, result: ScoreResult) -> str | None:
+    """Why a score cannot be used: which reward model gave which; None where all is well."""
+    if result.error is not None:
+        return str(result.error)
+    if len(result.member_scores) != len(scorer.members):
+        raise InternalError(f"the reward service gave {len(result.member_scores)} scores of {len(scorer.members)} reward models")
+    broken = [f"{member} gives {score}" for member, score in zip(scorer.members, result.member_scores, strict=True) if not math.isfinite(score)]
+    if not broken and not math.isfinite(result.score):
+        broken = [f"the ensemble gives {result.score}"]
+    return ", ".join(broken) or None
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -367,7 +382,7 @@ def kept_rows(path: Path, parse: Callable[[Mapping[str, Any]], RowT], report: Ca
 def _rollout(row: Mapping[str, Any]) -> Rollout:
     return Rollout(
         row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]), tuple(row["sampler_logprobs"]), row["score"],
-        row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]),
+        row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]), row["held_out_score"],
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from accord.checkpoint import Checkpoint
 from accord.client.reward import RewardModel
 from accord.errors import FailedPreconditionError
 from accord.runspec import RolloutSpec
-from accord.serving.reward_models import resolve_reward_models
+from accord.serving.reward_models import resolve_held_out, resolve_reward_models
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at, epoch_order
@@ -29,7 +29,7 @@ from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
 from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, write_rollouts
-from accord.training.rollout_metrics import alarms, observed
+from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
 
@@ -54,7 +54,8 @@ class RolloutAlgorithm(ABC):
         self._samples_per_prompt = samples_per_prompt
         # The same ones to the end, whatever is published meanwhile.
         self._reward_versions = resolve_reward_models(part, context.spec.algorithm, context.fetch_parent)
-        self._source = RolloutSource(context, RewardModel(self._reward_versions, part.ensemble_std_coefficient))
+        self._held_out = resolve_held_out(context.spec.guards, self._reward_versions, "guards", context.fetch_parent)
+        self._source = RolloutSource(context, RewardModel(self._reward_versions, part.ensemble_std_coefficient), held_out=self._held_out)
         self._model = RolloutModel(context.adapted, temperature=part.temperature)
         self._parents: tuple[str, ...] = ()
         self._reference: str | None = None
@@ -84,7 +85,7 @@ class RolloutAlgorithm(ABC):
         return {POLICY: self._context.adapted.parameters(POLICY)}
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
-        """Mean score and length of greedy responses to held-out prompts."""
+        """Mean scores and length of greedy responses to held-out prompts."""
         if not self._eval_prompts:
             return {}
         draw = Draw(self._context.spec.max_response_tokens, 0.0, tuple(0 for _ in self._eval_prompts))
@@ -93,13 +94,14 @@ class RolloutAlgorithm(ABC):
         return {
             "eval_score": sum(rollout.score for rollout in rollouts) / len(rollouts),
             "eval_response_tokens": sum(lengths) / len(lengths),
+            **{f"eval_{name}": value for name, value in held_out_metrics(rollouts).items()},
         }
 
     def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
         """Samples a batch and learns from it."""
         self._step = step
         self._context.stop.check()
-        started = time.monotonic()
+        started, scored = time.monotonic(), self._source.score_seconds
         self._context.events.state("rollouts")
         rollouts = self._rollouts(step)
         sampled = time.monotonic()
@@ -111,8 +113,10 @@ class RolloutAlgorithm(ABC):
         self._step = step + 1
         tokens = sum(len(rollout.response_ids) for rollout in rollouts)
         finished = time.monotonic()
+        scoring = min(self._source.score_seconds - scored, sampled - started)  # more of it where the next batch is sampled meanwhile
         metrics |= {
-            "seconds_rollout": sampled - started, "seconds_train": finished - sampled, "tokens_per_second": tokens / (finished - started),
+            "seconds_rollout": sampled - started - scoring, "seconds_score": scoring, "seconds_train": finished - sampled,
+            "tokens_per_second": tokens / (finished - started),
             "tokens": sum(len(each.prompt_ids) for each in rollouts) + tokens,
         }  # fmt: skip
         self._alarm(metrics)
@@ -136,6 +140,7 @@ class RolloutAlgorithm(ABC):
         """A policy, child of its start and of the reward models."""
         parents = list(dict.fromkeys([*self._parents, *self._reward_versions]))
         facts = {"algorithm": self._context.spec.algorithm, "spec_digest": self._context.spec.digest}
+        facts |= {"held_out_reward_model": self._held_out} if self._held_out else {}
         return {"kind": "policy", "parents": parents, "data_digest": self._data_digest, "facts": facts}
 
     def _rollouts(self, step: int) -> list[Rollout]:

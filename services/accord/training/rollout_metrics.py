@@ -14,6 +14,7 @@ from accord.algos.groups import GroupLoss
 from accord.algos.kl import k3
 from accord.algos.masking import masked_mean
 from accord.algos.ppo import PolicyLoss
+from accord.training.guards import repeated_share
 from accord.training.rollout import Rollout
 from accord.training.rollout_tensors import RolloutTensors, sampler_logprobs
 
@@ -61,7 +62,8 @@ def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, 
     """Metrics of rollouts as they were sampled.
 
     `kl` and `kl_k3` are nats a response; `sampler_gap_max` and `sampler_approx_kl` compare the policy service's logprobs with this process's,
-    nats a token, on the checked rows; `score_std_between_models` is how far an ensemble's members are apart.
+    nats a token, on the checked rows; `score_std_between_models` is how far an ensemble's members are apart; `repetition` is
+    the mean share of repeated 4-grams.
     """
     checked = list(tensors.checked)
     mask = tensors.mask[checked]
@@ -70,18 +72,27 @@ def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, 
     spread = {}
     if len(rollouts[0].member_scores) > 1:
         spread["score_std_between_models"] = statistics.fmean(statistics.pstdev(rollout.member_scores) for rollout in rollouts)
-    return spread | {
+    return spread | held_out_metrics(rollouts) | {
         "score_mean": float(tensors.scores.mean()), "score_std": float(tensors.scores.std(unbiased=False)),
         "kl": float(tensors.log_ratio.sum(dim=1).mean()), "kl_k3": float((k3(tensors.log_ratio) * tensors.mask).sum(dim=1).mean()),
         "entropy": float(masked_mean(tensors.entropy.nan_to_num(), known)), "response_tokens": float(tensors.mask.sum(dim=1).double().mean()),
         "eos_rate": sum(rollout.ended for rollout in rollouts) / len(rollouts), "sampler_gap_max": float(difference.abs().max()),
         "sampler_approx_kl": float(masked_mean(k3(difference), mask)),
+        "repetition": statistics.fmean(repeated_share(rollout.response_ids) for rollout in rollouts),
     }  # fmt: skip
 
 
 def movement(loss: PolicyLoss | GroupLoss, share: float) -> dict[str, float]:
     """How far the policy had moved in a micro-batch that is `share` of its minibatch, as parts of the minibatch's means."""
     return {name: float(getattr(loss, name)) * share for name in ("clip_fraction", "approx_kl", "ratio_mean")}
+
+
+def held_out_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What the reward model says that the policy is not trained on; nothing where there is none."""
+    scores = [rollout.held_out_score for rollout in rollouts if rollout.held_out_score is not None]
+    if not scores:
+        return {}
+    return {"held_out_score_mean": statistics.fmean(scores), "held_out_score_std": statistics.pstdev(scores)}
 
 
 def alarms(metrics: Mapping[str, float], first_length: float) -> list[str]:

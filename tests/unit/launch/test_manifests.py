@@ -138,7 +138,7 @@ def test_what_an_api_server_does_not_know_is_left_out() -> None:
     assert (new["suspend"], new["backoffLimit"], new["activeDeadlineSeconds"], new["ttlSecondsAfterFinished"]) == (True, 5, 86400, 86400)
     ignored, failed, stopped = new["podFailurePolicy"]["rules"]
     assert (ignored["action"], ignored["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert (failed["action"], failed["onExitCodes"]["values"]) == ("FailJob", [2])
+    assert (failed["action"], failed["onExitCodes"]["values"]) == ("FailJob", [2, 5])
     assert (stopped["action"], stopped["onExitCodes"]["values"]) == ("Ignore", [3])
 
 

@@ -26,6 +26,8 @@ from accord.training.loop import train
 from accord.training.rollout import Draw, Rollout
 
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "theta", "lambda", "zeta", "iota", "tau")
+TIMINGS = ("seconds", "seconds_rollout", "seconds_score", "seconds_train", "seconds_evaluate", "seconds_checkpoint", "tokens_per_second")
+"""Metrics that no two runs share."""
 COMMON: dict[str, Any] = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 120, "max_response_tokens": 40, "lora": {"rank": 4}, "adapter": "a"}
 
 
@@ -97,11 +99,15 @@ class LocalSource:
     `i % (spread + 1)` tokens before the longest.
     """
 
-    def __init__(self, context: RunContext, score: Callable[[Sequence[int]], float]) -> None:
+    def __init__(
+        self, context: RunContext, score: Callable[[Sequence[int]], float], held_out: Callable[[Sequence[int]], float] | None = None
+    ) -> None:  # fmt: skip
         self._context = context
         self._score = score
         self.member_scores: Callable[[Sequence[int]], tuple[float, ...]] = lambda response: (self._score(response),)
         self.spread = 0
+        self._held_out = held_out
+        self.score_seconds = 0.0
         self.calls: list[tuple[str, ...]] = []
 
     def check_services(self) -> None:
@@ -132,6 +138,7 @@ class LocalSource:
             Rollout(
                 prompt.id, prompt.prompt, tuple(responses[index]), tuple(logprobs[index]), self._score(responses[index]),
                 responses[index][-1] in eos, draw.seeds[index], version, self.member_scores(responses[index]),
+                None if self._held_out is None else self._held_out(responses[index]),
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -146,6 +153,7 @@ class VersionSource:
         self._own = LocalSource(SimpleNamespace(base=self._adapted.base, adapted=self._adapted), score)  # type: ignore[arg-type]
         self._lock = threading.Lock()
         self.versions: list[str] = []
+        self.score_seconds = 0.0
 
     def check_services(self) -> None:
         """Nothing to compare."""
@@ -183,20 +191,25 @@ def make_ppo(
     *,
     name: str = "run",
     score: Callable[[Sequence[int]], float] = even_share,
+    held_out: Callable[[Sequence[int]], float] | None = None,
 ) -> tuple[RunContext, Any, LocalSource]:
     """A PPO run, not yet set up, whose rollouts come from this process; with a reward model published for its critic."""
-    return make_rollout_run(root, model, {**values, "ppo": ppo}, name=name, score=score)
+    return make_rollout_run(root, model, {**values, "ppo": ppo}, name=name, score=score, held_out=held_out)
 
 
 def make_rollout_run(
-    root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", score: Callable[[Sequence[int]], float] = even_share
-) -> tuple[RunContext, Any, LocalSource]:
-    """A run of PPO, GRPO or RLOO, not yet set up, whose rollouts come from this process; with a reward model published."""
+    root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", score: Callable[[Sequence[int]], float] = even_share,
+    held_out: Callable[[Sequence[int]], float] | None = None,
+) -> tuple[RunContext, Any, LocalSource]:  # fmt: skip
+    """A run of PPO, GRPO or RLOO, not yet set up, whose rollouts come from this process; with a reward model published, and one for the guards
+    (adapters/honest) where `held_out` stands in for it."""
     parts = {kind: {"reward_model": "adapters/rm", **values[kind]} for kind in ("ppo", "grpo", "rloo") if kind in values}
     context = make_context(root, model, {"max_response_tokens": 10, **values, **parts}, name=name, endpoints=NOWHERE)
     publish_reward_model(context)
+    if held_out is not None:
+        publish_reward_model(context, name="honest")
     algorithm = build(context)
-    source = LocalSource(context, score)
+    source = LocalSource(context, score, held_out)
     algorithm._source.close()  # type: ignore[attr-defined]
     algorithm._source = source  # type: ignore[attr-defined]
     return context, algorithm, source

@@ -267,3 +267,10 @@ def test_a_damaged_newer_one_does_not_push_out_the_good_ones(tmp_path: Path) -> 
     prune_checkpoints(tmp_path, 1, 6)
     assert steps(tmp_path) == ["00000006"]
     assert latest(tmp_path).step == 6
+
+
+def test_wanted_checkpoints_stay(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        write(tmp_path, step)
+    prune_checkpoints(tmp_path, 1, 8, wanted={4, 99})
+    assert steps(tmp_path) == ["00000004", "00000008"]

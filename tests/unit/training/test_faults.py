@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.training.surroundings import NOWHERE, LocalSource, even_share, make_context, planted_pairs, publish_reward_model, write_rows
+from tests.unit.training.surroundings import NOWHERE, TIMINGS, LocalSource, even_share, make_context, planted_pairs, publish_reward_model, write_rows
 
 from accord.client.policy import GenerateItem, Sample, StreamEvent
 from accord.client.reward import ScoreItem, ScoreResult
@@ -26,7 +26,6 @@ from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, read_rollouts
 
 STEPS = 4
-TIMINGS = ("seconds", "seconds_rollout", "seconds_train", "tokens_per_second")
 
 
 class Clock:
@@ -206,8 +205,8 @@ def context(world: World, request: pytest.FixtureRequest) -> RunContext:
 
 
 def curve(context: RunContext) -> list[tuple[int, dict[str, float]]]:
-    """Every metrics event, timings left out."""
-    events = [event for event in context.directory.events() if event.kind == "metrics"]
+    """Every metrics event, timings left out, and those that have nothing else."""
+    events = [event for event in context.directory.events() if event.kind == "metrics" and not set(event.values) <= set(TIMINGS)]
     return [(event.step, {name: value for name, value in event.values.items() if name not in TIMINGS}) for event in events]
 
 

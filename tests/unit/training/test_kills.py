@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.unit.training.surroundings import VersionSource, even_share, make_context, make_ppo, planted_pairs, write_rows
+from tests.unit.training.surroundings import TIMINGS, VersionSource, even_share, make_context, make_ppo, planted_pairs, write_rows
 
 from accord.artefacts.store import ArtefactStore
 from accord.rundir import RunDirectory
@@ -24,7 +24,6 @@ from accord.training.loop import train
 
 STEPS = 8
 DIED = 9
-TIMINGS = ("seconds", "seconds_rollout", "seconds_train", "tokens_per_second")
 # Function, and before which of its lines, counted over all its calls in an attempt. Each attempt starts from what the last one left.
 SAMPLING = [
     ("write_rollouts", 1),

@@ -139,6 +139,30 @@ def test_an_ensemble_scores_as_one_and_its_members_stay_on_record(
     assert read_rollouts(tmp_path / "0.jsonl") == found
 
 
+def test_a_held_out_reward_model_scores_the_same_responses(context: RunContext, services: tuple[FakePolicy, FakeReward], tmp_path: Path) -> None:
+    asked: dict[tuple[str, ...], list[str]] = {}
+    plain = services[1].score_stream
+
+    def score_stream(items: Iterable[ScoreItem], model: RewardModel, *, timeout_seconds: float) -> Iterator[ScoreResult]:
+        for result in plain(items, model, timeout_seconds=timeout_seconds):
+            asked.setdefault(model.members, []).append(result.item_id)
+            other = 100.0 - result.score
+            yield result if model == ONE else replace(result, score=other, member_scores=(other,))
+
+    services[1].score_stream = score_stream  # type: ignore[method-assign]
+    services[0].digests = services[1].digests = context.base.digests
+    source = RolloutSource(context, ONE, held_out="adapters/honest/versions/3")
+    source.check_services()
+    assert services[1].described == ["adapters/rm/versions/1", "adapters/honest/versions/3"]
+    found = source.collect(PROMPTS, DRAW, "v")
+    assert [each.score for each in found] == [11, 22, 33]
+    assert [each.held_out_score for each in found] == [89, 78, 67]
+    assert {name: sorted(items) for name, items in asked.items()} == {ONE.members: ["0", "1", "2"], ("adapters/honest/versions/3",): ["0", "1", "2"]}
+    assert source.score_seconds > 0
+    write_rollouts(tmp_path / "0.jsonl", found)
+    assert read_rollouts(tmp_path / "0.jsonl") == found
+
+
 def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
     targets: list[Any] = []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.unit.training.surroundings import WORDS, make_context, make_ppo, metrics_of, planted_pairs, run_here, write_rows
+from tests.unit.training.surroundings import TIMINGS, WORDS, make_context, make_ppo, metrics_of, planted_pairs, run_here, write_rows
 
 from accord import checkpoint
 from accord.errors import UnavailableError
@@ -74,8 +74,7 @@ def test_a_run_that_dies_between_checkpoints_resumes_to_the_same_bits(tmp_path: 
     events = list(again.directory.events())
     assert any(event.text == "resumed after step 4" for event in events)
     assert published(again, result.adapter_version) == published(straight, expected.adapter_version)
-    timing = ("seconds",)
-    assert {k: v for k, v in result.metrics.items() if k not in timing} == {k: v for k, v in expected.metrics.items() if k not in timing}
+    assert {k: v for k, v in result.metrics.items() if k not in TIMINGS} == {k: v for k, v in expected.metrics.items() if k not in TIMINGS}
     one, other = straight.store.manifest(expected.adapter_version), again.store.manifest(result.adapter_version)
     assert {k: v for k, v in one.facts.items() if k != "spec_digest"} == {k: v for k, v in other.facts.items() if k != "spec_digest"}
 
