@@ -177,6 +177,19 @@ def test_train_a_reward_model_then_score_and_compare(person: Person) -> None:
     assert parents == ["adapters/reward-model/versions/1", "adapters/sft/versions/1"]
 
 
+def test_train_grpo_on_both(person: Person) -> None:
+    """The shipped recipe over the adapter and the reward model that the tests before published."""
+    sets = ("--set", "steps=1", *SMALL, "--set", "max_response_tokens=6", "--set", "grpo.data.uri=pairs.jsonl", "--set", "grpo.eval_data=null")
+    groups = ("--set", "grpo.group_size=2", "--set", "grpo.minibatch_size=2")
+    assert "of data" in person.accord("train", "grpo", *sets, *groups, "--plan").out
+    assert "batch_size 2 must be a multiple of group_size 8" in person.fails("train", "grpo", *sets)
+    done = person.accord("train", "grpo", *sets, *groups)
+    assert "published adapters/grpo/versions/1" in done.out
+    (manifest, *parents) = person.accord("lineage", "adapters/grpo/versions/1", "--json").json()
+    assert manifest["facts"]["group_size"] == 2
+    assert [each["name"] for each in parents] == ["adapters/sft/versions/1", "adapters/reward-model/versions/1"]
+
+
 def test_label(person: Person) -> None:
     job = ("label", "pairs.jsonl", "--task", "conversation", "--kind", "likelihood", "--limit", "6", "--output", "labels")
     first = person.accord(*job, "--json").json()
