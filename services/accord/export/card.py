@@ -72,7 +72,11 @@ def _front_matter(form: Form, manifest: Manifest, base: BaseFacts) -> str:
         lines.append(f"license: {json.dumps(base.licence)}")
     if base.origin:
         lines += [f"base_model: {json.dumps(base.origin)}", f"base_model_relation: {'adapter' if form == 'adapter' else 'finetune'}"]
-    tags = ["accord", *(["reward-model"] if reward else []), *([str(manifest.facts["algorithm"])] if "algorithm" in manifest.facts else [])]
+    tags = [
+        "accord",
+        *(["reward-model"] if reward else []),
+        *([str(manifest.facts["algorithm"]).replace("_", "-")] if "algorithm" in manifest.facts else []),
+    ]
     return "\n".join([*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)), "---"])
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from accord.errors import DataLossError, FailedPreconditionError, InternalError
 from accord.models.base import BaseModel, load_base_model
+from accord.models.digests import CACHE_FILE
 from accord.models.encoding import PLAIN_CHAT_TEMPLATE
 from accord.models.heads import HeadFacts, ScalarHead
 from accord.models.lora import AdaptedModel
@@ -229,7 +230,9 @@ def _compare(model: Any, texts: Sequence[Sequence[int]], wanted: Sequence[Tensor
 
 def _read_back(folder: Path, head: Head | None, dtype: Dtype) -> Any:
     if head is None:
-        return load_base_model(str(folder), dtype=getattr(torch, dtype)).model
+        model = load_base_model(str(folder), dtype=getattr(torch, dtype)).model
+        (folder / CACHE_FILE).unlink(missing_ok=True)  # its times are of this machine
+        return model
     from transformers import AutoModelForSequenceClassification
 
     loaded = AutoModelForSequenceClassification.from_pretrained(

@@ -18,7 +18,7 @@ from typing import Any
 from accord.artefacts.shelf import hash_file
 from accord.artefacts.store import cache_folder
 
-_CACHE_FILE = ".accord-digests.json"
+CACHE_FILE = ".accord-digests.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 # What a library writes about itself or its caller into config.json, without any effect on the weights' meaning.
 _VOLATILE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
@@ -69,7 +69,7 @@ def _file_digests(folder: Path, paths: list[Path]) -> dict[str, str]:
 
 def _cache_paths(folder: Path) -> tuple[Path, Path]:
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    return folder / _CACHE_FILE, cache_folder() / "digests" / f"{place}.json"
+    return folder / CACHE_FILE, cache_folder() / "digests" / f"{place}.json"
 
 
 def _read_cache(folder: Path) -> dict[str, str]:

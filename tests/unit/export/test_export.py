@@ -46,6 +46,7 @@ class TestPolicies:
         assert tokenizer.apply_chat_template(message, add_generation_prompt=True) == original.apply_chat_template(message, add_generation_prompt=True)
         assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 2
         assert not list(tmp_path.glob(".out*"))
+        assert not list((tmp_path / "out").glob(".*"))
 
     def test_accord_serves_it_as_a_base_model(self, shop: Shop, export: Export, tmp_path: Path) -> None:
         assert export(DPO, tmp_path / "out")[0] == 0

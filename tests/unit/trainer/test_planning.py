@@ -157,6 +157,7 @@ class TestMemory:
         assert found["gradients and Adam moments"] == 6 * adapter
         assert found["activations"] == 2 * (20 + RESPONSE) * shape.layers * shape.kept_floats(LORA, 20 + RESPONSE) * 4
         assert found["logits"] == 2 * RESPONSE * shape.vocabulary * 4 * 5
+        assert found["holes"] == round(0.7 * (found["activations"] + found["logits"]))
         assert found["base weights"] == (folder / "model.safetensors").stat().st_size
 
     def test_what_makes_it_smaller_or_larger(self, folder: Path) -> None:
