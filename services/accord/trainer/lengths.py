@@ -50,10 +50,14 @@ class Lengths:
     rows: tuple[Row, ...]
     kept: float
 
-    def largest(self, count: int) -> tuple[int, int]:
-        """Width and response tokens of the largest micro-batch of `count` rows that the data can give, padded to its longest row."""
+    def largest(self, count: int, drawn: int) -> tuple[int, int]:
+        """Width and response tokens of the largest micro-batch of `count` rows, padded to its longest row, in a run that draws so many rows.
+
+        Where the run sees only a part of the data, its longest row is the one expected: of N rows, n draws leave (N - n) / (n + 1) longer ones.
+        """
         longest = sorted(self.rows, key=lambda row: row.tokens, reverse=True)
-        members = [longest[index % len(longest)] for index in range(count)]
+        first = max(0, len(longest) - drawn) // (drawn + 1)
+        members = [longest[(first + index) % len(longest)] for index in range(count)]
         return members[0].tokens, sum(row.responses for row in members)
 
     def batch(self, size: int, micro: int) -> tuple[float, float, float]:

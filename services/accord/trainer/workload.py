@@ -21,6 +21,7 @@ _LOGITS_ALIVE = 4
 # PyTorch asks glibc for aligned blocks, which does not find the freed ones of the same size again: the heap's holes beside what is alive came to the
 # same share in runs of SFT (0.70) and DPO (0.69), and to 1.0 to 1.4 before runs gave holes back (`accord.training.allocation`).
 _HOLES = 0.7
+_LARGEST_HEAP_BLOCK = 32 * 2**20  # glibc gives larger ones pages of their own
 # What lies between the products (norms, rotation, attention, gates, fresh pages), in reads of every kept number from memory; measured on SmolLM2.
 _TOUCHES_FORWARD, _TOUCHES_LEARNING = 14.0, 46.0
 
@@ -116,7 +117,7 @@ class Workload:
         adapter = 4 * shape.adapter_parameters(spec.lora)
         processes = spec.distribution.processes
         weights = shape.weights_bytes if passes.head else shape.weights_bytes - shape.vocabulary_bytes
-        width, responses = self.rows.largest(self.micro)
+        width, responses = self.rows.largest(self.micro, spec.steps * spec.batch_size)
         texts = self._text_tokens()
         kept = shape.kept_floats(spec.lora, max(width, texts))
         layers = f"{shape.layers} layers x {kept:,}"
@@ -130,6 +131,7 @@ class Workload:
         of_logits = MemoryItem(
             "logits", logits * shape.vocabulary * 4, f"{logits} tokens (each {alive} or {_LOGITS_ALIVE} times) x {shape.vocabulary} x 4 B"
         )
+        heap = self._in_heap(activations.bytes, tokens * size) + (of_logits.bytes if of_logits.bytes <= alive * _LARGEST_HEAP_BLOCK else 0)
         items = [
             MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured"),
             MemoryItem("base weights", weights, "mapped from the safetensors files" + ("" if passes.head else ", without the vocabulary's tables")),
@@ -137,7 +139,7 @@ class Workload:
             MemoryItem("gradients and Adam moments", 3 * passes.trained * adapter, f"3 x {passes.trained} trained adapters x {_mib(adapter)}"),
             activations,
             of_logits,
-            MemoryItem("holes", round(_HOLES * (activations.bytes + of_logits.bytes)), f"{_HOLES} x (activations + logits), in the heap, measured"),
+            MemoryItem("holes", round(_HOLES * heap), f"{_HOLES} x {_mib(heap)} in blocks below {_mib(_LARGEST_HEAP_BLOCK)}, in the heap, measured"),
         ]
         if processes == 1:
             return items
@@ -206,6 +208,13 @@ class Workload:
             operations += self.shape.forward_operations(tokens, width, 0.0, adapter)
         return self._seconds(speed, threads, operations, _TOUCHES_LEARNING * tokens * self._kept_bytes(width))
 
+    def _in_heap(self, activations: int, bytes_of_a_number: int) -> int:
+        """Bytes of the activations that are in blocks of the heap: those of the MLP's width and those of the model's leave it at their own sizes."""
+        shape = self.shape
+        inner = 4 * shape.inner / shape.kept_floats(self.spec.lora, 0)
+        shares = ((inner, shape.inner), (1 - inner, shape.hidden))
+        return round(sum(activations * share for share, width in shares if width * bytes_of_a_number <= _LARGEST_HEAP_BLOCK))
+
     def _kept_bytes(self, width: float) -> float:
         return 4.0 * self.shape.layers * self.shape.kept_floats(self.spec.lora, int(width))
 
@@ -218,7 +227,9 @@ class Workload:
             return 0
         if self.text_lengths is None or not self.text_lengths.rows:
             return min(self.spec.max_prompt_tokens + self.spec.max_response_tokens, self.shape.context)
-        return max(row.tokens for row in self.text_lengths.rows)
+        ppo = self.spec.ppo
+        drawn = self.spec.steps * self.spec.batch_size * ppo.epochs * ppo.ptx_rows_per_rollout
+        return self.text_lengths.largest(self.micro, drawn)[0]
 
 
 def _mib(size: int) -> str:

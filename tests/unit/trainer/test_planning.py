@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -137,14 +138,21 @@ class TestLengths:
 
     def test_the_largest_micro_batch_and_the_padding_of_a_batch(self) -> None:
         lengths = Lengths((Row(10, 2, 2), Row(20, 5, 5), Row(5, 1, 1)), 1.0)
-        assert lengths.largest(1) == (25, 5)
-        assert lengths.largest(4) == (25, 5 + 2 + 1 + 5)
+        assert lengths.largest(1, 3) == (25, 5)
+        assert lengths.largest(4, 100) == (25, 5 + 2 + 1 + 5)
         same = Lengths((Row(7, 3, 3),), 1.0)
         assert same.batch(8, 2) == pytest.approx((80.0, 10.0, 24.0))
         padded, width, responses = lengths.batch(64, 64)
         assert (padded, width) == (pytest.approx(64 * 25), pytest.approx(25))
         assert responses == pytest.approx(64 * 8 / 3, rel=0.1)
         assert lengths.batch(64, 1)[0] == pytest.approx(64 * (12 + 25 + 6) / 3, rel=0.1)
+
+    def test_the_longest_row_of_a_short_run_is_the_expected_one(self) -> None:
+        rows = tuple(Row(tokens, 0, 0) for tokens in range(1, 1001))
+        draw = random.Random(1)
+        for drawn in (4, 40, 400, 1000):
+            seen = [max(draw.sample(range(1, 1001), drawn)) for _ in range(200)]
+            assert Lengths(rows, 1.0).largest(1, drawn)[0] == pytest.approx(sum(seen) / len(seen), rel=0.03)
 
 
 class TestMemory:
@@ -160,9 +168,21 @@ class TestMemory:
         assert found["holes"] == round(0.7 * (found["activations"] + found["logits"]))
         assert found["base weights"] == (folder / "model.safetensors").stat().st_size
 
+    def test_large_blocks_leave_no_holes(self, folder: Path) -> None:
+        shape = ModelShape.read(folder)
+        lengths = Lengths((Row(3000, 0, 0),), 1.0)
+        share = []
+        for micro in (1, 30, 60):
+            found = {item.role: item.bytes for item in Workload(spec_of("ppo", micro_batch_size=micro, batch_size=micro), shape, lengths).memory()}
+            share.append((found["holes"] - 0.7 * found["logits"]) / found["activations"])
+        assert share[0] == pytest.approx(0.7, rel=0.01)
+        assert 0.1 < share[1] < 0.6
+        assert share[2] == pytest.approx(0, abs=1e-6)
+
     def test_what_makes_it_smaller_or_larger(self, folder: Path) -> None:
         def peak(algorithm: str, **values: Any) -> int:
-            return make_plan(spec_of(algorithm, max_prompt_tokens=2000, max_response_tokens=900, **values), folder, PLENTY).peak_bytes
+            values = {"max_prompt_tokens": 2000, "max_response_tokens": 900, **values}
+            return make_plan(spec_of(algorithm, **values), folder, PLENTY).peak_bytes
 
         assert peak("sft", micro_batch_size=1) < peak("sft") < peak("sft", micro_batch_size=8)
         assert peak("reward_model") < peak("dpo") < peak("ppo")
@@ -170,10 +190,10 @@ class TestMemory:
         assert peak("sft", dtype="bfloat16") < peak("sft")
         assert peak("sft", distribution={"processes": 2}) > 1.5 * peak("sft")
         text = {"ptx_coefficient": 0.1, "ptx_data": {"uri": "sample:summarization"}}
-        assert peak("ppo", ppo=text) > peak("ppo")
+        assert peak("ppo", ppo=text, max_response_tokens=10) > peak("ppo", max_response_tokens=10)
 
     def test_data_decides_where_rows_at_the_limits_do_not_fit(self, folder: Path) -> None:
-        wide = spec_of("sft", max_prompt_tokens=100_000, max_response_tokens=2000)
+        wide = spec_of("sft", max_prompt_tokens=100_000, max_response_tokens=2000, steps=1000)
         at_limits, real = Workload(wide, ModelShape.read(folder)).memory(), make_plan(wide, folder, PLENTY)
         between = (sum(item.bytes for item in at_limits) + real.peak_bytes) // 2
         assert plan_memory(wide, folder, PLENTY).memory == tuple(at_limits)
