@@ -314,6 +314,17 @@ class RunSpec(Spec):
             raise ValueError("tracking is for training runs, not evaluate, which has no steps")
         return self
 
+    @model_validator(mode="after")
+    def _processes_have_work(self) -> Self:
+        processes, strategy = self.distribution.processes, self.distribution.strategy
+        if strategy == "fsdp" and processes == 1:
+            raise ValueError("distribution.strategy fsdp spreads weights over processes; distribution.processes must be at least 2")
+        if self.evaluate is not None and processes > 1:
+            raise ValueError(f"distribution.processes {processes}: an evaluation runs in one process")
+        if self.batch_size < processes:
+            raise ValueError(f"batch_size {self.batch_size} must be at least distribution.processes {processes}, or some would have nothing to do")
+        return self
+
     @property
     def algorithm(self) -> Algorithm:
         """Which algorithm is set."""
@@ -333,6 +344,12 @@ class RunSpec(Spec):
     def digest(self) -> str:
         """sha256 of the canonical JSON: equal for equal specifications."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def learning_digest(self) -> str:
+        """As `digest`, without how the run is spread over processes: a checkpoint may be resumed by another number of them."""
+        values = self.model_dump(mode="json", exclude={"distribution"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_smoothing(loss: str, label_smoothing: float) -> None:
@@ -355,9 +372,7 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
         raise error if error.field else InvalidArgumentError(error.message, field=source) from error
 
 
-_NOT_BUILT = (
-    "distribution.processes", "distribution.strategy", "activation_checkpointing", "dtype",
-)  # fmt: skip
+_NOT_BUILT: tuple[str, ...] = ()
 
 
 def check_built(spec: RunSpec) -> None:

@@ -71,7 +71,7 @@ class ScalarHead(nn.Module):
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
-                self.weight.copy_(torch.randn(hidden_size, generator=generator) * (hidden_size + 1) ** -0.5)
+                self.weight.copy_(torch.randn(hidden_size, generator=generator, device="cpu") * (hidden_size + 1) ** -0.5)
 
     @property
     def hidden_size(self) -> int:

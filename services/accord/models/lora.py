@@ -83,7 +83,7 @@ class AdaptedModel:
             for key, parameter in self._tensors(name).items():
                 if key.endswith("lora_A.weight"):
                     bound = parameter.shape[1] ** -0.5  # kaiming_uniform with a = sqrt(5), as PEFT
-                    parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+                    parameter.copy_((torch.rand(parameter.shape, generator=generator, device="cpu") * 2 - 1) * bound)
                 else:
                     parameter.zero_()
         self._require_grad(name, trainable)
@@ -150,11 +150,14 @@ class AdaptedModel:
         if name is not None:
             self._config(name)
         before = self._active
-        self._switch(name)
+        if name != before:
+            self._switch(name)
         try:
             yield
         finally:
-            self._switch(before if before in self._configs else None)
+            back = before if before in self._configs else None
+            if back != self._active:
+                self._switch(back)
 
     def set_trainable(self, *names: str) -> None:
         """The named adapters' parameters require gradients, all others' and the base's do not.

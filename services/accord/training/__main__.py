@@ -1,6 +1,7 @@
-"""`python -m accord.training --config RUN.yaml [--directory FOLDER]`: one run as a process. Exit codes are in `accord.rundir`.
+"""`python -m accord.training --config RUN.yaml [--directory FOLDER]`: one run as a process, or as several (`distribution.processes`).
 
-The run's folder is the one of its run file, unless another is given, as in a Job, whose run file comes from a ConfigMap.
+The run's folder is the one of its run file, unless another is given, as in a Job, whose run file comes from a ConfigMap. Started by torchrun,
+it is one of the processes that the environment says. Exit codes are in `accord.rundir`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accord.checkpoint import checkpoint_folders
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
-from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
 from accord.runspec import check_built
+from accord.training.place import ALONE, Place, place_in_environment, tell_failure, told_failure
+from accord.training.ranks import Ranks, end_with_parent, threads_each
 
 if TYPE_CHECKING:
     from accord.training.context import EventLog, RunContext, StopSignal
@@ -27,40 +31,66 @@ _CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPrecondition
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the file says; returns the exit code. Whatever goes wrong is in result.json, in one sentence."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if len(given) not in (2, 4) or given[0] != "--config" or given[2:3] not in ([], ["--directory"]):
-        sys.stderr.write("usage: python -m accord.training --config RUN.yaml [--directory FOLDER]\n")
-        return EXIT_CONFIGURATION
-    path = Path(given[1]).absolute()
     try:
-        run = read_run_file(path)
+        options = _options(given)
+        path = Path(options["--config"]).absolute()
+        run, place = read_run_file(path), place_in_environment()
     except AccordError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIGURATION
+    directory = RunDirectory(Path(options["--directory"]).absolute() if "--directory" in options else path.parent)
+    processes = run.spec.distribution.processes
+    if "--rank" in options:
+        end_with_parent()
+        rank = int(options["--rank"])
+        place = Place(rank, processes, rank, processes, options["--rendezvous"], joined=True)
+    elif place is None and processes > 1:
+        return Ranks(path, directory, run).run()
     try:
-        result = _run(run, RunDirectory(Path(given[3]).absolute() if given[2:] else path.parent))
+        return _conclude(directory, place or ALONE, _run(run, directory, place or ALONE))
     except OSError as error:  # its folder is not there, as where a volume is missing, or cannot be written
         sys.stderr.write(f"error: the run's folder cannot be used: {error}\n")
         return EXIT_FAILED
+
+
+def _options(given: Sequence[str]) -> dict[str, str]:
+    """The options by name.
+
+    Raises:
+        InvalidArgumentError: one is missing, unknown, or has no value.
+    """
+    options = dict(zip(given[::2], given[1::2], strict=False))
+    if len(given) % 2 or set(options) - {"--directory"} not in ({"--config"}, {"--config", "--rank", "--rendezvous"}):
+        raise InvalidArgumentError("usage: python -m accord.training --config RUN.yaml [--directory FOLDER]")
+    return options
+
+
+def _conclude(directory: RunDirectory, place: Place, result: RunResult) -> int:
+    """Says how the run ended; a process that is not the first one, only what went wrong with it, for the others."""
+    if not place.leads and result.exit_code not in (EXIT_DONE, EXIT_STOPPED):
+        tell_failure(directory, place.rank, result.message)
     if result.exit_code:
-        sys.stderr.write(f"error: {result.message}\n")
+        sys.stderr.write(f"error: {result.message}\n" if place.size == 1 else f"process {place.rank} of {place.size}: error: {result.message}\n")
     return result.exit_code
 
 
-def _run(run: RunFile, directory: RunDirectory) -> RunResult:
-    """Runs alone in its folder; how an earlier process of the run ended is forgotten once this one is alone."""
+def _run(run: RunFile, directory: RunDirectory, place: Place) -> RunResult:
+    """Runs alone in its folder, which the first process holds; how an earlier process ended is forgotten once this one is alone."""
     early: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: early.append(number))  # torch is loaded next; a first process has no default handler
     from accord.training.claim import claimed
     from accord.training.context import EventLog, RunStopped, StopSignal
 
-    events, stop = EventLog(directory), StopSignal()
+    events, stop = EventLog(directory, silent=not place.leads), StopSignal()
     stop.install()
     if early:
         stop.set()
     try:
+        if not place.leads:
+            return _work(run, directory, events, stop, place)
         with claimed(directory, events, stop):
             directory.clear_result()
-            result = _work(run, directory, events, stop)
+            result = _work(run, directory, events, stop, place)
             try:
                 directory.write_result(result)
             except OSError as error:  # the disk is full; the exit code still says how it ended
@@ -70,7 +100,7 @@ def _run(run: RunFile, directory: RunDirectory) -> RunResult:
         return RunResult(EXIT_STOPPED, "stopped on request before it began", 0)
 
 
-def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal) -> RunResult:
+def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:
     from accord.training.context import Heartbeat, RunStopped
 
     events.state("starting")
@@ -80,7 +110,7 @@ def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSig
             check_built(run.spec)
             if run.spec.evaluate is not None:
                 return _evaluate(run, directory, stop)
-            return _train(run, directory, events, stop)
+            return _train(run, directory, events, stop, place)
         except RunStopped:
             return _stopped(directory)
         except UnavailableError as error:
@@ -88,10 +118,10 @@ def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSig
         except _CONFIGURATION_ERRORS as error:
             return RunResult(EXIT_CONFIGURATION, str(error), events.step)
         except (AccordError, OSError, MemoryError) as error:
-            return RunResult(EXIT_FAILED, f"{type(error).__name__}: {error}", events.step)
+            return RunResult(EXIT_FAILED, _peer_failure(directory, place, error) or f"{type(error).__name__}: {error}", events.step)
         except Exception as error:  # noqa: BLE001 - whoever watches the run reads its result; the traceback is for the log
             traceback.print_exc()
-            return RunResult(EXIT_FAILED, f"a defect: {type(error).__name__}: {error}", events.step)
+            return RunResult(EXIT_FAILED, _peer_failure(directory, place, error) or f"a defect: {type(error).__name__}: {error}", events.step)
 
 
 def _stopped(directory: RunDirectory) -> RunResult:
@@ -102,24 +132,49 @@ def _stopped(directory: RunDirectory) -> RunResult:
     return RunResult(EXIT_STOPPED, f"stopped on request after step {step}, with a checkpoint", step)
 
 
-def _train(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal) -> RunResult:
+def _peer_failure(directory: RunDirectory, place: Place, error: Exception) -> str:
+    """What another process said before it ended, where the error is only its absence."""
+    from accord.training.distribution import is_absence
+
+    return told_failure(directory, place.size) if place.leads and place.size > 1 and is_absence(error) else ""
+
+
+def _train(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:
     from accord.training.tracking import Tracking
 
-    with Tracking(run, directory, events):  # what is missing for it is said before a model is loaded
-        import torch
+    with Tracking(run, directory, events) if place.leads else nullcontext():  # what is missing for it is said before a model is loaded
+        return _learn(run, directory, events, stop, place)
 
-        from accord.artefacts.store import ArtefactStore
-        from accord.models.base import load_base_model
-        from accord.training.allocation import give_back_before_learning
-        from accord.training.context import RunContext
-        from accord.training.loop import train
 
-        torch.use_deterministic_algorithms(True)
-        base = load_base_model(run.base_model, threads=run.threads)
+def _learn(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:
+    import torch
+
+    from accord.artefacts.store import ArtefactStore
+    from accord.models.base import load_base_model
+    from accord.training.allocation import give_back_before_learning
+    from accord.training.context import RunContext
+    from accord.training.distribution import World, local_device, shard_base
+    from accord.training.loop import train
+    from accord.training.recomputation import recompute_activations
+
+    torch.use_deterministic_algorithms(True)
+    spec, device = run.spec, local_device(place)
+    sharded = spec.distribution.strategy == "fsdp"
+    world = World(place, stop, lockstep=sharded, device=device)
+    world.join(place, run.wait_seconds)
+    try:
+        dtype = getattr(torch, spec.dtype) if spec.dtype else None
+        base = load_base_model(run.base_model, device=device, threads=threads_each(run.threads, place.local_size), dtype=dtype)
         give_back_before_learning(getattr(base.model, base.model.base_model_prefix))
-        context = RunContext(run, directory, base, ArtefactStore(run.artefacts))
+        if sharded:
+            shard_base(base.model, world)
+        context = RunContext(run, directory, base, ArtefactStore(run.artefacts), world)
         context.events, context.stop = events, stop
+        if spec.activation_checkpointing:
+            recompute_activations(context.adapted)
         return train(context, build(context))
+    finally:
+        world.leave()
 
 
 def _evaluate(run: RunFile, directory: RunDirectory, stop: StopSignal) -> RunResult:

@@ -6,31 +6,30 @@ What does not belong here: algorithms, and the loop that drives them (`accord.tr
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType
 
 from accord.artefacts.store import ArtefactStore
 from accord.models.base import BaseModel
 from accord.models.lora import AdaptedModel
 from accord.rundir import RunDirectory, RunEvent, RunFile
 from accord.runspec import RunSpec
+from accord.training.distribution import World
 from accord.training.examples import Limits
+from accord.training.stopping import RunStopped, StopSignal
+
+__all__ = ["EventLog", "Heartbeat", "RunContext", "RunStopped", "StopSignal"]
 
 _HEARTBEAT_SECONDS = 4.0
 
 
-class RunStopped(Exception):
-    """The run was asked to stop; raised only where the state of the last finished step is whole."""
-
-
 class EventLog:
-    """Appends events of one run, from the loop and from the heartbeat's thread."""
+    """Appends events of one run, from the loop and from the heartbeat's thread; with `silent`, as in all processes but the first, none."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, *, silent: bool = False) -> None:
         self._directory = directory
+        self._silent = silent
         self._lock = threading.Lock()
         self.step = 0
         self.phase = ""
@@ -59,6 +58,8 @@ class EventLog:
         self._append(RunEvent("heartbeat", time.time(), self.step))
 
     def _append(self, event: RunEvent) -> None:
+        if self._silent:
+            return
         with self._lock:
             self._directory.append_event(event)
 
@@ -85,39 +86,12 @@ class Heartbeat:
                 self._events.heartbeat()
 
 
-class StopSignal:
-    """Whether SIGTERM has come."""
-
-    def __init__(self) -> None:
-        self._flag = threading.Event()
-
-    def install(self) -> None:
-        """Takes SIGTERM over; call it in the main thread."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._flag.set()
-
-    def set(self) -> None:
-        """Asks to stop, as SIGTERM does."""
-        self._flag.set()
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the run is asked to stop."""
-        return self._flag.is_set()
-
-    def check(self) -> None:
-        """Raises RunStopped where the run is asked to stop; call it where nothing is half done."""
-        if self._flag.is_set():
-            raise RunStopped
-
-
 class RunContext:
     """One run's surroundings."""
 
-    def __init__(self, run: RunFile, directory: RunDirectory, base: BaseModel, store: ArtefactStore) -> None:
+    def __init__(self, run: RunFile, directory: RunDirectory, base: BaseModel, store: ArtefactStore, world: World | None = None) -> None:
         self.run = run
+        self.world = world or World()
         self.directory = directory
         self.base = base
         self.store = store
@@ -132,8 +106,9 @@ class RunContext:
 
     @property
     def micro_batch_size(self) -> int:
-        """Rows (pairs, rollouts) computed at once."""
-        return self.spec.micro_batch_size or self.spec.batch_size
+        """Rows (pairs, rollouts) computed at once; so few that a batch has a part for each process."""
+        asked, share = self.spec.micro_batch_size, -(-self.spec.batch_size // self.world.size)
+        return asked or share if self.world.size == 1 else min(asked or share, share)
 
     @property
     def limits(self) -> Limits:
@@ -149,6 +124,6 @@ class RunContext:
         """
         from accord.serving.reader import check_adapter_base
 
-        version = self.store.resolve(name)
+        version = self.world.from_first(lambda: self.store.resolve(name))  # the latest may be another one a moment later
         check_adapter_base(version, self.store.manifest(version).base_model_digest, self.base.digests.base_model)
         return version

@@ -19,7 +19,7 @@ from accord.models.logprobs import pad_rows
 from accord.training.adapter_state import load_adapter, save_adapter
 from accord.training.context import RunContext
 from accord.training.rollout import Rollout
-from accord.training.rollout_tensors import micro_batches, stack_padded
+from accord.training.rollout_tensors import micro_batches
 
 VALUE = "value"
 
@@ -55,9 +55,12 @@ class Critic:
 
     def old_values(self, rollouts: Sequence[Rollout], *, micro_batch_size: int) -> Tensor:
         """As `values`, without gradient, so many rollouts a pass."""
-        parts = micro_batches(rollouts, range(len(rollouts)), micro_batch_size)
+        world = self._context.world
+        table = world.rows(len(rollouts), max(len(rollout.response_ids) for rollout in rollouts))
         with torch.no_grad():
-            return stack_padded([self.values([rollouts[index] for index in part]) for part in parts], parts)
+            for part in world.share(micro_batches(rollouts, range(len(rollouts)), micro_batch_size)):
+                table.put(part, self.values([rollouts[index] for index in part]))
+        return table.whole()
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """Adapter and head."""

@@ -78,7 +78,7 @@ class GroupAlgorithm(RolloutAlgorithm):
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
         rewards = self._rewards(self._penalised(tensors.scores, rollouts), tensors)
         batch = GroupBatch(rollouts, tensors, self._advantages(rewards))
-        averages = Averages()
+        averages = Averages(self._context.world)
         for epoch in range(self._epochs):
             for members in self._minibatches(step * self._epochs + epoch, len(rollouts)):
                 self._minibatch(members, batch, averages)
@@ -121,7 +121,7 @@ class GroupRelativePolicyOptimization(GroupAlgorithm):
         for rows, width, logprobs in self._computed(members, batch):
             old, reference, each = (tensor[rows, :width] for tensor in (tensors.old_logprobs, tensors.reference_logprobs, weights))
             loss = grpo_loss(logprobs, old, reference, batch.advantages[rows], each, clip_range=spec.clip_range, kl_coef=spec.kl_coef)
-            loss.loss.backward()
+            self._context.world.backward(loss.loss)
             share = int(tensors.mask[rows].sum()) / tokens
             averages.add_policy({"policy_loss": float(loss.surrogate), **movement(loss, share)})
             averages.add_part("kl_loss", float(loss.kl))
@@ -146,5 +146,5 @@ class ReinforceLeaveOneOut(GroupAlgorithm):
             old, mask = tensors.old_logprobs[rows, :width], tensors.mask[rows, :width]
             loss = rloo_loss(logprobs, old, batch.advantages[rows], mask, clip_range=self._spec.clip_range)
             share = len(rows) / len(members)
-            (loss.loss * share).backward()
+            self._context.world.backward(loss.loss * share)
             averages.add_policy({"policy_loss": float(loss.loss.detach()) * share, **movement(loss, share)})

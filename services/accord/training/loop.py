@@ -7,9 +7,10 @@ not belong here: what one step does (`sft`, `reward_model`, `dpo`, `ppo`, `group
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -22,9 +23,10 @@ from torch import nn
 from accord.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
 from accord.errors import DataLossError, UnavailableError
 from accord.rundir import EXIT_DONE, EXIT_GUARDED, RunResult
-from accord.training.context import RunContext, RunStopped
+from accord.training.context import RunContext
 from accord.training.guards import Guards
 from accord.training.optim import Optimizer
+from accord.training.stopping import RunStopped
 
 ADAPTER_FOLDER = "adapter"
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -91,7 +93,10 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
     spec, events = context.spec, context.events
     events.state("loading")
     algorithm.setup()
-    optimizer = Optimizer(algorithm.parameters(), spec.optimizer, learning_rate=spec.learning_rate, total_steps=spec.steps)
+    optimizer = Optimizer(
+        algorithm.parameters(), spec.optimizer, learning_rate=spec.learning_rate, total_steps=spec.steps, world=context.world
+    )  # fmt: skip
+    context.world.check_same("what the run learns from", json.dumps(algorithm.publication(), sort_keys=True))
     progress = _resume(context, algorithm, optimizer)
     if progress.done == 0:
         events.state("evaluate")
@@ -107,18 +112,19 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
         events.metrics(progress.done, progress.metrics)
         for alarm in progress.guards.observe(progress.done, progress.metrics):
             events.message(alarm)
+        stopping = context.world.agree(context.stop.is_set)
         due = spec.checkpoint_every_steps and progress.done % spec.checkpoint_every_steps == 0
-        if due or progress.ended(spec.steps) or context.stop.is_set:
+        if due or progress.ended(spec.steps) or stopping:
             _checkpoint(context, algorithm, optimizer, progress)
-        if not progress.ended(spec.steps):
-            context.stop.check()
-    return _conclude(context, progress)
+        if stopping and not progress.ended(spec.steps):
+            raise RunStopped
+    return RunResult(**context.world.from_first(lambda: asdict(_conclude(context, progress))))
 
 
 def publish(context: RunContext, step: int, more_facts: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Publishes the adapter of a step's checkpoint as the next version; the same one again where it was published before a kill."""
     context.events.state("publish")
-    checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.digest)
+    checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.learning_digest)
     facts = checkpoint.publish
     return context.store.publish(
         context.spec.adapter,
@@ -155,7 +161,7 @@ def _best_checkpoint(context: RunContext, guards: Guards) -> tuple[int, float] |
     """The best checkpoint that is there and whole, with its measure."""
     for step, measure in guards.ranked():
         try:
-            read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.digest)
+            read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.learning_digest)
         except DataLossError as error:
             context.events.message(f"{error}; the next best one is looked at")
             continue
@@ -193,8 +199,15 @@ def _maybe_evaluate(context: RunContext, algorithm: Algorithm, done: int) -> dic
 
 
 def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
+    """Writes a checkpoint, in the first process, once all agree on the weights."""
     started = time.monotonic()
     context.events.state("checkpoint")
+    context.world.check_same("weights", (parameter for _, group in sorted(algorithm.parameters().items()) for parameter in group))
+    context.world.from_first(lambda: _write(context, algorithm, optimizer, progress))
+    context.events.metrics(progress.done, {"seconds_checkpoint": time.monotonic() - started})
+
+
+def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
     digests = context.base.digests
     publication = algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
 
@@ -207,23 +220,33 @@ def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer,
 
     state = {
         "algorithm": algorithm.state(), "metrics": progress.metrics, "evaluated": progress.evaluated,
-        "guards": progress.guards.state(), "torch_threads": torch.get_num_threads(),
+        "guards": progress.guards.state(), "torch_threads": torch.get_num_threads(), "processes": context.world.size,
     }  # fmt: skip
     folder, spec = context.directory.checkpoints, context.spec
-    write_checkpoint(folder, progress.done, fill, spec_digest=spec.digest, state=state, publish=publication)
+    write_checkpoint(folder, progress.done, fill, spec_digest=spec.learning_digest, state=state, publish=publication)
     prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps())
-    context.events.metrics(progress.done, {"seconds_checkpoint": time.monotonic() - started})
 
 
 def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> Progress:
-    """Takes up the newest whole checkpoint; a beginning where there is none."""
-    found = latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.digest, report=context.events.message)
-    guards = Guards(context.spec)
-    if found is None:
+    """Takes up the newest whole checkpoint, which the first process looks for; a beginning where there is none."""
+    name, guards = context.world.from_first(lambda: _newest(context)), Guards(context.spec)
+    if name is None:
         return Progress(guards)
+    found = read_checkpoint(context.directory.checkpoints / name, spec_digest=context.spec.learning_digest)
     guards.load_state(found.state["guards"])
     algorithm.load(found)
     optimizer.load_state(load_file(found.path / _OPTIMIZER_FILE))
     context.events.step = found.step
     context.events.message(f"resumed after step {found.step}")
+    before = int(found.state.get("processes", 1))
+    if before != context.world.size:
+        context.events.message(
+            f"the checkpoint is of {before} processes, and {context.world.size} go on: the same data in the same order, results equal to rounding "
+            "(1e-6), not bit for bit"
+        )
     return Progress(guards, found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]))
+
+
+def _newest(context: RunContext) -> str | None:
+    found = latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.learning_digest, report=context.events.message)
+    return None if found is None else found.path.name

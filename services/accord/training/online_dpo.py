@@ -71,7 +71,7 @@ class OnlineDirectPreferenceOptimization:
         if self._eval_pairs:
             self._context.events.state("reference")
             self._reference.prepare(self._eval_pairs)
-        self._source.check_services()
+        self._context.world.from_first(self._source.check_services)
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """The policy's adapter."""
@@ -125,18 +125,21 @@ class OnlineDirectPreferenceOptimization:
     def _sampled(self, step: int) -> list[SampledPair]:
         """The labelled pairs of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
         path = self._context.directory.rollouts / f"{step:08d}.jsonl"
-        known = kept_rows(path, pair_of, self._context.events.message)
-        if known is not None:
-            return known
+        self._context.world.from_first(lambda: self._sample(step, path))
+        found = kept_rows(path, pair_of, self._context.events.message)
+        assert found is not None
+        return found
+
+    def _sample(self, step: int, path: Path) -> None:
+        if kept_rows(path, pair_of, self._context.events.message) is not None:
+            return
         spec = self._context.spec
         prompts = batch_at(self._prompts, step, spec.batch_size, spec.seed)
         draw = Draw(
             spec.max_response_tokens, self._spec.temperature, tuple(rollout_seed(spec.seed, step, index) for index in range(2 * len(prompts)))
         )  # fmt: skip
         version = publish_rollout_version(self._context, parents=self._parents, data_digest=self._data_digest, step=step)
-        pairs = self._source.collect(prompts, self._texts, draw, version)
-        write_rows(path, [pair.row() for pair in pairs])
-        return pairs
+        write_rows(path, [pair.row() for pair in self._source.collect(prompts, self._texts, draw, version)])
 
     def _usable(self, sampled: Sequence[SampledPair]) -> list[EncodedPair]:
         """Pairs with a label, for losses without soft labels the better response first and no ties."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from accord.errors import DataLossError, InternalError
 from accord.runspec import OptimizerSpec
+from accord.training.distribution import World
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -23,10 +24,15 @@ class Optimizer:
         spec: weight decay, clipping, schedule.
         learning_rate: at the peak.
         total_steps: of the run, for schedules that end at 0.
+        world: whose processes' gradients add up; they clip by the norm of the sum and take the same step.
     """
 
-    def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]], spec: OptimizerSpec, *, learning_rate: float, total_steps: int) -> None:
+    def __init__(
+        self, groups: Mapping[str, Sequence[nn.Parameter]], spec: OptimizerSpec, *, learning_rate: float, total_steps: int,
+        world: World | None = None,
+    ) -> None:  # fmt: skip
         self._spec = spec
+        self._world = world or World()
         self._peak = learning_rate
         self._total = total_steps
         self._named = [(f"{name}.{index}", parameter) for name, group in sorted(groups.items()) for index, parameter in enumerate(group)]
@@ -46,12 +52,13 @@ class Optimizer:
         self._adam.zero_grad(set_to_none=True)
 
     def apply(self) -> float:
-        """Clips the gradients, steps, forgets them; returns their L2 norm before clipping.
+        """Sums the processes' gradients, clips the sum, steps, forgets it; returns its L2 norm before clipping.
 
         Raises:
             InternalError: the norm is not finite: the step would destroy the weights.
         """
         parameters = [parameter for _, parameter in self._named]
+        self._world.reduce_gradients(parameters)
         limit = self._spec.max_grad_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
@@ -82,8 +89,8 @@ class Optimizer:
         for name, parameter in self._named:
             self._adam.state[parameter] = {
                 "step": state[f"{name}/step"].reshape(()).clone(),
-                "exp_avg": state[f"{name}/exp_avg"].reshape(parameter.shape).clone(),
-                "exp_avg_sq": state[f"{name}/exp_avg_sq"].reshape(parameter.shape).clone(),
+                "exp_avg": state[f"{name}/exp_avg"].reshape(parameter.shape).to(parameter.device, copy=True),
+                "exp_avg_sq": state[f"{name}/exp_avg_sq"].reshape(parameter.shape).to(parameter.device, copy=True),
             }
 
 

@@ -50,30 +50,31 @@ class PairLoss:
         Raises:
             RunStopped: the run was asked to stop between two passes.
         """
-        total = {"loss": 0.0, "margin": 0.0, "accuracy": 0.0, "chosen_reward": 0.0, "rejected_reward": 0.0}
-        for part in passes(self._context, batch):
+        world = self._context.world
+        sums = world.sums()
+        for part in world.share(passes(self._context, batch)):
             self._context.stop.check()
             output = self._output(part, reference)
-            part_loss = (self.ratings.weights_of(part) * output.losses.cpu()).sum() / len(batch)
-            part_loss.backward()
-            means = (part_loss.detach(), *(column.sum() / len(batch) for column in _columns(output)))
-            for name, mean in zip(total, means, strict=True):
-                total[name] += float(mean)
-        return total
+            part_loss = (self.ratings.weights_of(part) * output.losses).sum() / len(batch)
+            world.backward(part_loss)
+            means = {name: float(column.sum() / len(batch)) for name, column in _columns(output).items()}
+            sums.add(loss=float(part_loss.detach()), **means)
+        return sums.total()
 
     def evaluate(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> dict[str, float]:
         """Implicit reward margin and accuracy on held-out pairs, without gradient; empty where there are none."""
         if not pairs:
             return {}
-        margins: list[float] = []
-        preferences: list[float] = []
-        losses: list[float] = []
+        world, parts = self._context.world, passes(self._context, pairs)
+        ordered = [pair for part in parts for pair in part]
+        place = {id(pair): index for index, pair in enumerate(ordered)}
+        found = world.rows(len(ordered), 2)
         with torch.no_grad():
-            for part in passes(self._context, pairs):
+            for part in world.share(parts):
                 output = self._output(part, reference)
-                margins += output.margins.tolist()
-                losses += output.losses.tolist()
-                preferences += [pair.preference for pair in part]
+                found.put([place[id(pair)] for pair in part], torch.stack([output.margins, output.losses], dim=1))
+        margins, losses = found.whole().T.tolist()
+        preferences = [pair.preference for pair in ordered]
         signed = [margin if preference >= 0.5 else -margin for margin, preference in zip(margins, preferences, strict=True)]
         hits, n = agreement(margins, preferences)
         low, high = wilson_interval(hits, n)
@@ -87,5 +88,7 @@ class PairLoss:
         return self._loss(*self.sums(pairs, POLICY), *reference.of(pairs), torch.tensor(labels), self.ratings.margins(pairs))
 
 
-def _columns(output: PreferenceOutput) -> tuple[Tensor, ...]:
-    return output.margins, output.accuracies, output.chosen_rewards, output.rejected_rewards
+def _columns(output: PreferenceOutput) -> dict[str, Tensor]:
+    return {
+        "margin": output.margins, "accuracy": output.accuracies, "chosen_reward": output.chosen_rewards, "rejected_reward": output.rejected_rewards,
+    }  # fmt: skip

@@ -155,13 +155,18 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
     def _tensors(self, rollouts: Sequence[Rollout]) -> RolloutTensors:
         """Begins to sample the next batch where that is asked for, then looks at this one."""
         step, size = self._step, self._context.micro_batch_size
-        if self._spec.max_staleness and step + 1 < self._context.spec.steps and not self._rollout_path(step + 1).exists():
+        if self._samples_ahead(step + 1):
             self._ahead.begin(step + 1, self._publish_rollout_version())
         adapters = Adapters(POLICY, self._reference, BEHAVIOUR if self._staleness else POLICY)
         tensors = self._model.tensors(rollouts, adapters, micro_batch_size=size, checked=self._checked(step, len(rollouts)))
         if self._spec.max_staleness:
             self._ahead.remember(step)
         return tensors
+
+    def _samples_ahead(self, step: int) -> bool:
+        """Whether this process, the first, is to begin with the batch of a step."""
+        wanted = self._spec.max_staleness and step < self._context.spec.steps and self._context.world.leads
+        return bool(wanted) and not self._rollout_path(step).exists()
 
     def _checked(self, step: int, count: int) -> list[int] | None:
         """Rows on which the sampler's logprobs are compared where they are reused, others at each step; None for all."""
@@ -172,7 +177,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
 
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
         targets, metrics = self._targets(rollouts, tensors)
-        averages = Averages()
+        averages = Averages(self._context.world)
         for epoch in range(self._spec.epochs):
             for number, members in enumerate(self._minibatches(step * self._spec.epochs + epoch, len(rollouts))):
                 approx_kl = self._minibatch(members, rollouts, tensors, targets, averages)
@@ -206,7 +211,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
     ) -> float:  # fmt: skip
         """Accumulates the gradients of one minibatch; returns the KL to the old policy that it saw."""
         tokens = int(tensors.mask[torch.tensor(list(members))].sum())
-        total_kl = 0.0
+        world, seen = self._context.world, self._context.world.sums()
         for part in self._parts(rollouts, members):
             rows = torch.tensor(part)
             each = [rollouts[index] for index in part]
@@ -215,10 +220,10 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             advantages, old_values, returns, weights = (tensor[rows, :width] for tensor in targets)
             share = int(mask.sum()) / tokens
             policy = policy_loss(self._model.logprobs(each, POLICY)[0], old, advantages, mask, clip_range=self._spec.clip_range, weights=weights)
-            (policy.loss * share).backward()
+            world.backward(policy.loss * share)
             value = value_loss(self._critic.values(each), old_values, returns, mask, clip_range=self._spec.value_clip_range)
-            (self._spec.value_coefficient * value.loss * share).backward()
-            total_kl += float(policy.approx_kl) * share
+            world.backward(self._spec.value_coefficient * value.loss * share)
+            seen.add(kl=float(policy.approx_kl) * share)
             averages.add_policy({"policy_loss": float(policy.loss.detach()) * share, **movement(policy, share)})
             for name, tensor in (
                 ("value_loss", value.loss),
@@ -226,23 +231,23 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
                 ("explained_variance", value.explained_variance),
             ):
                 averages.add_part(name, float(tensor.detach()) * share)
-        return total_kl
+        return seen.total()["kl"]
 
     def _pretraining(self, step: int, epoch: int, number: int, averages: Averages) -> None:
         """Accumulates the gradient of the pretraining term for the minibatch `number`; with weight 0 nothing happens at all."""
         if not self._texts:
             return
         spec = self._context.spec
-        size = self._spec.minibatch_size or spec.batch_size
-        per_epoch = -(-spec.batch_size // size)
+        members = self._spec.minibatch_size or spec.batch_size
+        per_epoch = -(-spec.batch_size // members)
         place = (step * self._spec.epochs + epoch) * per_epoch + number
-        rows = batch_at(self._texts, place, size * self._spec.ptx_rows_per_rollout, spec.seed)
+        rows = batch_at(self._texts, place, members * self._spec.ptx_rows_per_rollout, spec.seed)
         tokens, base = sum(len(row.response) for row in rows), self._context.base
-        for first in range(0, len(rows), self._context.micro_batch_size):
-            part = rows[first : first + self._context.micro_batch_size]
+        size, world = self._context.micro_batch_size, self._context.world
+        for part in world.share([rows[first : first + size] for first in range(0, len(rows), size)]):
             batch = collate([(row.prompt, row.response) for row in part], pad_id=base.pad_token_id, device=base.device)
             loss = -batch_logprobs(self._context.adapted, batch, adapter=POLICY).sum() / tokens
-            (self._spec.ptx_coefficient * loss).backward()
+            world.backward(self._spec.ptx_coefficient * loss)
             averages.add_part("ptx_loss", float(loss.detach()))
 
     def _read_texts(self, data: DataSpec) -> Sequence[EncodedExample]:

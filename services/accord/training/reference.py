@@ -60,18 +60,21 @@ class ReferenceLogprobs:
     def prepare(self, pairs: Sequence[EncodedPair]) -> None:
         """Has the logprobs of these pairs at hand: those on disk, the others computed and put there."""
         wanted = {pair_key(pair): pair for pair in pairs}
-        self._known |= self._cache.find(wanted.keys())
+        world = self._context.world
+        self._known |= {key: (first, second) for key, (first, second) in world.from_first(lambda: self._cache.find(wanted.keys())).items()}
         missing = [pair for key, pair in wanted.items() if key not in self._known]
         self._context.events.message(f"reference logprobs: {len(wanted) - len(missing)} of {len(wanted)} pairs were on disk")
         fresh: dict[str, Sums] = {}
         flushed = time.monotonic()
-        for part in passes(self._context, missing):
+        for part in world.share(passes(self._context, missing)):
             self._context.stop.check()
             fresh |= self._computed(part)
-            if time.monotonic() - flushed > _FLUSH_SECONDS:  # a killed run has not worked in vain
+            if world.leads and time.monotonic() - flushed > _FLUSH_SECONDS:  # a killed run has not worked in vain
                 self._cache.add(fresh)
                 flushed = time.monotonic()
-        self._cache.add(fresh)
+        fresh = {key: (first, second) for part in world.gather(fresh) for key, (first, second) in part.items()}
+        if world.leads:
+            self._cache.add(fresh)
         self._known |= fresh
 
     def of(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:

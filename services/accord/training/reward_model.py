@@ -87,8 +87,9 @@ class RewardModelTraining:
         """One update on one batch of pairs."""
         batch = batch_at(self._pairs, step, self._context.spec.batch_size, self._context.spec.seed)
         weights = dict(zip((id(pair) for pair in batch), group_weights(batch), strict=True))
-        loss, hits, margin = 0.0, 0.0, 0.0
-        for part in passes(self._context, batch):
+        world = self._context.world
+        sums = world.sums()
+        for part in world.share(passes(self._context, batch)):
             self._context.stop.check()
             chosen, rejected = self._scores(part)
             labels = torch.tensor([pair.preference if self._spec.soft_labels else hard_label(pair.preference) for pair in part])
@@ -96,13 +97,12 @@ class RewardModelTraining:
             centred = self._spec.centering_coefficient * (chosen + rejected) ** 2
             losses = self._ratings.weights_of(part) * output.losses + centred
             part_loss = (losses * torch.tensor([weights[id(pair)] for pair in part])).sum()
-            part_loss.backward()
-            loss += float(part_loss.detach())
-            margin += float(output.margins.sum()) / len(batch)
-            hits += agreement(output.margins.tolist(), [pair.preference for pair in part])[0]
-        decided = sum(pair.preference != 0.5 for pair in batch)
-        accuracy = hits / decided if decided else 0.5
-        return {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": optimizer.apply(), "tokens": tokens_of(batch)}
+            world.backward(part_loss)
+            hits, _ = agreement(output.margins.tolist(), [pair.preference for pair in part])
+            sums.add(loss=float(part_loss.detach()), margin=float(output.margins.sum()) / len(batch), hits=hits)
+        total = sums.total()
+        hits, decided = total.pop("hits"), sum(pair.preference != 0.5 for pair in batch)
+        return total | {"accuracy": hits / decided if decided else 0.5, "grad_norm": optimizer.apply(), "tokens": tokens_of(batch)}
 
     def save(self, folder: Path) -> None:
         """Adapter and head."""
@@ -143,10 +143,11 @@ class RewardModelTraining:
 
     def _all_scores(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
         """Scores of chosen and rejected responses in the order of `pairs`, without gradient."""
-        chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+        world = self._context.world
+        scores = world.rows(len(pairs), 2)
         place = {id(pair): index for index, pair in enumerate(pairs)}
         with torch.no_grad():
-            for part in passes(self._context, pairs):
-                where = torch.tensor([place[id(pair)] for pair in part])
-                chosen[where], rejected[where] = self._scores(part)
+            for part in world.share(passes(self._context, pairs)):
+                scores.put([place[id(pair)] for pair in part], torch.stack(self._scores(part), dim=1))
+        chosen, rejected = scores.whole().unbind(dim=1)
         return chosen, rejected

@@ -28,7 +28,7 @@ from accord.training.examples import EncodedPrompt, batch_at, epoch_order
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
-from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, write_rollouts
+from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, read_rollouts, write_rollouts
 from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
@@ -56,7 +56,7 @@ class RolloutAlgorithm(ABC):
         self._reward_versions = resolve_reward_models(part, context.spec.algorithm, context.fetch_parent)
         self._held_out = resolve_held_out(context.spec.guards, self._reward_versions, "guards", context.fetch_parent)
         self._source = RolloutSource(context, RewardModel(self._reward_versions, part.ensemble_std_coefficient), held_out=self._held_out)
-        self._model = RolloutModel(context.adapted, temperature=part.temperature)
+        self._model = RolloutModel(context.adapted, context.world, temperature=part.temperature)
         self._parents: tuple[str, ...] = ()
         self._reference: str | None = None
         self._data_digest = ""
@@ -78,7 +78,7 @@ class RolloutAlgorithm(ABC):
             self._eval_prompts = read_encoded_prompts(self._context, self._part.eval_data, f"{algorithm}.eval_data")[0]
         self._parents = start_adapter(self._context, POLICY, self._context.spec.parent_adapter)
         self._reference = start_reference(self._context, self._parents)
-        self._source.check_services()
+        self._context.world.from_first(self._source.check_services)
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """The policy's adapter."""
@@ -86,8 +86,9 @@ class RolloutAlgorithm(ABC):
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
         """Mean scores and length of greedy responses to held-out prompts."""
-        if not self._eval_prompts:
-            return {}
+        return self._context.world.from_first(self._evaluate) if self._eval_prompts else {}
+
+    def _evaluate(self) -> dict[str, float]:
         draw = Draw(self._context.spec.max_response_tokens, 0.0, tuple(0 for _ in self._eval_prompts))
         rollouts = self._source.collect(self._eval_prompts, draw, self._publish_rollout_version())
         lengths = [len(rollout.response_ids) for rollout in rollouts]
@@ -144,9 +145,18 @@ class RolloutAlgorithm(ABC):
         return {"kind": "policy", "parents": parents, "data_digest": self._data_digest, "facts": facts}
 
     def _rollouts(self, step: int) -> list[Rollout]:
-        """The rollouts of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
-        known = kept_rollouts(self._rollout_path(step), self._context.events.message)
-        return self._sampled_now(step) if known is None else known
+        """The rollouts of a step: those on disk where a killed run left them, else new ones, on disk before they are used.
+
+        The first process asks the services, for all: its one stream keeps the policy service's rows as full as many would.
+        """
+        self._context.world.from_first(lambda: self._prepare(step))
+        found = read_rollouts(self._rollout_path(step))
+        assert found is not None
+        return found
+
+    def _prepare(self, step: int) -> None:
+        if kept_rollouts(self._rollout_path(step), self._context.events.message) is None:
+            self._sampled_now(step)
 
     def _sampled_now(self, step: int) -> list[Rollout]:
         """New rollouts of a step, on disk."""
@@ -199,9 +209,9 @@ class RolloutAlgorithm(ABC):
         order = epoch_order([str(index) for index in range(count)], place, self._context.spec.seed)
         yield from (order[start : start + size] for start in range(0, count, size))
 
-    def _parts(self, rollouts: Sequence[Rollout], members: Sequence[int]) -> list[list[int]]:
-        """A minibatch in micro-batches."""
-        return micro_batches(rollouts, members, self._context.micro_batch_size)
+    def _parts(self, rollouts: Sequence[Rollout], members: Sequence[int]) -> Iterator[list[int]]:
+        """This process's micro-batches of a minibatch."""
+        return self._context.world.share(micro_batches(rollouts, members, self._context.micro_batch_size))
 
     def _alarm(self, metrics: Mapping[str, float]) -> None:
         if self._first_length is None:

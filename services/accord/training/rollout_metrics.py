@@ -14,6 +14,7 @@ from accord.algos.groups import GroupLoss
 from accord.algos.kl import k3
 from accord.algos.masking import masked_mean
 from accord.algos.ppo import PolicyLoss
+from accord.training.distribution import World
 from accord.training.guards import repeated_share
 from accord.training.rollout import Rollout
 from accord.training.rollout_tensors import RolloutTensors, sampler_logprobs
@@ -24,10 +25,14 @@ _NEGATIVE_KL = -0.5
 
 
 class Averages:
-    """Metrics of a step: means over its minibatches; those of the first epoch also by themselves, where the policy must not have moved yet."""
+    """Metrics of a step: means over its minibatches; those of the first epoch also by themselves, where the policy must not have moved yet.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+    Parts are summed over the processes of `world`; numbers of whole minibatches are the same in each of them.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._parts = world.sums()
+        self._whole: dict[str, float] = {}
         self._minibatches = 0
         self._epoch = 0
 
@@ -40,11 +45,11 @@ class Averages:
 
     def add_part(self, name: str, value: float) -> None:
         """Takes note of a part of a minibatch."""
-        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._parts.add(**{name: value})
 
     def add(self, name: str, value: float) -> None:
         """Takes note of a number of a whole minibatch, and that the minibatch is over."""
-        self.add_part(name, value)
+        self._whole[name] = self._whole.get(name, 0.0) + value
         self._minibatches += 1
 
     def end_epoch(self) -> None:
@@ -54,7 +59,8 @@ class Averages:
     def values(self) -> dict[str, float]:
         """The means, and the epochs that were done."""
         count = max(1, self._minibatches)
-        means = {name: total if name.startswith("first_") else total / count for name, total in self._sums.items()}
+        sums = self._parts.total() | self._whole
+        means = {name: total if name.startswith("first_") else total / count for name, total in sums.items()}
         return means | {"epochs": float(self._epoch)}
 
 

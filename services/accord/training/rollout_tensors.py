@@ -16,6 +16,7 @@ from accord.algos.logprobs import token_entropy, token_logprobs
 from accord.models.batching import collate
 from accord.models.logprobs import pad_rows
 from accord.models.lora import AdaptedModel
+from accord.training.distribution import World
 from accord.training.rollout import Rollout
 
 
@@ -54,11 +55,13 @@ class RolloutModel:
 
     Args:
         adapted: holds the adapters.
+        world: whose processes share the passes.
         temperature: of sampling; logprobs of policy and reference are taken at it.
     """
 
-    def __init__(self, adapted: AdaptedModel, *, temperature: float) -> None:
+    def __init__(self, adapted: AdaptedModel, world: World, *, temperature: float) -> None:
         self._adapted = adapted
+        self._world = world
         self._temperature = temperature
 
     def tensors(
@@ -86,14 +89,14 @@ class RolloutModel:
 
     def _filled(self, rollouts: Sequence[Rollout], members: Sequence[int], adapter: str | None, size: int) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the members' tokens, (rollouts, longest response) both; 0 and NaN elsewhere."""
-        shape = (len(rollouts), max(len(each.response_ids) for each in rollouts))
-        device = self._adapted.base.device
-        logprobs, entropies = torch.zeros(shape, device=device), torch.full(shape, torch.nan, device=device)
-        for part in micro_batches(rollouts, members, size):
+        table = self._world.rows(len(rollouts), max(len(each.response_ids) for each in rollouts), 2)
+        for part in self._world.share(micro_batches(rollouts, members, size)):
             found, _, entropy = self.logprobs_and_entropy([rollouts[index] for index in part], adapter)
-            rows = torch.tensor(part, device=device)
-            logprobs[rows, : found.shape[1]], entropies[rows, : found.shape[1]] = found, entropy
-        return logprobs, entropies
+            table.put(part, torch.stack([found, entropy], dim=2))
+        logprobs, entropies = table.whole().unbind(dim=2)
+        computed = torch.zeros(len(rollouts), 1, dtype=torch.bool, device=entropies.device)
+        computed[list(members)] = True
+        return logprobs.contiguous(), torch.where(computed, entropies, torch.nan)
 
     def logprobs(self, rollouts: Sequence[Rollout], adapter: str | None) -> tuple[Tensor, Tensor]:
         """Logprobs of the sampled tokens in nats, and their mask: (rollouts, T) both. The caller's grad mode holds."""
@@ -129,12 +132,3 @@ def micro_batches(rollouts: Sequence[Rollout], members: Sequence[int], size: int
     """Indices of `members` in parts of at most `size`, rollouts of alike lengths together."""
     ordered = sorted(members, key=lambda index: (len(rollouts[index].prompt_ids) + len(rollouts[index].response_ids), index))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
-def stack_padded(tensors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> Tensor:
-    """One tensor (all rows, longest T) of (rows, T_i) for each part, whose rows go to the indices of the part."""
-    width = max(tensor.shape[1] for tensor in tensors)
-    padded = torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
-    result = torch.empty_like(padded)
-    result[torch.tensor([index for part in parts for index in part])] = padded
-    return result

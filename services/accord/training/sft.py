@@ -49,25 +49,27 @@ class SupervisedFineTuning:
         """Loss on held-out rows, nats a token."""
         if not self._eval_rows:
             return {}
-        total, tokens = 0.0, 0
+        world = self._context.world
+        sums = world.sums()
         with torch.no_grad():
-            for part in micro_batches_of(self._eval_rows, self._context.micro_batch_size):
-                total -= float(self._logprobs(part).double().sum())
-                tokens += sum(len(row.response) for row in part)
-        return {"eval_loss": total / tokens}
+            for part in world.share(micro_batches_of(self._eval_rows, self._context.micro_batch_size)):
+                sums.add(loss=-float(self._logprobs(part).double().sum()), tokens=sum(len(row.response) for row in part))
+        total = sums.total()
+        return {"eval_loss": total["loss"] / total["tokens"]}
 
     def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
         """One update on one batch."""
         batch = batch_at(self._rows, step, self._context.spec.batch_size, self._context.spec.seed)
         tokens = sum(len(row.response) for row in batch)
-        loss = 0.0
-        for part in micro_batches_of(batch, self._context.micro_batch_size):
+        world = self._context.world
+        sums = world.sums()
+        for part in world.share(micro_batches_of(batch, self._context.micro_batch_size)):
             self._context.stop.check()
             part_loss = -self._logprobs(part).sum() / tokens
-            part_loss.backward()
-            loss += float(part_loss.detach())
+            world.backward(part_loss)
+            sums.add(loss=float(part_loss.detach()))
         read = tokens + sum(len(row.prompt) for row in batch)
-        return {"loss": loss, "grad_norm": optimizer.apply(), "response_tokens": tokens, "tokens": read}
+        return sums.total() | {"grad_norm": optimizer.apply(), "response_tokens": tokens, "tokens": read}
 
     def save(self, folder: Path) -> None:
         """The adapter."""

@@ -20,20 +20,25 @@ from accord.models.lora import AdaptedModel
 from accord.rundir import Endpoints, RunDirectory, RunEvent, RunFile, RunResult
 from accord.runspec import LoraSpec, parse_spec
 from accord.training.__main__ import build
-from accord.training.context import RunContext
+from accord.training.context import EventLog, RunContext
+from accord.training.distribution import World, shard_base
 from accord.training.examples import EncodedPrompt
 from accord.training.loop import train
+from accord.training.recomputation import recompute_activations
 from accord.training.rollout import Draw, Rollout
 
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "theta", "lambda", "zeta", "iota", "tau")
 TIMINGS = ("seconds", "seconds_rollout", "seconds_score", "seconds_train", "seconds_evaluate", "seconds_checkpoint", "tokens_per_second")
 """Metrics that no two runs share."""
+ALONE = World()
 COMMON: dict[str, Any] = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 120, "max_response_tokens": 40, "lora": {"rank": 4}, "adapter": "a"}
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The rows as a file, and the data spec that names it."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # processes of one run read it while another one is here
+        path.write_text(text, encoding="utf-8")
     return {"uri": str(path)}
 
 
@@ -42,15 +47,25 @@ def planted_pairs(words: Sequence[str] = WORDS) -> list[dict[str, Any]]:
     return [{"prompt": f"say {word}", "chosen": word * (1 + n % 2), "rejected": "?" * (4 + n % 3)} for n, word in enumerate(words)]
 
 
-def make_context(root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", endpoints: Endpoints | None = None) -> RunContext:
+def make_context(
+    root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", endpoints: Endpoints | None = None, world: World = ALONE,
+) -> RunContext:  # fmt: skip
     """The surroundings of a run as `accord.training.__main__` makes them; the artefact store is shared by all runs below `root`."""
     directory = RunDirectory(root / name)
     run = RunFile(
         name=f"runs/{name}", artefacts=str(root / "artefacts"), base_model=str(model), threads=1, endpoints=endpoints or Endpoints(),
         wait_seconds=30, spec=parse_spec({**COMMON, **values}),
     )  # fmt: skip
-    directory.write_run_file(run)
-    return RunContext(run, directory, load_base_model(str(model), threads=1), ArtefactStore(run.artefacts))
+    if world.leads:
+        directory.write_run_file(run)
+    base = load_base_model(str(model), threads=1, dtype=getattr(torch, run.spec.dtype) if run.spec.dtype else None)
+    if run.spec.distribution.strategy == "fsdp":
+        shard_base(base.model, world)
+    context = RunContext(run, directory, base, ArtefactStore(run.artefacts), world)
+    context.events = EventLog(directory, silent=not world.leads)
+    if run.spec.activation_checkpointing:
+        recompute_activations(context.adapted)
+    return context
 
 
 def run_here(root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run") -> tuple[RunResult, list[RunEvent]]:
@@ -79,13 +94,15 @@ def publish_reward_model(context: RunContext, *, name: str = "rm", seed: int = 7
 
 
 class GradientKeeper:
-    """Stands in for the optimizer: keeps the gradients of a step instead of applying them."""
+    """Stands in for the optimizer: keeps the gradients of a step, summed over processes, instead of applying them."""
 
-    def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]], world: World = ALONE) -> None:
+        self._world = world
         self.parameters = [parameter for _, group in sorted(groups.items()) for parameter in group]
         self.steps: list[list[Tensor]] = []
 
     def apply(self) -> float:
+        self._world.reduce_gradients(self.parameters)
         self.steps.append([torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in self.parameters])
         for parameter in self.parameters:
             parameter.grad = None
@@ -192,22 +209,23 @@ def make_ppo(
     name: str = "run",
     score: Callable[[Sequence[int]], float] = even_share,
     held_out: Callable[[Sequence[int]], float] | None = None,
+    world: World = ALONE,
 ) -> tuple[RunContext, Any, LocalSource]:
     """A PPO run, not yet set up, whose rollouts come from this process; with a reward model published for its critic."""
-    return make_rollout_run(root, model, {**values, "ppo": ppo}, name=name, score=score, held_out=held_out)
+    return make_rollout_run(root, model, {**values, "ppo": ppo}, name=name, score=score, held_out=held_out, world=world)
 
 
 def make_rollout_run(
     root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", score: Callable[[Sequence[int]], float] = even_share,
-    held_out: Callable[[Sequence[int]], float] | None = None,
+    held_out: Callable[[Sequence[int]], float] | None = None, world: World = ALONE,
 ) -> tuple[RunContext, Any, LocalSource]:  # fmt: skip
     """A run of PPO, GRPO or RLOO, not yet set up, whose rollouts come from this process; with a reward model published, and one for the guards
     (adapters/honest) where `held_out` stands in for it."""
     parts = {kind: {"reward_model": "adapters/rm", **values[kind]} for kind in ("ppo", "grpo", "rloo") if kind in values}
-    context = make_context(root, model, {"max_response_tokens": 10, **values, **parts}, name=name, endpoints=NOWHERE)
-    publish_reward_model(context)
+    context = make_context(root, model, {"max_response_tokens": 10, **values, **parts}, name=name, endpoints=NOWHERE, world=world)
+    world.from_first(lambda: publish_reward_model(context))
     if held_out is not None:
-        publish_reward_model(context, name="honest")
+        world.from_first(lambda: publish_reward_model(context, name="honest"))
     algorithm = build(context)
     source = LocalSource(context, score, held_out)
     algorithm._source.close()  # type: ignore[attr-defined]

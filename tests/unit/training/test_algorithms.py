@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.training.surroundings import WORDS, GradientKeeper, make_context, planted_pairs, shake, write_rows
+from tests.unit.training.surroundings import ALONE, WORDS, GradientKeeper, make_context, planted_pairs, shake, write_rows
 from torch import Tensor
 
 from accord.errors import InvalidArgumentError
@@ -20,10 +20,11 @@ from accord.models.packing import group_logprobs
 from accord.training.__main__ import build
 from accord.training.context import RunContext
 from accord.training.critic import Critic
+from accord.training.distribution import World
 from accord.training.examples import EncodedPair, batch_at
 from accord.training.pairs import group_weights
 from accord.training.rollout import Rollout
-from accord.training.rollout_tensors import RolloutModel, micro_batches, stack_padded
+from accord.training.rollout_tensors import RolloutModel, micro_batches
 
 
 def grouped_rows() -> list[dict[str, Any]]:
@@ -50,11 +51,13 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(root: Path, model: Path, values: Mapping[str, Any], *, name: str, **more: Any) -> tuple[RunContext, Any]:
+def prepared(
+    root: Path, model: Path, values: Mapping[str, Any], *, name: str, world: World = ALONE, **more: Any,
+) -> tuple[RunContext, Any]:  # fmt: skip
     """An algorithm that is set up, its adapter shaken; `values` name it, without its data."""
     (kind, options), *_ = values.items()
     data = write_rows(root / "rows.jsonl", grouped_rows())
-    context = make_context(root, model, {"batch_size": 6, **more, kind: {"data": data, **options}}, name=name)
+    context = make_context(root, model, {"batch_size": 6, **more, kind: {"data": data, **options}}, name=name, world=world)
     algorithm = build(context)
     algorithm.setup()
     shake(context, context.adapted.names[0])
@@ -62,7 +65,7 @@ def prepared(root: Path, model: Path, values: Mapping[str, Any], *, name: str, *
 
 
 def gradients(algorithm: Any) -> tuple[list[Tensor], dict[str, float]]:
-    keeper = GradientKeeper(algorithm.parameters())
+    keeper = GradientKeeper(algorithm.parameters(), algorithm._context.world)
     metrics = algorithm.step(0, keeper)
     return keeper.steps[0], metrics
 
@@ -339,7 +342,7 @@ def test_a_rollout_has_the_same_numbers_alone_and_among_others(tmp_path: Path, t
     context = make_context(tmp_path, tiny_folder, {"sft": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs())}})
     context.adapted.add("policy", context.spec.lora, seed=1)
     shake(context, "policy")
-    model, critic = RolloutModel(context.adapted, temperature=0.7), Critic(context)
+    model, critic = RolloutModel(context.adapted, ALONE, temperature=0.7), Critic(context)
     critic.start_fresh()
     shake(context, "value")
     critic.head.load_state_dict(ScalarHead(context.base.hidden_size, seed=1).state_dict())
@@ -355,7 +358,7 @@ def test_a_rollout_has_the_same_numbers_alone_and_among_others(tmp_path: Path, t
             torch.testing.assert_close(one[0], logprobs[row, :length], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(spread[0], entropy[row, :length], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(critic.values([rollout])[0], values[row, :length], rtol=1e-5, atol=1e-5)
-        cold = RolloutModel(context.adapted, temperature=1.0)
+        cold = RolloutModel(context.adapted, ALONE, temperature=1.0)
         assert not torch.allclose(cold.logprobs(rollouts, "policy")[0], logprobs), "the temperature counts"
         first = _value_before_the_first_token(context, critic.head, rollouts[0])
     torch.testing.assert_close(values[0, 0], first, rtol=1e-5, atol=1e-5)
@@ -367,9 +370,11 @@ def _value_before_the_first_token(context: RunContext, head: ScalarHead, rollout
     return head(context.adapted.hidden(ids, torch.ones_like(ids, dtype=torch.bool), adapter="value"))[0, -1]
 
 
-def test_parts_come_back_in_their_rows() -> None:
-    tensors = [torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 3.0, 3.0]])]
-    assert stack_padded(tensors, [[2, 0], [1]]).tolist() == [[2, 2, 0], [3, 3, 3], [1, 1, 0]]
+def test_rows_come_back_in_their_places() -> None:
+    table = ALONE.rows(3, 3)
+    for rows, values in (([2, 0], torch.tensor([[1.0, 1.0], [2.0, 2.0]])), ([1], torch.tensor([[3.0, 3.0, 3.0]]))):
+        table.put(rows, values)
+    assert table.whole().tolist() == [[2, 2, 0], [3, 3, 3], [1, 1, 0]]
 
 
 def test_micro_batches_hold_alike_lengths_and_every_member_once() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.training.surroundings import (
+    ALONE,
     NOWHERE,
     WORDS,
     GradientKeeper,
@@ -35,6 +36,7 @@ from accord.algos.groups import (
 from accord.client.reward import RewardModel
 from accord.errors import InvalidArgumentError, NotFoundError
 from accord.training.__main__ import build
+from accord.training.distribution import World
 from accord.training.examples import batch_at, epoch_order
 from accord.training.loop import train
 from accord.training.rollout import Rollout, read_rollouts
@@ -44,11 +46,13 @@ KINDS = ("grpo", "rloo")
 SIZE, GROUP = 8, 4
 
 
-def ready(root: Path, model: Path, kind: str, part: dict[str, Any], *, name: str = "run", **values: Any) -> tuple[Any, Any, Any]:
+def ready(
+    root: Path, model: Path, kind: str, part: dict[str, Any], *, name: str = "run", world: World = ALONE, **values: Any
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """An algorithm that is set up, with a policy that is shaken so that KL is not trivial."""
     data = write_rows(root / "rows.jsonl", planted_pairs())
     part = {"data": data, "temperature": 1.0, "group_size": GROUP, **part}
-    context, algorithm, source = make_rollout_run(root, model, {"batch_size": SIZE, **values, kind: part}, name=name)
+    context, algorithm, source = make_rollout_run(root, model, {"batch_size": SIZE, **values, kind: part}, name=name, world=world)
     source.spread = 4
     algorithm.setup()
     shake(context, "policy")
@@ -56,7 +60,7 @@ def ready(root: Path, model: Path, kind: str, part: dict[str, Any], *, name: str
 
 
 def one_step(algorithm: Any, step: int = 0) -> tuple[list[list[Tensor]], dict[str, float]]:
-    keeper = GradientKeeper(algorithm.parameters())
+    keeper = GradientKeeper(algorithm.parameters(), algorithm._context.world)
     metrics = algorithm.step(step, keeper)
     return keeper.steps, metrics
 

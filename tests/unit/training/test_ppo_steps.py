@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.training.surroundings import GradientKeeper, make_context, make_ppo, planted_pairs, publish_reward_model, shake, write_rows
+from tests.unit.training.surroundings import ALONE, GradientKeeper, make_context, make_ppo, planted_pairs, publish_reward_model, shake, write_rows
 from torch import Tensor
 
 from accord.algos.advantages import gae, shaped_rewards
@@ -18,14 +18,17 @@ from accord.algos.masking import whiten
 from accord.algos.ppo import policy_loss, value_loss
 from accord.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from accord.training.__main__ import build
+from accord.training.distribution import World
 from accord.training.rollout import read_rollouts, write_rollouts
 from accord.training.rollout_algorithm import rollout_seed
 
 
-def ready(root: Path, model: Path, ppo: dict[str, Any], *, name: str = "run", **values: Any) -> tuple[Any, Any, Any]:
+def ready(
+    root: Path, model: Path, ppo: dict[str, Any], *, name: str = "run", world: World = ALONE, **values: Any
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """A PPO algorithm that is set up, with policy and critic shaken so that ratios, KL and values are not trivial."""
     data = write_rows(root / "rows.jsonl", planted_pairs())
-    context, algorithm, source = make_ppo(root, model, values, {"data": data, "epochs": 1, "temperature": 1.0, **ppo}, name=name)
+    context, algorithm, source = make_ppo(root, model, values, {"data": data, "epochs": 1, "temperature": 1.0, **ppo}, name=name, world=world)
     algorithm.setup()
     shake(context, "policy")
     shake(context, "value", 4)
@@ -33,7 +36,7 @@ def ready(root: Path, model: Path, ppo: dict[str, Any], *, name: str = "run", **
 
 
 def one_step(algorithm: Any, step: int = 0) -> tuple[list[list[Tensor]], dict[str, float]]:
-    keeper = GradientKeeper(algorithm.parameters())
+    keeper = GradientKeeper(algorithm.parameters(), algorithm._context.world)
     metrics = algorithm.step(step, keeper)
     return keeper.steps, metrics
 

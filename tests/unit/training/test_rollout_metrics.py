@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from accord.training.distribution import World
 from accord.training.rollout import Rollout
 from accord.training.rollout_metrics import Averages, alarms, observed
 from accord.training.rollout_tensors import RolloutTensors
 
 
 def test_means_weigh_micro_batches_by_their_share_and_minibatches_alike() -> None:
-    averages = Averages()
+    averages = Averages(World())
     for value, share in ((1.0, 0.25), (5.0, 0.75)):
         averages.add_policy({"ratio_mean": value * share})
         averages.add_part("value_loss", value * share)

@@ -1,0 +1,50 @@
+"""Functions as the processes of one run: forked from a server that has imported torch, joined over a file on the loopback device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accord.training.distribution import World
+from accord.training.place import Place
+
+_PATIENCE_SECONDS = 120.0
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["tests.unit.training.surroundings", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama", "peft.tuners.lora"]
+)
+
+
+def on_ranks(root: Path, size: int, act: Callable[..., Any], *arguments: Any, strategy: str = "ddp", wait_seconds: float = 30.0) -> list[Any]:
+    """What `act(world, *arguments)` returns in each of `size` processes."""
+    rendezvous = root / f"rendezvous-{act.__name__}-{size}-{strategy}"
+    rendezvous.unlink(missing_ok=True)
+    outputs = [root / f"{rendezvous.name}-{rank}.out" for rank in range(size)]
+    places = [Place(rank, size, rank, size, str(rendezvous), joined=True) for rank in range(size)]
+    children = [
+        _context.Process(target=_child, args=(place, strategy, wait_seconds, output, act, arguments))
+        for place, output in zip(places, outputs, strict=True)
+    ]  # fmt: skip
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(_PATIENCE_SECONDS)
+        if child.is_alive():
+            child.kill()
+    assert [child.exitcode for child in children] == [0] * size
+    return [pickle.loads(output.read_bytes()) for output in outputs]
+
+
+def _child(place: Place, strategy: str, wait_seconds: float, output: Path, act: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    world = World(place, lockstep=strategy == "fsdp")
+    world.join(place, wait_seconds)
+    try:
+        output.write_bytes(pickle.dumps(act(world, *arguments)))
+    finally:
+        world.leave()

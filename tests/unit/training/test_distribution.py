@@ -1,0 +1,294 @@
+"""Several processes on gloo: the gradients of one, the same curve, one checkpoint that any number resumes, errors that reach all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.training import test_group_steps, test_ppo_steps
+from tests.unit.training.ranked import on_ranks
+from tests.unit.training.surroundings import make_context, metrics_of, planted_pairs, write_rows
+from tests.unit.training.test_algorithms import ALGORITHMS, gradients, prepared
+from torch import nn
+
+from accord.errors import AbortedError, InternalError, InvalidArgumentError, UnavailableError
+from accord.training.__main__ import build
+from accord.training.context import RunStopped
+from accord.training.distribution import World
+from accord.training.loop import train
+from accord.training.place import Place, place_in_environment
+from accord.training.stopping import StopSignal
+
+pytestmark = pytest.mark.timeout(180)
+SPREAD = [(2, "ddp"), (3, "ddp"), (2, "fsdp")]
+
+
+def _first_step(world: World, root: Path, model: Path, name: str, strategy: str) -> Any:
+    distribution = {"processes": world.size, "strategy": strategy} if world.size > 1 else {}
+    context, algorithm = prepared(
+        root, model, ALGORITHMS[name], name=f"run-{world.size}", batch_size=5, micro_batch_size=2, distribution=distribution, world=world
+    )  # fmt: skip
+    held = sum((each.to_local() if hasattr(each, "to_local") else each).numel() for each in context.base.model.parameters() if not each.requires_grad)
+    return gradients(algorithm), held, torch.get_rng_state()
+
+
+@pytest.mark.parametrize(("size", "strategy"), SPREAD, ids=str)
+@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo"])
+def test_any_number_of_processes_gives_the_gradients_of_one(tmp_path: Path, tiny_folder: Path, name: str, size: int, strategy: str) -> None:
+    """Five rows in parts of two: one process has a part less, and some parts are smaller."""
+    (whole, metrics), weights, before = _first_step(World(), tmp_path, tiny_folder, name, "ddp")
+    largest = max(float(gradient.abs().max()) for gradient in whole)
+    assert largest > 1e-3
+    found = on_ranks(tmp_path, size, _first_step, tmp_path, tiny_folder, name, strategy, strategy=strategy)
+    for (part, part_metrics), _, state in found:
+        assert all(torch.equal(one, other) for one, other in zip(part, found[0][0][0], strict=True)), "the same bits in each process"
+        for first, second in zip(whole, part, strict=True):
+            torch.testing.assert_close(second, first, rtol=1e-5, atol=1e-6 * max(1.0, largest))
+        assert part_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+        assert torch.equal(state, found[0][2]), "nothing draws from the global generator"
+    held = [numbers for _, numbers, _ in found]
+    if strategy == "fsdp":
+        assert max(held) < 0.7 * weights, "weights are spread; the tied head has a share of its own"
+    else:
+        assert held == [weights] * size
+    assert before.shape == found[0][2].shape
+
+
+ROLLOUTS: dict[str, dict[str, Any]] = {
+    "ppo": {"epochs": 2, "minibatch_size": 3, "kl_coef": 0.2, "normalize_scores": True, "ptx_coefficient": 0.5, "target_kl": 0.5},
+    "grpo": {"epochs": 2, "minibatch_size": 5, "kl_coef": 0.2, "loss_normalization": "tokens"},
+    "rloo": {"epochs": 1, "kl_coef": 0.2},
+}
+
+
+def _rollout_step(world: World, root: Path, model: Path, kind: str, strategy: str) -> Any:
+    common: dict[str, Any] = {"name": f"run-{world.size}-{strategy}", "world": world, "micro_batch_size": 2}
+    if world.size > 1:
+        common["distribution"] = {"processes": world.size, "strategy": strategy}
+    if kind == "ppo":
+        part = {**ROLLOUTS[kind], "ptx_data": {"uri": str(root / "text.jsonl")}}
+        context, algorithm, source = test_ppo_steps.ready(root, model, part, batch_size=5, **common)
+    else:
+        context, algorithm, source = test_group_steps.ready(root, model, kind, ROLLOUTS[kind], **common)
+    return *test_ppo_steps.one_step(algorithm), len(source.calls), context.directory.path
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "strategy"), [("ppo", 3, "ddp"), *((kind, 2, strategy) for kind in ROLLOUTS for strategy in ("ddp", "fsdp"))], ids=str
+)
+def test_rollouts_on_any_number_of_processes_give_the_gradients_of_one(
+    tmp_path: Path, tiny_folder: Path, kind: str, size: int, strategy: str
+) -> None:  # fmt: skip
+    """Uneven minibatches, several epochs, critic and pretraining term; whitening and groups over the whole batch. The first process samples for all."""
+    write_rows(tmp_path / "text.jsonl", [{"text": "a word and more " + "x" * n} for n in range(6)])
+    steps, metrics, calls, folder = _rollout_step(World(), tmp_path, tiny_folder, kind, "ddp")
+    assert (len(steps), calls) == ({"ppo": 4, "grpo": 4, "rloo": 1}[kind], 1)
+    other = tmp_path / f"run-{size}-{strategy}" / "rollouts"
+    other.mkdir(parents=True)
+    if strategy == "fsdp":  # this test's stand-in for the services computes with the run's own model, which takes all processes
+        (other / "00000000.jsonl").write_bytes((folder / "rollouts" / "00000000.jsonl").read_bytes())
+    found = on_ranks(tmp_path, size, _rollout_step, tmp_path, tiny_folder, kind, strategy, strategy=strategy)
+    assert [calls for _, _, calls, _ in found] == [int(strategy == "ddp"), *[0] * (size - 1)]
+    timings = {name for name in metrics if "second" in name}
+    for part_steps, part_metrics, _, _ in found:
+        assert len(part_steps) == len(steps)
+        for whole, part in zip(steps, part_steps, strict=True):
+            largest = max(float(gradient.abs().max()) for gradient in whole)
+            assert largest > 1e-3
+            for one, gradient in zip(whole, part, strict=True):
+                torch.testing.assert_close(gradient, one, rtol=1e-5, atol=1e-6 * max(1.0, largest))
+        assert {name: value for name, value in part_metrics.items() if name not in timings} == pytest.approx(
+            {name: value for name, value in metrics.items() if name not in timings}, rel=1e-4, abs=1e-5
+        )
+
+
+def _spec(root: Path, kind: str, **values: Any) -> dict[str, Any]:
+    data = write_rows(root / "rows.jsonl", planted_pairs())
+    return {
+        "steps": 6, "batch_size": 5, "micro_batch_size": 2, "checkpoint_every_steps": 2, "eval_every_steps": 3, **values,
+        kind: {"data": data, "eval_data": {**data, "limit": 5}},
+    }  # fmt: skip
+
+
+def _run(world: World, root: Path, model: Path, spec: Mapping[str, Any], name: str, stop_after: int) -> Any:
+    context = make_context(root, model, spec, name=name, world=world)
+    algorithm = build(context)
+    if stop_after and world.rank == world.size - 1:  # one process alone hears of it
+        step = algorithm.step
+
+        def stopping(at: int, optimizer: Any) -> dict[str, float]:
+            metrics = step(at, optimizer)
+            if at + 1 == stop_after:
+                context.stop.set()
+            return metrics
+
+        algorithm.step = stopping  # type: ignore[method-assign]
+    try:
+        return train(context, algorithm).adapter_version
+    except RunStopped:
+        return "stopped"
+
+
+def curve(root: Path, name: str) -> dict[str, list[float]]:
+    from accord.rundir import RunDirectory
+
+    events = list(RunDirectory(root / name).events())
+    return {metric: metrics_of(events, metric) for metric in ("loss", "grad_norm", "eval_loss", "eval_margin")}
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_run_stopped_with_two_processes_goes_on_with_one_and_with_two(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+    """With two again to the bits of an undisturbed run; with one, or sharded, to rounding, and a message says so."""
+    spec = _spec(tmp_path, kind)
+    two, fsdp = ({"distribution": {"processes": 2, "strategy": strategy}} for strategy in ("ddp", "fsdp"))
+    assert (
+        on_ranks(tmp_path, 2, _run, tmp_path, tiny_folder, {**spec, **two, "adapter": "straight"}, "straight", 0)
+        == ["adapters/straight/versions/1"] * 2
+    )
+    alone = make_context(tmp_path, tiny_folder, {**spec, "adapter": "alone"}, name="alone")
+    train(alone, build(alone))
+    expected = curve(tmp_path, "straight")
+    for metric, values in curve(tmp_path, "alone").items():
+        assert values == pytest.approx(expected[metric], rel=1e-5, abs=1e-6), metric
+    for name, more, size in (("same", two, 2), ("one", {}, 1), ("sharded", fsdp, 2)):
+        values = {**spec, "adapter": name}
+        assert on_ranks(tmp_path, 2, _run, tmp_path, tiny_folder, {**values, **two}, name, 3) == ["stopped"] * 2
+        assert (tmp_path / name / "checkpoints" / "00000003" / "manifest.json").exists()
+        if size == 1:
+            context = make_context(tmp_path, tiny_folder, {**values, **more}, name=name)
+            train(context, build(context))
+        else:
+            strategy = more["distribution"]["strategy"]
+            on_ranks(tmp_path, 2, _run, tmp_path, tiny_folder, {**values, **more}, name, 0, strategy=str(strategy))
+        for metric, numbers in curve(tmp_path, name).items():
+            assert numbers == pytest.approx(expected[metric], rel=1e-5, abs=1e-6), (name, metric)
+        files = [tmp_path / run / "checkpoints" / "00000006" / "adapter" / "adapter_model.safetensors" for run in (name, "straight")]
+        if name == "same":
+            assert files[0].read_bytes() == files[1].read_bytes()
+        from accord.rundir import RunDirectory
+
+        told = [event.text for event in RunDirectory(tmp_path / name).events() if "the checkpoint is of 2 processes, and 1 go on" in event.text]
+        assert len(told) == (1 if size == 1 else 0)
+
+
+def _errors(world: World) -> list[str]:
+    """What each process sees of a first one that fails, and of values that differ."""
+    found = []
+
+    def act(error: BaseException) -> None:
+        raise error
+
+    for error in (RunStopped(), UnavailableError("reward service is away"), InvalidArgumentError("no such adapter", field="parent_adapter")):
+        try:
+            world.from_first(lambda error=error: act(error))  # type: ignore[misc]
+        except (RunStopped, UnavailableError, InvalidArgumentError, AbortedError) as seen:
+            found.append(f"{type(seen).__name__}: {seen}")
+    assert world.from_first(lambda: {"value": [1.5, world.rank]}) == {"value": [1.5, 0]}
+    assert world.gather({"rank": world.rank, "text": "x" * world.rank}) == [{"rank": 0, "text": ""}, {"rank": 1, "text": "x"}]
+    assert world.agree(world.rank == 1) is True
+    assert world.agree(False) is False
+    world.check_same("zeros", [torch.zeros(3)])
+    try:
+        world.check_same("weights", [torch.full((3,), float(world.rank))])
+    except InternalError as seen:
+        found.append(str(seen))
+    return found
+
+
+def test_what_happens_in_the_first_process_happens_in_all(tmp_path: Path) -> None:
+    first, second = on_ranks(tmp_path, 2, _errors)
+    assert first[:3] == ["RunStopped: ", "UnavailableError: reward service is away", "InvalidArgumentError: parent_adapter: no such adapter"]
+    assert second[:3] == [
+        "RunStopped: ", "UnavailableError: process 0 of 2: reward service is away", "AbortedError: process 0 of 2: parent_adapter: no such adapter"
+    ]  # fmt: skip
+    assert first[3] == second[3]
+    assert "weights must be the same in all 2 processes" in first[3]
+
+
+def _gone(world: World) -> str:
+    if world.rank == 1:
+        return ""
+    try:
+        world.sum(torch.ones(4))
+    except AbortedError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+def test_a_process_that_is_gone_is_an_error_at_once(tmp_path: Path) -> None:
+    assert "another process of the run ended" in on_ranks(tmp_path, 2, _gone)[0]
+
+
+def _without(world: World) -> list[Any]:
+    """Gradients of three parameters: of both, of the second process alone, of none."""
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(()))]
+    parameters[0].grad = torch.full((2, 3), 1.0 + world.rank)
+    if world.rank == 1:
+        parameters[1].grad = torch.arange(4.0)
+    world.reduce_gradients(parameters)
+    return [None if each.grad is None else each.grad.tolist() for each in parameters]
+
+
+def test_gradients_add_up_and_none_stays_none(tmp_path: Path) -> None:
+    assert on_ranks(tmp_path, 2, _without) == [[[[3.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0], None]] * 2
+
+
+def test_parts_are_shared_out_and_lockstep_repeats_count_nothing() -> None:
+    parts = ["a", "b", "c", "d", "e"]
+    assert [list(World(Place(rank, 2)).share(parts)) for rank in range(2)] == [["a", "c", "e"], ["b", "d"]]
+    world = World(Place(1, 2), lockstep=True)
+    weight = nn.Parameter(torch.zeros(()))
+    counted = []
+    for part in world.share(parts):
+        counted.append((part, world.counts))
+        world.backward(weight * 2)
+    assert counted == [("b", True), ("d", True), ("a", False)]
+    assert weight.grad == 4
+    assert world.counts
+    assert list(World(Place(1, 2), lockstep=True).share(parts[:4])) == ["b", "d"]
+
+
+def test_a_stop_is_held_while_others_must_agree() -> None:
+    stop = StopSignal()
+    World(Place(0, 2), stop)
+    stop.set()
+    stop.check()
+    World(Place(), stop)
+    with pytest.raises(RunStopped):
+        stop.check()
+
+
+def test_torchrun_says_which_process_this_is() -> None:
+    environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert place_in_environment(environment) == Place(3, 4, 1, 2, joined=True)
+    assert place_in_environment({"WORLD_SIZE": "4"}) is None
+    for change, words in (
+        ({"RANK": "4"}, "RANK 4 must be below WORLD_SIZE 4"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1, not '0'"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK must be a whole number"), ({"MASTER_PORT": ""}, "without MASTER_ADDR and MASTER_PORT"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgumentError, match=words):
+            place_in_environment({**environment, **change})
+    assert "RANK" not in os.environ
+
+
+def _joined_by_environment(world: World, port: int) -> int:
+    """A second world, found at MASTER_ADDR, after the one that the test made is left."""
+    world.leave()
+    os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = place_in_environment()
+    assert place is not None
+    other = World(place)
+    other.join(place, 30.0)
+    return int(other.sum(torch.tensor(world.rank + 1)))
+
+
+def test_processes_find_each_other_at_the_master_address(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert on_ranks(tmp_path, 2, _joined_by_environment, port) == [3, 3]
