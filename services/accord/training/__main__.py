@@ -106,7 +106,8 @@ def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSig
     events.state("starting")
     with Heartbeat(events):
         try:
-            stop.check()
+            if not place.joined:  # several stop together, after their first step
+                stop.check()
             check_built(run.spec)
             if run.spec.evaluate is not None:
                 return _evaluate(run, directory, stop)

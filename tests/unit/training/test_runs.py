@@ -312,7 +312,7 @@ class TestProcess:
         monkeypatch.setattr(StopSignal, "install", lambda self: self.set())
         code, result = main(make_context(tmp_path, tiny_folder, spec_of(tmp_path, "sft")))
         assert (code, result.exit_code) == (EXIT_STOPPED, EXIT_STOPPED)
-        assert "stopped on request after step 0, with a checkpoint" in result.message
+        assert "stopped on request before its first step" in result.message
 
     def test_stopped_before_there_is_anything_to_keep(self, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def stopped(*_: Any) -> None:
