@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--rounds 5] [--only ppo,dpo,reward,sft,resume] [--json FILE]
 
-ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, through the policy and the reward service; against trl.experimental.ppo
-        of the last TRL that has it (installed into an environment of its own on first use), with LoRA on its policy
+ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, sampled by the policy service and scored by the run itself; against
+        trl.experimental.ppo of the last TRL that has it (installed into an environment of its own on first use), with LoRA on its policy
 dpo     4 pairs a step, prompts of 128 tokens, responses of 32 to 128, LoRA: an epoch with the reference pass, and the next epoch; against TRL's
         DPOTrainer as it comes, and with the reference computed beforehand
 reward  the same pairs through a reward model, against TRL's RewardTrainer
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from tests.contract.harness import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
+LOCAL = "local"  # the run scores on the base model that it has; TRL's reward model is in its process too
 PARTS = ("ppo", "dpo", "reward", "sft", "resume")
 PAIRS_A_STEP, STEPS_AN_EPOCH = 4, 3
 ROLLOUTS, PPO_STEPS, SAMPLED = 8, 3, 48
@@ -183,14 +184,6 @@ def reward(figures: Figures, root: Path, rounds: int) -> None:
     figures.add("reward model, over TRL's RewardTrainer", "times", ratios(theirs, ours), ">= 1.5")
 
 
-@contextlib.contextmanager
-def services(root: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
-    """The two services that hold weights."""
-    config = {"artefacts": str(root / "artefacts"), "threads": THREADS}
-    with ServerProcess("accord.policy", config, root) as policy, ServerProcess("accord.reward", config, root) as scorer:
-        yield policy, scorer
-
-
 def ppo(figures: Figures, root: Path, rounds: int) -> None:
     """A step through the services, and TRL's."""
     python = str(trl_peer.install())
@@ -204,13 +197,13 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
         home = root / f"ppo-{number}"
         scorer_run = Ours(home, "scorer", {"steps": 1, "batch_size": 2, "reward_model": {"data": {"uri": str(rows), "limit": 2}}})
         scorer_run.finish()
-        with services(home) as (policy, scorer):
+        with ServerProcess("accord.policy", {"artefacts": str(home / "artefacts"), "threads": THREADS}, home) as policy:
             run = Ours(home, "ppo", {
                 "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": 4, "max_response_tokens": SAMPLED,
                 "ppo": {"data": {"uri": str(rows)}, "reward_model": "adapters/scorer/versions/1", "epochs": 1, "kl_coef": 0.05},
-            }, Endpoints(policy=policy.address, reward=scorer.address))  # fmt: skip
+            }, Endpoints(policy=policy.address, reward=LOCAL))  # fmt: skip
             run.finish()
-            memory.append((run.peak_bytes + peak_of(policy.pid) + peak_of(scorer.pid)) / 2**30)
+            memory.append((run.peak_bytes + peak_of(policy.pid)) / 2**30)
         steps = run.steps()[1:]
         ours.append(sum(steps) / len(steps))
         lengths.append(run.events("metrics")[-1].values["response_tokens"])

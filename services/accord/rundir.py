@@ -42,7 +42,7 @@ class Endpoints(Spec):
 
     policy: str = ""
     policy_balancing: LoadBalancing = Field("round_robin", description="how the replicas behind the policy address are chosen")
-    reward: str = ""
+    reward: str = Field("", description="address of the reward service; local: the run scores by itself, on the base model that it has")
     feedback: str = ""
 
 

@@ -30,9 +30,9 @@ class World:
     start: str
     reward_models: list[str]
 
-    def run(self, name: str, spec: dict[str, Any], **more: Any) -> TrainingRun:
-        """A run, not yet started."""
-        endpoints = Endpoints(policy=self.policy.address, reward=self.reward.address)
+    def run(self, name: str, spec: dict[str, Any], *, reward: str = "", **more: Any) -> TrainingRun:
+        """A run, not yet started, that scores through the reward server or at another address."""
+        endpoints = Endpoints(policy=self.policy.address, reward=reward or self.reward.address)
         return TrainingRun(self.root, name, self.model, spec, endpoints=endpoints, nursery=self.nursery, **more)
 
     def server_config(self, listen: str = "127.0.0.1:0") -> dict[str, Any]:

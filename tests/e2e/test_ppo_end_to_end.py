@@ -116,6 +116,16 @@ def test_every_rollout_was_sampled_and_used_once(straight: TrainingRun) -> None:
     assert len(set(seeds)) == len(seeds) == STEPS * 6
 
 
+def test_scored_by_itself_a_run_gives_the_bits_that_it_gives_through_the_reward_service(world: World, straight: TrainingRun) -> None:
+    run = ppo(world, "local", reward="local").start()
+    try:
+        run.finish()
+        assert [each.score for each in rollouts_of(run, STEPS - 1)] == [each.score for each in rollouts_of(straight, STEPS - 1)]
+        assert run.published() == straight.published()
+    finally:
+        run.close()
+
+
 def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(world: World, straight: TrainingRun) -> None:
     for attempt in range(3):
         run = ppo(world, f"disturbed-{attempt}").start()

@@ -26,6 +26,7 @@ from accord.rpc.channels import ChannelConfig, LoadBalancing
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
+from accord.training.local_scores import LOCAL, LocalScores
 from accord.training.waiting import Errand, accompany, with_patience
 
 CALL_SECONDS = 900.0
@@ -67,7 +68,7 @@ class RolloutSource:
     """Samples and scores through the services.
 
     Args:
-        context: of the run; its endpoints name the services.
+        context: of the run; its endpoints name the services, or `local` for reward models on the run's own base.
         reward_model: versions that score, and how their scores become one (the reward service does it).
         held_out: version that scores besides, for the guards alone; empty for none.
 
@@ -81,6 +82,7 @@ class RolloutSource:
         self._scorers = {_TRAINED: reward_model} | ({_HELD_OUT: RewardModel((held_out,))} if held_out else {})
         self.score_seconds = 0.0
         """Time spent waiting for scores when all responses were there already, in all."""
+        self._local = LocalScores(context) if context.run.endpoints.reward == LOCAL else None
         self._open()
 
     def check_services(self) -> None:
@@ -92,7 +94,7 @@ class RolloutSource:
         self._sampler.check_service()
         scorers = with_patience(
             self._context, "rollouts", f"reward service at {self._context.run.endpoints.reward}",
-            lambda: [self._reward.reward_model_info(member).digests for scorer in self._scorers.values() for member in scorer.members],
+            lambda: [self._digests_of(member) for scorer in self._scorers.values() for member in scorer.members],
         )  # fmt: skip
         for scorer in scorers:
             check_digests(self._context, "reward", scorer)
@@ -124,7 +126,15 @@ class RolloutSource:
 
     def _open(self) -> None:
         self._sampler = Sampler(self._context)
-        self._reward = RewardClient(one_attempt(self._context.run.endpoints.reward))
+        if self._local is None:
+            self._reward: RewardClient | LocalScores = RewardClient(one_attempt(self._context.run.endpoints.reward))
+        else:
+            self._reward = self._local
+
+    def _digests_of(self, reward_model: str) -> ModelDigests:
+        if isinstance(self._reward, LocalScores):
+            return self._reward.digests_of(reward_model)
+        return self._reward.reward_model_info(reward_model).digests
 
     def _abandon(self) -> None:
         """Ends all calls, from whichever thread."""
