@@ -56,6 +56,14 @@ class Curves:
         """The newest value of each metric."""
         return {name: points[max(points)] for name, points in self.values.items()}
 
+    def by_step(self) -> dict[int, dict[str, float]]:
+        """The metrics of each step."""
+        found: dict[int, dict[str, float]] = {}
+        for name, points in self.values.items():
+            for step, value in points.items():
+                found.setdefault(step, {})[name] = value
+        return found
+
     def line(self, name: str) -> list[float]:
         """The values of a metric in the order of steps."""
         return [value for _, value in sorted(self.values.get(name, {}).items())]

@@ -19,7 +19,7 @@ from accord.cli.failures import FAILED
 from accord.cli.metrics import in_a_line, ordered
 from accord.cli.output import print_json, print_line, print_table, seconds_text
 from accord.cli.progress import ProgressBar
-from accord.cli.screen import Screen, print_curves
+from accord.cli.screen import Screen, print_curves, print_frontier
 from accord.errors import DeadlineExceededError, UnavailableError
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def show_end(found: Followed, *, then: Callable[[Run], str]) -> None:
     print_line(f"{run.name} {run.state} after {run.step} of {run.total_steps} steps, {seconds_text(took)}")
     if curves.values:
         print_curves(curves)
+        print_frontier(found.screen)
     elif run.metrics:
         print_table(("metric", "value>"), ordered(run.metrics))
     for alarm in found.screen.alarms.values():

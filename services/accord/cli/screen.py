@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from accord.cli.curves import KEY_CURVES, Curves, sparkline
 from accord.cli.metrics import ordered
-from accord.cli.output import console, harmless, number_text, seconds_text
+from accord.cli.output import console, harmless, number_text, print_table, seconds_text
+from accord.study.frontier import frontier
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -50,6 +51,7 @@ class Screen:
     total: int = 0
     quiet_seconds: float = 0.0
     curves: Curves = field(default_factory=Curves)
+    checkpoints: set[int] = field(default_factory=set)
     alarms: dict[str, Alarm] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
 
@@ -65,6 +67,8 @@ class Screen:
             run = event.run
             self.algorithm, self.state, self.phase, self.waiting_on = run.spec.algorithm, run.state, run.phase, run.waiting_on
             self.step, self.total = max(run.step, 0), run.total_steps
+            if run.state == "checkpointing":
+                self.checkpoints.add(run.step)
 
     def note(self, text: str) -> None:
         """Takes note of a message; an alarm of a kind that is known already replaces that one."""
@@ -165,6 +169,15 @@ def print_curves(curves: Curves) -> None:
     out = console()
     names = [name for name, _ in ordered(curves.latest())]
     out.print(curve_table(curves, names, out.options, bars=out.is_terminal))
+
+
+def print_frontier(screen: Screen) -> None:
+    """Writes reward against KL over the checkpoints of a run with rollouts; nothing for another."""
+    points = frontier(screen.curves.by_step(), screen.checkpoints)
+    if len(points) < 2:
+        return
+    rows = [(point.step, _short(point.kl), _short(point.score), "" if point.held_out is None else _short(point.held_out)) for point in points]
+    print_table(("step>", "kl>", "score>", "held-out>"), rows, title="reward against KL, of the policy after so many steps on its own rollouts")
 
 
 def curve_table(curves: Curves, names: Iterable[str], options: ConsoleOptions, *, bars: bool = True) -> Table:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from accord.study.frontier import frontier
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,6 +24,7 @@ _STYLE = {
     "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "svg.fonttype": "none", "svg.hashsalt": "accord", "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
+_WITH_ROLLOUTS = ("ppo", "grpo", "rloo", "online_dpo")
 Json = Mapping[str, Any]
 
 
@@ -69,6 +72,22 @@ def reward_against_kl(results: Json) -> str:
         axis.set(title=task["task"].capitalize(), xlabel="KL to SFT, nats a response", ylabel="reward model's score")
         axis.axvline(0, color="#dddddd", linewidth=0.8, zorder=0)
     _arm_legend(figure, results["tasks"][0]["arms"])
+    return _svg(figure)
+
+
+def frontiers(results: Json) -> str:
+    """Score of rollouts against KL to SFT along each run with rollouts, one panel a task; numbers are steps, hollow points a held-out score."""
+    runs = [curve for curve in results["curves"] if curve["algorithm"] in _WITH_ROLLOUTS]
+    if not runs:
+        return ""
+    figure, axes = _figure(1, len(results["tasks"]), height=3.0)
+    for axis, task in zip(axes[0], results["tasks"], strict=True):
+        for curve in runs:
+            if curve["task"] == task["task"]:
+                _frontier(axis, curve)
+        axis.set(title=task["task"].capitalize(), xlabel="KL to SFT, nats a response", ylabel="score of rollouts")
+        axis.axvline(0, color="#dddddd", linewidth=0.8, zorder=0)
+        axis.margins(x=0.2, y=0.15)
     return _svg(figure)
 
 
@@ -155,10 +174,33 @@ def _line(axis: Axes, curve: Json, metric: str) -> None:
     points = [(row["step"], row["values"][metric]) for row in curve["curve"] if _number(row["values"].get(metric))]
     if not points:
         return
-    feedback = next((name for name in ("human", "ai") if curve["arm"].endswith(name)), None)
+    feedback = _feedback_of(curve["arm"])
     steps, values = zip(*points, strict=True)
     axis.plot(steps, values, _LINES[curve["algorithm"] if curve["algorithm"] in _LINES else None], color=COLOURS[feedback], linewidth=1.6, marker=".")
     axis.annotate(curve["arm"], (steps[-1], values[-1]), textcoords="offset points", xytext=(2, 5), fontsize=7.5, color=COLOURS[feedback], ha="right")
+
+
+def _frontier(axis: Axes, curve: Json) -> None:
+    points = frontier({row["step"]: row["values"] for row in curve["curve"]})
+    points = [point for point in points if _number(point.kl) and _number(point.score)]
+    if not points:
+        return
+    feedback = _feedback_of(curve["arm"])
+    colour, marker = COLOURS[feedback], _MARKERS.get(curve["algorithm"], "^")
+    axis.plot([point.kl for point in points], [point.score for point in points], "-", color=colour, linewidth=1.1, alpha=0.6)
+    axis.scatter(
+        [point.kl for point in points], [point.score for point in points], c=colour, marker=marker, s=[14 + 3 * n for n in range(len(points))]
+    )
+    for point in (points[0], points[-1]):
+        label = f"{curve['arm']}, {point.step}" if point is points[-1] else f"{point.step}"
+        axis.annotate(label, (point.kl, point.score), textcoords="offset points", xytext=(5, 5), fontsize=7.5, color=colour)
+    held_out = [(point.kl, point.held_out) for point in points if point.held_out is not None]
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), marker, color=colour, linestyle=":", linewidth=1.0, markerfacecolor="white", markersize=5)
+
+
+def _feedback_of(arm: str) -> str | None:
+    return next((name for name in ("human", "ai") if arm.endswith(name)), None)
 
 
 def _bar(axis: Axes, share: Json, place: float, colour: str) -> None:
@@ -198,5 +240,6 @@ def _number(value: object) -> bool:
 
 
 PICTURES: Mapping[str, Callable[[Json], str]] = {
-    "win_rates": win_rates, "quality": quality, "reward_against_kl": reward_against_kl, "curves": curves, "judges": judges,
+    "win_rates": win_rates, "quality": quality, "reward_against_kl": reward_against_kl, "frontiers": frontiers, "curves": curves,
+    "judges": judges,
 }  # fmt: skip
