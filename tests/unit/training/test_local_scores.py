@@ -12,6 +12,7 @@ from tests.unit.training.surroundings import make_context, planted_pairs, run_he
 from accord.client.messages import TokenIds
 from accord.client.reward import RewardModel, ScoreItem
 from accord.errors import FailedPreconditionError, InvalidArgumentError
+from accord.runspec import parse_spec
 from accord.training.local_scores import LocalScores
 
 ITEMS = [ScoreItem(TokenIds((1, 10, 11)), TokenIds((20 + number, 2)), str(number)) for number in range(3)]
@@ -51,7 +52,9 @@ def test_a_policy_is_no_reward_model(tmp_path: Path, tiny_folder: Path, data: di
 
 
 def test_where_the_model_is_busy_or_spread_a_service_is_needed(tmp_path: Path, tiny_folder: Path, data: dict[str, Any]) -> None:
+    alone = make_context(tmp_path, tiny_folder, spec(data))
     for values in (spec(data, max_staleness=1), spec(data) | {"distribution": {"processes": 2, "strategy": "fsdp"}}):
+        alone.run = alone.run.model_copy(update={"spec": parse_spec(values)})
         with pytest.raises(InvalidArgumentError) as caught:
-            LocalScores(make_context(tmp_path, tiny_folder, values))
+            LocalScores(alone)
         assert caught.value.field == "endpoints.reward"
