@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.unit.training.surroundings import TIMINGS, WORDS, make_context, make_ppo, metrics_of, planted_pairs, run_here, write_rows
+from tests.unit.training.surroundings import (
+    TIMINGS,
+    WORDS,
+    VersionSource,
+    even_share,
+    make_context,
+    make_ppo,
+    metrics_of,
+    planted_pairs,
+    run_here,
+    write_rows,
+)
 
 from accord import checkpoint
 from accord.errors import UnavailableError
@@ -216,6 +227,46 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, tiny
     said = [event.text for event in second.directory.events() if event.text]
     assert any("checkpoint 00000006: adapter/adapter_model.safetensors does not match its digest; the one before it is used" in text for text in said)
     assert "resumed after step 4" in said
+
+
+def test_every_file_of_a_checkpoint_of_ppo_is_checked(tmp_path: Path, tiny_folder: Path) -> None:
+    """Cut short, one bit flipped, empty, gone: each is seen and said, the one before is used, and the bits at the end are the same."""
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+
+    def made() -> tuple[RunContext, Any]:
+        values = {"steps": 3, "checkpoint_every_steps": 1, "max_response_tokens": 4}
+        context, algorithm, _ = make_ppo(tmp_path, tiny_folder, values, {"data": data, "epochs": 1, "max_staleness": 1})
+        algorithm._source = VersionSource(context, even_share)
+        return context, algorithm
+
+    context, algorithm = made()
+    train(context, algorithm)
+    newest = context.directory.checkpoints / "00000003"
+    whole = {path: path.read_bytes() for path in sorted(newest.rglob("*")) if path.is_file()}
+    names = {str(path.relative_to(newest)) for path in whole}
+    folders = ("adapter", "behaviour", "value")
+    assert names == {"manifest.json", "optimizer.safetensors", "value/head.safetensors"} | {
+        f"{folder}/{file}" for folder in folders for file in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    for path, content in whole.items():
+        flipped = bytes([*content[: len(content) // 2], content[len(content) // 2] ^ 1, *content[len(content) // 2 + 1 :]])
+        for damaged in (content[:-1], flipped, b"", None):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            said: list[str] = []
+            found = checkpoint.latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.digest, report=said.append)
+            assert found is not None
+            assert found.step == 2
+            assert len(said) == 1
+            assert said[0].startswith("checkpoint 00000003: ")
+            path.write_bytes(content)
+    (newest / "behaviour" / "adapter_model.safetensors").write_bytes(b"")
+    context, algorithm = made()
+    train(context, algorithm)
+    assert {path: path.read_bytes() for path in whole if path.suffix == ".safetensors"} == {
+        path: content for path, content in whole.items() if path.suffix == ".safetensors"
+    }
 
 
 def main(context: RunContext) -> tuple[int, Any]:
