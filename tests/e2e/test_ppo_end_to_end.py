@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -31,8 +33,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
-def ppo(world: World, name: str, **more: Any) -> TrainingRun:
-    """A PPO run, not yet started."""
+def ppo(world: World, name: str, *, part: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> TrainingRun:
+    """A PPO run, not yet started; `part` are more fields of its own."""
     data = world.data
     spec = {
         "steps": STEPS, "batch_size": 6, "micro_batch_size": 2, "checkpoint_every_steps": EVERY, "max_prompt_tokens": 120, "max_response_tokens": 12,
@@ -40,7 +42,7 @@ def ppo(world: World, name: str, **more: Any) -> TrainingRun:
         "ppo": {
             "data": data, "eval_data": {**data, "limit": 3}, "reward_model": world.reward_models[0], "epochs": 3, "minibatch_size": 3,
             "temperature": TEMPERATURE, "ptx_coefficient": 0.3, "ptx_data": data, "kl_controller": "adaptive", "kl_target": 0.05, "kl_horizon": 50,
-            "normalize_scores": True,
+            "normalize_scores": True, **part,
         },
     }  # fmt: skip
     return world.run(name, spec, **more)
@@ -190,3 +192,43 @@ def test_a_policy_service_that_stays_away_ends_the_run_with_its_work_kept(world:
     written.write_text(text)
     run.start().finish()
     assert run.published() == straight.published()
+
+
+def test_one_step_ahead_killed_it_publishes_the_bits_of_an_undisturbed_run(world: World) -> None:
+    """The batch that was under way when it died is sampled again by the policy that was to sample it."""
+    ahead = {"max_staleness": 1}
+    straight = ppo(world, "ahead-straight", part=ahead).start()
+    straight.finish()
+    curve = straight.curve()
+    assert [curve[step]["staleness"] for step in range(1, STEPS + 1)] == [0] + [1] * (STEPS - 1)
+    assert all(curve[step]["sampler_gap_max"] < 1e-3 for step in range(1, STEPS + 1)), "the policy that sampled is the one that is corrected for"
+    assert any(abs(curve[step]["behaviour_weight_mean"] - 1) > 1e-6 for step in range(2, STEPS + 1))
+    for attempt in range(3):
+        run = ppo(world, f"ahead-{attempt}", part=ahead).start()
+        if kill_between_checkpoints(run, after_step=EVERY + 1, before_step=2 * EVERY):
+            break
+    else:
+        raise AssertionError("three kills came too late")
+    run.start().finish()
+    assert run.published() == straight.published()
+    assert_same_curve(run, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("service", ["policy", "reward"])
+@pytest.mark.parametrize("outages", [(1.0,), (10.0,), (60.0,), (0.0, 2.0, 0.5)], ids=["1-s", "10-s", "60-s", "flapping"])
+def test_real_servers_that_go_away_change_nothing(world: World, straight: TrainingRun, service: str, outages: tuple[float, ...]) -> None:
+    run = ppo(world, f"outage-{service}-{len(outages)}-{int(outages[0])}", wait_seconds=300.0).start()
+    for number, seconds in enumerate(outages, start=1):
+        run.until(lambda number=number: run.last_step() >= number)  # type: ignore[misc]
+        server: ServerProcess = getattr(world, service)
+        server.kill()
+        time.sleep(seconds)
+        setattr(world, service, ServerProcess(f"accord.{service}", world.server_config(server.address), world.root).__enter__())
+    run.finish()
+    said = [event.waiting_on for event in run.directory.events() if event.waiting_on]
+    assert said
+    assert all(text.startswith(f"{service} service at {getattr(world, service).address}: ") for text in said)
+    assert run.published() == straight.published()
+    assert_same_curve(run, straight)
