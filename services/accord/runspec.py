@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from accord.api.trainer.v1 import trainer_pb2
-from accord.errors import InvalidArgumentError, UnimplementedError
+from accord.errors import InvalidArgumentError
 from accord.rpc.config import parse_config
 
 Algorithm = Literal["sft", "reward_model", "dpo", "ppo", "grpo", "rloo", "online_dpo", "evaluate"]
@@ -370,27 +370,6 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
         return parse_config(values, RunSpec, source=source)
     except InvalidArgumentError as error:
         raise error if error.field else InvalidArgumentError(error.message, field=source) from error
-
-
-_NOT_BUILT: tuple[str, ...] = ()
-
-
-def check_built(spec: RunSpec) -> None:
-    """Refuses what is in the contract and not built yet: nothing that is asked for is left out in silence.
-
-    Raises:
-        UnimplementedError: a field has another value than its default; it is named.
-    """
-    for path in _NOT_BUILT:
-        value: Any = spec
-        default: Any = None
-        for name in path.split("."):
-            if value is None:
-                break
-            default = type(value).model_fields[name].get_default(call_default_factory=True)
-            value = getattr(value, name)
-        if value is not None and value != default:
-            raise UnimplementedError(f"{path} is in the contract and not built yet; leave it out", field=f"spec.{path}")
 
 
 def spec_to_proto(spec: RunSpec) -> trainer_pb2.RunSpec:

@@ -5,7 +5,7 @@ from pydantic import BaseModel
 
 from accord import runspec
 from accord.api.trainer.v1 import trainer_pb2
-from accord.errors import InvalidArgumentError, UnimplementedError
+from accord.errors import InvalidArgumentError
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,6 @@ def test_bad_specifications_name_the_field(values: dict, words: str) -> None:
 def test_what_scores_is_named_by_field(kind: str) -> None:
     part = {"data": {"uri": "sample:conversation"}, "reward_model": "adapters/r", "more_reward_models": ["adapters/q", "adapters/s/versions/3"]}
     spec = runspec.parse_spec({"adapter": "a", "steps": 1, kind: part})
-    runspec.check_built(spec)
     assert spec.rollout_part is not None
     assert spec.rollout_part.reward_models == {
         "reward_model": "adapters/r", "more_reward_models[0]": "adapters/q", "more_reward_models[1]": "adapters/s/versions/3"
@@ -102,14 +101,3 @@ def test_a_checkpoint_belongs_to_any_number_of_processes_and_to_nothing_else() -
     one, two, other = (runspec.parse_spec(sft | more) for more in ({}, {"distribution": {"processes": 2, "strategy": "fsdp"}}, {"seed": 1}))
     assert one.learning_digest == two.learning_digest != other.learning_digest
     assert one.digest != two.digest
-
-
-def test_what_is_not_built_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is, at present; what comes into the contract next is named in `_NOT_BUILT` until it is."""
-    plain = {"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "sample:conversation"}}}
-    monkeypatch.setattr(runspec, "_NOT_BUILT", ("distribution.processes", "dtype"))
-    runspec.check_built(runspec.parse_spec(plain))
-    for path, more in (("distribution.processes", {"distribution": {"processes": 2}}), ("dtype", {"dtype": "bfloat16"})):
-        with pytest.raises(UnimplementedError, match=f"{path} is in the contract") as caught:
-            runspec.check_built(runspec.parse_spec(plain | more))
-        assert caught.value.field == f"spec.{path}"

@@ -20,7 +20,7 @@ from accord.data.readers import check_source
 from accord.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
-from accord.runspec import RunSpec, check_built
+from accord.runspec import RunSpec
 from accord.serving.fields import naming
 from accord.serving.reward_models import resolve_held_out, resolve_reward_models
 from accord.trainer import checkpoints
@@ -156,7 +156,6 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
-        check_built(spec)
         judge = spec.online_dpo.judge_adapter if spec.online_dpo is not None else ""
         for field, name in (("parent_adapter", spec.parent_adapter), ("online_dpo.judge_adapter", judge)):
             if name:

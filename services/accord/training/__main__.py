@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from accord.checkpoint import checkpoint_folders
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
 from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult, read_run_file
-from accord.runspec import check_built
 from accord.training.place import ALONE, Place, place_in_environment, tell_failure, told_failure
 from accord.training.ranks import Ranks, end_with_parent, threads_each
 
@@ -108,7 +107,6 @@ def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSig
         try:
             if not place.joined:  # several stop together, after their first step
                 stop.check()
-            check_built(run.spec)
             if run.spec.evaluate is not None:
                 return _evaluate(run, directory, stop)
             return _train(run, directory, events, stop, place)

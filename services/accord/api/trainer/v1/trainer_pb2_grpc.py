@@ -96,7 +96,6 @@ class TrainerServiceServicer:
     def CreateRun(self, request, context):
         """Creates a run. The same request_id and payload returns the first run. INVALID_ARGUMENT, NOT_FOUND as in PlanRun. ALREADY_EXISTS: the
         id was used with another payload. FAILED_PRECONDITION: the plan does not fit this machine. RESOURCE_EXHAUSTED: too many runs.
-        UNIMPLEMENTED: a field that is in the contract and not built yet; it is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
