@@ -2,9 +2,10 @@
 PY := .venv/bin/python
 STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
+CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-peers test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean
+.PHONY: help setup demo study test test-peers test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -22,7 +23,7 @@ study: setup ## the full study; continues where it stopped
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
 	$(PY) -m pytest -q -m "not slow and not peers and not cluster" tests
-	@echo "not run here: tests marked peers (make test-peers), slow (make test-slow) and cluster (later work, see ARCHITECTURE.md)"
+	@echo "not run here: tests marked peers (make test-peers), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
 
 test-peers: setup ## replicas, and the policy service before doubles of vLLM and TGI, at depth; three minutes
 	$(PY) -m pytest -q -m peers tests
@@ -57,8 +58,8 @@ prompts: setup ## release the rubrics: write their digests
 prompts-check: setup ## no released rubric has changed
 	$(PY) tools/prompts.py check
 
-golden: setup ## rewrite the golden files of tests/golden
-	$(PY) -m pytest -q tests/golden --update-golden
+golden: chart-tools ## rewrite the golden files of tests/golden
+	$(PY) -m pytest -q tests/golden tests/chart --update-golden
 
 bench: setup ## the benchmarks that take minutes; table, plot and JSON go to build/bench
 	$(PY) benchmarks/run.py
@@ -72,6 +73,34 @@ vllm-peer: setup ## a real vLLM on this CPU in build/vllm-peer (3.4 GB), and the
 
 llamacpp-peer: setup ## serves the embedded model's GGUF by llama.cpp on loopback until Ctrl-C
 	$(PY) tools/llamacpp_peer.py
+
+images: setup ## all images with docker; TAG, TORCH=cpu|cuda, PYTHON_IMAGE by digest, and where pip finds torch as for make setup
+	$(PY) tools/images.py build
+
+image-sizes: ## how large the images are, and whether they may be
+	$(PY) tools/images.py sizes
+
+chart: setup ## values.yaml, values.schema.json and README.md of charts/accord, out of the services' own configuration
+	$(PY) tools/chart.py write
+
+chart-tools: setup ## helm, kubectl, hadolint and Kubernetes' schemas in build/tools
+	$(PY) tools/chart.py tools
+
+chart-check: chart-tools ## the chart: fresh, helm lint, schemas of Kubernetes, golden files, policies; hadolint
+	$(PY) tools/chart.py check
+	$(PY) -m pytest -q tests/chart
+
+kind-up: ## a kind cluster with the images and the chart (needs docker, kind, kubectl and helm)
+	sh deploy/kind/kind.sh up
+
+kind-test: ## the tests of the cluster against it
+	sh deploy/kind/kind.sh test
+
+kind-down: ## removes it
+	sh deploy/kind/kind.sh down
+
+cluster-test: chart-tools ## the same tests on the cluster of KUBECONFIG, which has the images accord/*:$TAG
+	PATH="$(CURDIR)/build/tools/bin:$$PATH" $(PY) -m pytest -q -m cluster tests/cluster
 
 clean: ## the virtual environment and build output
 	rm -rf .venv build

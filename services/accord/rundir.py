@@ -28,7 +28,7 @@ import yaml
 from pydantic import Field
 
 from accord.errors import DataLossError, NotFoundError
-from accord.rpc.channels import LoadBalancing
+from accord.rpc.channels import ChannelTls, LoadBalancing
 from accord.rpc.config import load_config
 from accord.runspec import RunSpec, Spec
 
@@ -44,6 +44,7 @@ class Endpoints(Spec):
     policy_balancing: LoadBalancing = Field("round_robin", description="how the replicas behind the policy address are chosen")
     reward: str = Field("", description="address of the reward service; local: the run scores by itself, on the base model that it has")
     feedback: str = ""
+    tls: ChannelTls | None = Field(None, description="use TLS towards all of them; plain text where absent")
 
 
 class RunFile(Spec):

@@ -11,6 +11,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+LIVE = "live"
+"""A name in the health service that is SERVING as long as the process answers at all, also while it loads and while what it needs is away: a liveness
+probe that followed the service's own health would restart it for another's fault."""
+
 
 class HealthBoard:
     """Health of each service and of the server as a whole ("").
@@ -30,7 +34,8 @@ class HealthBoard:
             _enable_reflection(self._names, server)
 
     async def set_serving(self, serving: bool) -> None:
-        """Sets every name to SERVING or NOT_SERVING; those who watch are told."""
+        """Sets every name but `LIVE` to SERVING or NOT_SERVING; those who watch are told."""
+        await self._servicer.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._names):
             await self._servicer.set(name, status)

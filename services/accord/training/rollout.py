@@ -22,7 +22,7 @@ from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
-from accord.rpc.channels import ChannelConfig, LoadBalancing
+from accord.rpc.channels import ChannelConfig, ChannelTls, LoadBalancing
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
@@ -127,7 +127,8 @@ class RolloutSource:
     def _open(self) -> None:
         self._sampler = Sampler(self._context)
         if self._local is None:
-            self._reward: RewardClient | LocalScores = RewardClient(one_attempt(self._context.run.endpoints.reward))
+            endpoints = self._context.run.endpoints
+            self._reward: RewardClient | LocalScores = RewardClient(one_attempt(endpoints.reward, tls=endpoints.tls))
         else:
             self._reward = self._local
 
@@ -216,7 +217,9 @@ class Sampler:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         endpoints = context.run.endpoints
-        self._policy = PolicyClient(one_attempt(endpoints.policy, endpoints.policy_balancing), origin=Origin("rollout", context.run.name))
+        self._policy = PolicyClient(
+            one_attempt(endpoints.policy, endpoints.policy_balancing, tls=endpoints.tls), origin=Origin("rollout", context.run.name)
+        )
 
     @property
     def service(self) -> str:
@@ -323,9 +326,9 @@ def check_digests(context: RunContext, service: str, theirs: ModelDigests) -> No
             raise FailedPreconditionError(reason, field=f"endpoints.{service}")
 
 
-def one_attempt(address: str, balancing: LoadBalancing = "round_robin") -> ChannelConfig:
+def one_attempt(address: str, balancing: LoadBalancing = "round_robin", *, tls: ChannelTls | None = None) -> ChannelConfig:
     """A channel that tries a call once: `with_patience` tries again, and says so. gRPC's retries can lose the end of a stream whose server dies."""
-    return ChannelConfig(address=address, load_balancing=balancing, attempts=1)
+    return ChannelConfig(address=address, tls=tls, load_balancing=balancing, attempts=1)
 
 
 def _without_number(scorer: RewardModel, result: ScoreResult) -> str | None:

@@ -136,7 +136,7 @@ class PairSource:
 
     def _open(self) -> None:
         self._sampler = Sampler(self._context)
-        self._feedback = FeedbackClient(one_attempt(self._context.run.endpoints.feedback))
+        self._feedback = FeedbackClient(one_attempt(self._context.run.endpoints.feedback, tls=self._context.run.endpoints.tls))
 
     def _abandon(self) -> None:
         """Ends all calls, from whichever thread."""

@@ -1,0 +1,91 @@
+{{/* A service's YAML: what the chart sets, then `config` of the values over it. */}}
+
+{{- define "accord.tlsClient" -}}
+ca: /etc/accord/tls/ca.crt
+{{- if .Values.tls.mutual }}
+cert: /etc/accord/tls/tls.crt
+key: /etc/accord/tls/tls.key
+{{- end }}
+{{- end -}}
+
+{{- define "accord.serverConfig" -}}
+listen: 0.0.0.0:50051
+{{- if .Values.metrics.enabled }}
+metrics_listen: 0.0.0.0:9090
+{{- end }}
+{{- if .Values.tls.enabled }}
+tls:
+  cert: /etc/accord/tls/tls.crt
+  key: /etc/accord/tls/tls.key
+  {{- if .Values.tls.mutual }}
+  client_ca: /etc/accord/tls/ca.crt
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "accord.modelConfig" -}}
+base_model: {{ .Values.model.name | quote }}
+artefacts: {{ .Values.artefacts.uri | default "/var/lib/accord/artefacts" | quote }}
+{{- end -}}
+
+{{- define "accord.ownConfig.policy" -}}
+{{ include "accord.modelConfig" . }}
+{{- if gt (int .Values.policy.gpu.count) 0 }}
+device: cuda
+{{- end }}
+{{- if .Values.policy.engine.enabled }}
+backend: vllm
+remote:
+  url: http://127.0.0.1:8000
+  start_seconds: {{ .Values.policy.engine.startupSeconds }}
+  {{- if not .Values.artefacts.uri }}
+  adapters_here: /var/lib/accord/artefacts
+  adapters_there: /var/lib/accord/artefacts
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "accord.ownConfig.reward" -}}
+{{ include "accord.modelConfig" . }}
+{{- if gt (int .Values.reward.gpu.count) 0 }}
+device: cuda
+{{- end }}
+{{- end -}}
+
+{{- define "accord.ownConfig.feedback" -}}
+policy: {{ include "accord.address" (dict "root" . "component" "policy") | quote }}
+{{- if .Values.tls.enabled }}
+policy_tls:
+  {{- include "accord.tlsClient" . | nindent 2 }}
+{{- end }}
+ledger: /var/lib/accord/state/ledger.sqlite
+jobs: /var/lib/accord/state/jobs
+{{- end -}}
+
+{{- define "accord.ownConfig.trainer" -}}
+{{ include "accord.modelConfig" . }}
+model_folder: /var/cache/accord/models/base
+runs: /var/lib/accord/work/runs
+database: {{ .Values.database.url | default "sqlite:////var/lib/accord/state/registry.sqlite" | quote }}
+endpoints:
+  {{- range $component := list "policy" "reward" "feedback" }}
+  {{- if (index $.Values $component).enabled }}
+  {{ $component }}: {{ include "accord.address" (dict "root" $ "component" $component) | quote }}
+  {{- end }}
+  {{- end }}
+  {{- if .Values.tls.enabled }}
+  tls:
+    {{- include "accord.tlsClient" . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "accord.config" -}}
+{{- $own := include (printf "accord.ownConfig.%s" .component) .root | fromYaml -}}
+{{- $server := dict "server" (include "accord.serverConfig" .root | fromYaml) -}}
+{{- mergeOverwrite $server $own (deepCopy (index .root.Values .component).config) | toYaml -}}
+{{- end -}}
+
+{{- define "accord.drainSeconds" -}}
+{{- $server := (index .root.Values .component).config.server | default dict -}}
+{{- int (ceil (float64 ($server.drain_seconds | default 30))) -}}
+{{- end -}}

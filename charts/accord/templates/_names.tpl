@@ -1,0 +1,81 @@
+{{/* Names, labels, images, addresses. Helpers take the root, or one dict whose missing key is an error. */}}
+
+{{- define "accord.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
+{{- if gt (len $full) 44 -}}
+{{- fail (printf "the name %q has %d characters; at most 44 are allowed, so that every object's name stays below 63: set fullnameOverride" $full (len $full)) -}}
+{{- end -}}
+{{- $full -}}
+{{- end -}}
+
+{{- define "accord.name" -}}
+{{- $root := required "accord.name: root" .root -}}
+{{- printf "%s-%s" (include "accord.fullname" $root) (required "accord.name: component" .component) -}}
+{{- end -}}
+
+{{- define "accord.selector" -}}
+{{- $root := required "accord.selector: root" .root -}}
+app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
+app.kubernetes.io/component: {{ required "accord.selector: component" .component | quote }}
+{{- end -}}
+
+{{- define "accord.labels" -}}
+{{- $root := required "accord.labels: root" .root -}}
+{{ include "accord.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: accord
+app.kubernetes.io/managed-by: {{ $root.Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | quote }}
+{{- end -}}
+
+{{/* root, component (whose values may name another image), target (the image of the Dockerfile) */}}
+{{- define "accord.image" -}}
+{{- $root := required "accord.image: root" .root -}}
+{{- $own := (index $root.Values (required "accord.image: component" .component)).image -}}
+{{- $registry := $own.registry | default $root.Values.images.registry -}}
+{{- $name := $own.name | default (printf "accord/%s" (required "accord.image: target" .target)) -}}
+{{- $tag := $own.tag | default $root.Values.images.tag | default $root.Chart.AppVersion -}}
+{{- if eq $tag "latest" -}}{{- fail (printf "%s: the tag latest changes under a running release; give another tag or a digest" .component) -}}{{- end -}}
+{{- if $registry -}}{{ $registry }}/{{- end -}}{{ $name }}{{ if $own.digest }}@{{ $own.digest }}{{ else }}:{{ $tag }}{{ end }}
+{{- end -}}
+
+{{- define "accord.pullPolicy" -}}
+{{- (index .root.Values .component).image.pullPolicy | default .root.Values.images.pullPolicy -}}
+{{- end -}}
+
+{{/* The target of the Dockerfile that a component runs. */}}
+{{- define "accord.target" -}}
+{{- $values := .root.Values -}}
+{{- if and (eq .component "policy") (ne (include "accord.backend" .root) "transformers") -}}policy-proxy
+{{- else if and (eq .component "trainer") (eq $values.trainer.launcher "local") -}}training
+{{- else -}}{{ .component }}
+{{- end -}}
+{{- end -}}
+
+{{- define "accord.backend" -}}
+{{- ternary "vllm" (.Values.policy.config.backend | default "transformers") .Values.policy.engine.enabled -}}
+{{- end -}}
+
+{{/* host:port of a component for clients in the cluster; one address for each replica where weights are held. */}}
+{{- define "accord.address" -}}
+{{- $root := .root -}}
+{{- $host := include "accord.name" . -}}
+{{- if has .component (list "policy" "reward") -}}{{- $host = printf "%s-replicas" $host -}}{{- end -}}
+{{- $domain := empty $root.Values.clusterDomain | ternary "" (printf ".%s" $root.Values.clusterDomain) -}}
+{{- printf "%s%s.%s.svc%s:50051" (ternary "dns:///" "" (has .component (list "policy" "reward"))) $host $root.Release.Namespace $domain -}}
+{{- end -}}
+
+{{- define "accord.serviceAccount" -}}
+{{- include "accord.name" . -}}
+{{- end -}}
+
+{{- define "accord.claim" -}}
+{{- $claim := index .root.Values.storage (required "accord.claim: name" .name) -}}
+{{- $claim.existingClaim | default (printf "%s-%s" (include "accord.fullname" .root) .name) -}}
+{{- end -}}
+
+{{- define "accord.kube" -}}
+{{- semverCompare (printf ">=%s-0" .version) .root.Capabilities.KubeVersion.Version | ternary "true" "" -}}
+{{- end -}}

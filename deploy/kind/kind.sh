@@ -1,0 +1,50 @@
+#!/bin/sh
+# kind.sh up | test | down: Accord in a kind cluster, with images of this checkout. Nothing is fetched from a model hub.
+# Each step can be repeated. TAG names the images (default: dev); KIND_CLUSTER the cluster (default: accord).
+set -eu
+cd "$(dirname "$0")/../.."
+tag=${TAG:-dev}
+cluster=${KIND_CLUSTER:-accord}
+context=kind-$cluster
+images="policy reward feedback trainer training"
+
+need() {
+    for program; do
+        command -v "$program" > /dev/null || { echo "error: $program is not installed; kind-up needs docker, kind, kubectl and helm" >&2; exit 1; }
+    done
+}
+
+up() {
+    need docker kind kubectl helm
+    kind get clusters | grep -qx "$cluster" || kind create cluster --name "$cluster" --config deploy/kind/cluster.yaml --wait 180s
+    # shellcheck disable=SC2086 # a list of names
+    TAG=$tag IMAGE_BUILD="docker build" python3 tools/images.py build $images
+    for image in $images; do kind load docker-image --name "$cluster" "accord/$image:$tag"; done
+    helm upgrade --install accord charts/accord --kube-context "$context" --namespace accord --create-namespace \
+        --values charts/accord/ci/cluster-values.yaml --set images.tag="$tag" --wait --timeout 20m
+    echo "next: make kind-test, or"
+    echo "  helm test accord --kube-context $context --namespace accord --logs"
+    echo "  kubectl --context $context -n accord get pods"
+    echo "  make kind-down"
+}
+
+# The tests make namespaces of their own beside the release of `up`.
+check() {
+    need docker kind kubectl helm
+    kubeconfig=$(mktemp)
+    trap 'rm -f "$kubeconfig"' EXIT
+    kind get kubeconfig --name "$cluster" > "$kubeconfig"
+    KUBECONFIG=$kubeconfig TAG=$tag make cluster-test
+}
+
+down() {
+    need kind
+    kind delete cluster --name "$cluster"
+}
+
+case "${1:-}" in
+up) up ;;
+test) check ;;
+down) down ;;
+*) echo "usage: kind.sh up | test | down" >&2 && exit 2 ;;
+esac

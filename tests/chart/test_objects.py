@@ -1,0 +1,188 @@
+"""What holds for every object that the chart makes, under every values file that comes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.rendering import CASES, COMPONENTS, Object, case_id, containers, named, of_kind, pods, render, tools_package
+
+from accord.rpc.config import parse_config
+from accord.workspace.configuration import CONFIG_CLASSES
+
+VERSIONS = ("1.20", "1.31")
+every_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+every_version = pytest.mark.parametrize("version", VERSIONS)
+
+
+@every_case
+@every_version
+def test_pods_keep_the_restricted_standard(case: Path | None, version: str) -> None:
+    found = pods(render(case, version=version))
+    assert len(found) >= 3
+    for name, pod in found:
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["runAsUser"] == 65532, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        assert all(set(volume) - {"name"} <= {"configMap", "emptyDir", "secret", "persistentVolumeClaim"} for volume in pod["volumes"]), name
+        for container in containers(pod):
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False
+            assert own["readOnlyRootFilesystem"] is True
+            assert own["capabilities"] == {"drop": ["ALL"]}
+
+
+@every_case
+def test_every_container_has_a_memory_limit_and_a_fixed_image(case: Path | None) -> None:
+    for name, pod in pods(render(case)):
+        for container in containers(pod):
+            assert "memory" in container["resources"]["limits"], f"{name}/{container['name']}"
+            image = container["image"]
+            assert "@sha256:" in image or (":" in image.rpartition("/")[2] and not image.endswith(":latest")), image
+
+
+@every_case
+def test_no_pod_but_a_launching_trainer_s_has_a_token(case: Path | None) -> None:
+    objects = render(case)
+    launches = bool(of_kind(objects, "Role"))
+    for name, pod in pods(objects):
+        assert pod["automountServiceAccountToken"] is (launches and name == "accord-trainer"), name
+    for account in of_kind(objects, "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+@every_case
+def test_roles_grant_nothing_by_a_star(case: Path | None) -> None:
+    objects = render(case)
+    assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
+    for role in of_kind(objects, "Role"):
+        assert "*" not in yaml.safe_dump(role["rules"])
+    for binding in of_kind(objects, "RoleBinding"):
+        assert [subject["name"] for subject in binding["subjects"]] == ["accord-trainer"]
+
+
+@every_case
+def test_each_port_says_its_protocol(case: Path | None) -> None:
+    objects = render(case)
+    ports = [port for service in of_kind(objects, "Service") for port in service["spec"]["ports"]]
+    ports += [port for _, pod in pods(objects) for container in containers(pod) for port in container.get("ports", [])]
+    assert len(ports) >= 6
+    assert {port.get("protocol") for port in ports} == {"TCP"}
+
+
+@every_case
+def test_selectors_hold_what_never_changes(case: Path | None) -> None:
+    objects = render(case)
+    for deployment in of_kind(objects, "Deployment"):
+        chosen = deployment["spec"]["selector"]["matchLabels"]
+        assert set(chosen) == {f"app.kubernetes.io/{key}" for key in ("name", "instance", "component")}
+        assert chosen.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    upgraded = render(case, "images.tag=2.0", "policy.podLabels.team=x")
+    for deployment in of_kind(objects, "Deployment"):
+        assert named(upgraded, "Deployment", deployment["metadata"]["name"])["spec"]["selector"] == deployment["spec"]["selector"]
+
+
+@every_case
+@every_version
+def test_each_service_reads_the_configuration_that_it_is_given(case: Path | None, version: str) -> None:
+    objects = render(case, version=version)
+    deployed = {item["metadata"]["labels"]["app.kubernetes.io/component"] for item in of_kind(objects, "Deployment")}
+    assert deployed <= set(COMPONENTS)
+    for component in deployed:
+        text = named(objects, "ConfigMap", f"accord-{component}")["data"]["config.yaml"]
+        config = parse_config(yaml.safe_load(text), CONFIG_CLASSES[component], source=component)  # type: ignore[index]
+        assert config.server.listen == "0.0.0.0:50051"  # type: ignore[attr-defined]
+
+
+@every_case
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+def test_objects_fit_the_schemas_of_kubernetes(case: Path | None, version: str) -> None:
+    kubernetes_validate = tools_package("kubernetes_validate")
+    native = [item for item in render(case, version=version) if _native(item)]
+    assert len(native) >= 15
+    for item in native:
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+def _native(item: Object) -> bool:
+    group = item["apiVersion"].rpartition("/")[0]
+    return "." not in group or (group.endswith(".k8s.io") and group.split(".")[0] in ("networking", "rbac"))
+
+
+@every_case
+def test_names_are_unique_and_short_enough(case: Path | None) -> None:
+    objects = render(case)
+    keys = [(item["kind"], item["metadata"]["name"]) for item in objects]
+    assert len(set(keys)) == len(keys)
+    assert all(len(name) <= 63 for _, name in keys)
+    assert {item["metadata"].get("namespace") for item in objects if "accord.api" not in item["apiVersion"]} <= {"accord", None}
+
+
+def _probes(objects: list[Object]) -> list[dict[str, Any]]:
+    return [
+        container[kind]
+        for item in of_kind(objects, "Deployment")
+        for container in item["spec"]["template"]["spec"]["containers"]
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe")
+    ]
+
+
+def test_the_cluster_s_version_decides_how_probes_ask_and_which_apis_are_used() -> None:
+    settings = ("policy.autoscaling.enabled=true", "policy.replicas=2")
+    old, new = render(None, *settings, version="1.20"), render(None, *settings, version="1.31")
+    assert len(_probes(old)) == len(_probes(new)) == 12
+    assert all("exec" in probe and probe["exec"]["command"][:3] == ["python", "-m", "accord.rpc.probe"] for probe in _probes(old))
+    assert all("grpc" in probe and probe["grpc"]["port"] == 50051 for probe in _probes(new))
+    (old_budget,), (new_budget,) = of_kind(old, "PodDisruptionBudget"), of_kind(new, "PodDisruptionBudget")
+    assert (old_budget["apiVersion"], new_budget["apiVersion"]) == ("policy/v1beta1", "policy/v1")
+    (old_scaler,), (new_scaler,) = of_kind(old, "HorizontalPodAutoscaler"), of_kind(new, "HorizontalPodAutoscaler")
+    assert (old_scaler["apiVersion"], new_scaler["apiVersion"]) == ("autoscaling/v2beta2", "autoscaling/v2")
+    assert "replicas" not in named(new, "Deployment", "accord-policy")["spec"]
+
+
+def test_a_server_with_tls_is_asked_by_a_command_with_its_certificates() -> None:
+    objects = render(None, "tls.enabled=true", "tls.secret=certs", "tls.mutual=true")
+    for probe in _probes(objects):
+        assert "/etc/accord/tls/ca.crt" in probe["exec"]["command"]
+        assert "/etc/accord/tls/tls.key" in probe["exec"]["command"]
+
+
+def test_time_to_stop_covers_the_drain_and_time_to_start_the_weights() -> None:
+    objects = render(None, "reward.config.server.drain_seconds=45", "reward.startupSeconds=1200")
+    pod = named(objects, "Deployment", "accord-reward")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 55
+    probe = pod["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1200
+
+
+def test_a_changed_configuration_restarts_that_service_alone() -> None:
+    before, after = render(), render(None, "feedback.config.concurrency=7")
+    for component in COMPONENTS:
+        marks = [
+            named(objects, "Deployment", f"accord-{component}")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            for objects in (before, after)
+        ]
+        assert (marks[0] != marks[1]) is (component == "feedback"), component
+
+
+def test_devices_placement_and_secrets_reach_the_pod() -> None:
+    objects = render(
+        None, "policy.gpu.count=2", "policy.nodeSelector.pool=gpu", "policy.runtimeClass=nvidia", "policy.priorityClass=high",
+        "policy.tolerations[0].key=nvidia.com/gpu", "policy.tolerations[0].operator=Exists", "images.pullSecrets[0]=registry",
+        "artefacts.uri=s3://bucket/accord", "artefacts.secret=keys", "database.url=postgresql+psycopg://accord@db/accord", "database.secret=db",
+    )  # fmt: skip
+    pod = named(objects, "Deployment", "accord-policy")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert "nvidia.com/gpu" not in pod["initContainers"][0]["resources"]["limits"]
+    assert (pod["nodeSelector"], pod["runtimeClassName"], pod["priorityClassName"]) == ({"pool": "gpu"}, "nvidia", "high")
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    claims = {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}
+    assert claims == {"accord-models", "accord-work", "accord-feedback"}
+    trainer = named(objects, "Deployment", "accord-trainer")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "PGPASSWORD", "valueFrom": {"secretKeyRef": {"name": "db", "key": "PGPASSWORD"}}} in trainer["env"]
+    assert "device: cuda" in named(objects, "ConfigMap", "accord-policy")["data"]["config.yaml"]

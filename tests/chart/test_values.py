@@ -1,0 +1,80 @@
+"""Values that are wrong stop `helm install` in a sentence that names them; generated files are fresh; rendered objects are as they were."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.chart.rendering import CHART, CI, EXAMPLES, ROOT, case_id, refused, render, run_helm
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("policy.replicsa=2", "replicsa"),
+        ("policy.config.max_batch_row=2", "max_batch_row"),
+        ("policy.config.server.listen=0.0.0.0:1", "listen"),
+        ("trainer.config.max_running=many", "max_running"),
+        ("reward.config.threads=0", "threads"),
+        ("feedback.replicas=2", "replicas"),
+        ("images.tag=latest", "tag"),
+        ("database.url=postgresql+psycopg://accord:secret@db/accord", "url"),
+        ("policy.gpu.count=-1", "count"),
+        ("networkPolicy.egress.polcy[0].ports[0].port=5", "polcy"),
+        ("tls.enabled=true", "tls.secret is required with tls.enabled"),
+        ("policy.engine.enabled=true", "policy.engine.image is required"),
+        ("fullnameOverride=a-name-that-is-a-good-deal-longer-than-forty", "fullnameOverride"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(setting: str, says: str) -> None:
+    assert says in refused(setting)
+
+
+def test_a_scaler_that_cannot_work_is_refused() -> None:
+    assert "at most maxReplicas (2) is allowed" in refused(
+        "policy.autoscaling.enabled=true", "policy.autoscaling.minReplicas=3", "policy.autoscaling.maxReplicas=2"
+    )
+    assert "queueDepth must be at least 1 with keda" in refused("policy.autoscaling.enabled=true", "policy.autoscaling.keda=true")
+
+
+def test_a_release_name_that_makes_names_too_long_is_refused_in_one_sentence() -> None:
+    assert "at most 44 are allowed" in refused(release="a-release-with-a-name-of-fifty-characters-or-so")
+
+
+def test_two_releases_share_no_object() -> None:
+    first, second = ({(item["kind"], item["metadata"]["name"]) for item in render(None, release=name)} for name in ("accord", "other"))
+    assert not first & second
+
+
+def test_helm_lint_is_content() -> None:
+    for case in (None, *CI, *EXAMPLES):
+        done = run_helm("lint", "--strict", str(CHART), *([] if case is None else ["--values", str(case)]))
+        assert done.returncode == 0, done.stdout
+
+
+def test_generated_files_belong_to_the_models() -> None:
+    code = "import sys; sys.path.insert(0, 'tools'); import chart; sys.exit(any(p.read_text() != t for p, t in chart.generated().items()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0, "run `make chart`"
+
+
+def test_every_value_is_used_by_a_template() -> None:
+    text = "".join(path.read_text() for path in sorted(CHART.glob("templates/**/*")) if path.is_file())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    keys = {key for top, part in values.items() for key in (top, *(part if isinstance(part, dict) else ()))}
+    keys |= {key for part in ("autoscaling", "image", "gpu") for key in values["policy"][part]} | set(values["policy"]["engine"])
+    by_variable = {"models", "artefacts", "work", "policy", "reward", "feedback", "trainer"}  # ranged over by name
+    assert len(keys) > 50
+    assert not sorted(key for key in keys - by_variable if f".{key}" not in text)
+
+
+GOLDEN_CASES = [(None, "1.31"), *((case, "1.20") for case in CI), *((case, "1.31") for case in EXAMPLES)]
+
+
+@pytest.mark.parametrize(("case", "version"), GOLDEN_CASES, ids=lambda part: part if isinstance(part, str) else case_id(part))
+def test_rendered_objects_are_as_they_were(golden: Callable[[str, str], str], case: Path | None, version: str) -> None:
+    text = yaml.safe_dump_all(render(case, version=version), sort_keys=True, width=1000)
+    assert text == golden(f"chart-{case_id(case)}-{version}.yaml", text)

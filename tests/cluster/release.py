@@ -1,0 +1,106 @@
+"""A release of the chart in a namespace of its own, for tests on a real cluster: KUBECONFIG says which, TAG which images."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "accord"
+VALUES = Path(os.environ.get("CLUSTER_VALUES", CHART / "ci" / "cluster-values.yaml"))
+INSTALL_SECONDS = 900
+
+
+def run(*command: str, timeout: float = 120, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A program's output; an AssertionError with all that it said where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin)
+    assert done.returncode == 0 or not check, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+class Release:
+    """The release `accord` in a namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+
+    def kubectl(self, *arguments: str, check: bool = True, timeout: float = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """kubectl in the namespace."""
+        return run("kubectl", "--namespace", self.namespace, *arguments, check=check, timeout=timeout, stdin=stdin)
+
+    def get(self, *what: str) -> Any:
+        """`kubectl get WHAT -o json`; the items of a list."""
+        found = json.loads(self.kubectl("get", *what, "-o", "json").stdout)
+        return found.get("items", found)
+
+    def install(self, *settings: str) -> None:
+        """Installs or upgrades and waits until all is ready."""
+        sets = [word for setting in settings for word in ("--set", setting)]
+        tag = f"images.tag={os.environ.get('TAG', 'test')}"
+        command = ("helm", "upgrade", "--install", "accord", str(CHART), "--namespace", self.namespace, "--values", str(VALUES), "--set", tag, *sets)
+        done = run(*command, "--wait", "--timeout", f"{INSTALL_SECONDS}s", timeout=INSTALL_SECONDS + 60, check=False)
+        assert done.returncode == 0, f"{done.stderr}\n{self.story()}"
+
+    def helm(self, *arguments: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """helm in the namespace."""
+        return run("helm", *arguments, "--namespace", self.namespace, timeout=timeout, check=check)
+
+    def story(self) -> str:
+        """Pods, events and the logs of what is not ready: what a failure is understood by."""
+        parts = [self.kubectl("get", "pods", "-o", "wide", check=False).stdout, self.kubectl("get", "events", check=False).stdout[-3000:]]
+        for component in ("policy", "reward", "feedback", "trainer"):
+            logs = self.kubectl("logs", f"deployment/accord-{component}", "--all-containers", "--tail=15", check=False)
+            parts.append(f"{component}: {logs.stdout}{logs.stderr}")
+        return "\n".join(parts)
+
+    @contextlib.contextmanager
+    def forwarded(self, component: str) -> Iterator[str]:
+        """host:port of a service, forwarded to this machine."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["kubectl", "--namespace", self.namespace, "port-forward", f"service/accord-{component}", f"{port}:50051"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _wait_for_port(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing was forwarded to port {port} within 20 s")
+
+
+def new_release() -> Iterator[Release]:
+    """A namespace that is removed at the end; skips the test, saying so, where no cluster is at hand."""
+    for program in ("kubectl", "helm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not at hand (make chart-tools); cluster tests did not run")
+    if run("kubectl", "version", "--request-timeout=10s", check=False, timeout=30).returncode != 0:
+        pytest.skip("no cluster answers: set KUBECONFIG; cluster tests did not run")
+    release = Release(f"accord-test-{uuid.uuid4().hex[:8]}")
+    run("kubectl", "create", "namespace", release.namespace)
+    run("kubectl", "label", "namespace", release.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    try:
+        yield release
+    finally:
+        run("kubectl", "delete", "namespace", release.namespace, "--wait=true", timeout=300, check=False)
