@@ -219,8 +219,13 @@ class Trainer(Block):
     """The trainer service; one process looks after the runs, so it has one replica at most."""
 
     replicas: int = Field(1, ge=0, le=1)
-    resources: Resources = _resources("1", "2Gi", "6Gi")
-    launcher: Literal["local"] = Field("local", description="local: runs are processes of the trainer's pod, which then needs their memory and CPU")
+    resources: Resources = _resources("100m", "512Mi", "1Gi")
+    launcher: Literal["kubernetes", "local"] = Field(
+        "kubernetes",
+        description="kubernetes: runs are Jobs; local: processes of the trainer's pod, with the image training and with their memory",
+    )
+    run_image: Image = Field(Image(), description="of the Jobs; empty fields take the chart's")
+    several_nodes: bool = Field(False, description="the Role also allows JobSets and the headless Services of runs over several nodes")
     config: TrainerConfig = Field(default=None, description="of accord.trainer.config, over what the chart sets")  # type: ignore[assignment]
 
 
@@ -260,6 +265,18 @@ OWNED = {
     "PolicyConfig": ("artefacts", "base_model"),
     "RewardConfig": ("artefacts", "base_model"),
     "FeedbackConfig": ("policy", "policy_tls", "ledger", "jobs"),
-    "TrainerConfig": ("runs", "database", "artefacts", "base_model", "model_folder", "endpoints", "command", "nice"),
+    "TrainerConfig": ("runs", "database", "artefacts", "base_model", "model_folder", "endpoints", "launcher"),
+    "KubernetesConfig": (
+        "image",
+        "image_pull_policy",
+        "image_pull_secrets",
+        "namespace",
+        "kubeconfig",
+        "context",
+        "instance",
+        "owner",
+        "service_account",
+        "claims",
+    ),
 }
 """Keys that the chart sets itself: they are not in the schema, so that nobody sets them twice."""

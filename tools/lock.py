@@ -37,7 +37,7 @@ IMAGES = {
     "feedback": ("feedback",),
     "trainer": ("trainer", "kubernetes", "postgres", "s3"),
     "compute": ("compute", "kernels", "s3"),
-    "training": ("compute", "data", "eval", "trainer", "postgres", "s3"),
+    "training": ("compute", "data", "eval", "trainer", "kubernetes", "postgres", "s3"),
     "build": (),
 }
 """The extras of an image's lock. build is what makes the wheel; the others hold the project's own dependencies too."""

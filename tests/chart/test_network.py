@@ -61,6 +61,13 @@ def test_only_the_arrows_of_the_architecture_are_open(case: Path | None) -> None
     assert not {arrow for arrow in arrows(policies, 9090) if set(arrow) <= there}
 
 
+def test_runs_inside_the_trainer_call_from_its_pod() -> None:
+    policies = of_kind(render(None, "trainer.launcher=local"), "NetworkPolicy")
+    assert arrows(policies, 50051) >= RUNS_IN_TRAINER
+    assert not allowed(policies, "trainer", "elsewhere", "egress", 443)
+    assert allowed(of_kind(render(), "NetworkPolicy"), "trainer", "elsewhere", "egress", 443), "the API server"
+
+
 def test_clients_are_let_in_by_name() -> None:
     policies = of_kind(render(None, "networkPolicy.clients[0].namespaceSelector.matchLabels.team=a"), "NetworkPolicy")
     for component in ("policy", "reward", "feedback", "trainer"):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tests.chart.rendering import CASES, COMPONENTS, Object, case_id, containers, named, of_kind, pods, render, tools_package
 
+from accord.launch import jobset, manifest
 from accord.rpc.config import parse_config
 from accord.workspace.configuration import CONFIG_CLASSES
 
@@ -63,6 +64,45 @@ def test_roles_grant_nothing_by_a_star(case: Path | None) -> None:
         assert "*" not in yaml.safe_dump(role["rules"])
     for binding in of_kind(objects, "RoleBinding"):
         assert [subject["name"] for subject in binding["subjects"]] == ["accord-trainer"]
+
+
+def _grants(role: Object) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb) for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
+    }
+
+
+def test_the_trainer_s_role_grants_what_its_launcher_needs_and_nothing_else() -> None:
+    def needed(*tables: tuple[tuple[str, str, tuple[str, ...]], ...]) -> set[tuple[str, str, str]]:
+        return {(group, resource, verb) for table in tables for group, resource, verbs in table for verb in verbs}
+
+    owner = {("apps", "deployments", "get")}
+    assert _grants(named(render(), "Role", "accord-trainer")) == needed(manifest.PERMISSIONS) | owner
+    several = named(render(None, "trainer.severalNodes=true"), "Role", "accord-trainer")
+    assert _grants(several) == needed(manifest.PERMISSIONS, jobset.PERMISSIONS) | owner
+    (rule,) = [rule for rule in several["rules"] if rule["resources"] == ["deployments"]]
+    assert rule["resourceNames"] == ["accord-trainer"]
+    assert not of_kind(render(None, "trainer.launcher=local"), "Role", "RoleBinding")
+
+
+def test_a_run_s_pod_has_the_volumes_secrets_and_place_of_the_release() -> None:
+    objects = render(
+        None, "artefacts.secret=keys", "tls.enabled=true", "tls.secret=certs", "images.pullSecrets[0]=registry", "trainer.runImage.tag=v9",
+        "trainer.config.kubernetes.kinds.ppo.gpus=1", release="accord",
+    )  # fmt: skip
+    config = yaml.safe_load(named(objects, "ConfigMap", "accord-trainer")["data"]["config.yaml"])
+    section = config["kubernetes"]
+    claims = {mount["claim"] for mount in section["claims"]}
+    assert claims == {"accord-work", "accord-models", "accord-artefacts"}
+    assert claims <= {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}
+    trainer = {mount["mountPath"] for mount in pods([named(objects, "Deployment", "accord-trainer")])[0][1]["containers"][0]["volumeMounts"]}
+    assert {mount["mount_path"] for mount in section["claims"]} <= trainer
+    assert (section["image"], section["image_pull_secrets"]) == ("accord/training:v9", ["registry"])
+    assert (section["secrets"], section["secret_environment"]) == ([{"secret": "certs", "mount_path": "/etc/accord/tls"}], ["keys"])
+    assert section["kinds"] == {"ppo": {"gpus": 1}}
+    assert config["endpoints"]["tls"] == {"ca": "/etc/accord/tls/ca.crt"}
+    assert named(objects, "ServiceAccount", section["service_account"])
+    assert named(objects, "Deployment", section["owner"]["name"])
 
 
 @every_case

@@ -25,6 +25,8 @@ from tests.chart.rendering import CHART, CI, EXAMPLES, ROOT, case_id, refused, r
         ("database.url=postgresql+psycopg://accord:secret@db/accord", "url"),
         ("policy.gpu.count=-1", "count"),
         ("networkPolicy.egress.polcy[0].ports[0].port=5", "polcy"),
+        ("trainer.config.kubernetes.image=x:1", "image"),
+        ("trainer.config.kubernetes.kinds.pppo.gpus=1", "pppo"),
         ("tls.enabled=true", "tls.secret is required with tls.enabled"),
         ("policy.engine.enabled=true", "policy.engine.image is required"),
         ("fullnameOverride=a-name-that-is-a-good-deal-longer-than-forty", "fullnameOverride"),
@@ -39,6 +41,10 @@ def test_a_scaler_that_cannot_work_is_refused() -> None:
         "policy.autoscaling.enabled=true", "policy.autoscaling.minReplicas=3", "policy.autoscaling.maxReplicas=2"
     )
     assert "queueDepth must be at least 1 with keda" in refused("policy.autoscaling.enabled=true", "policy.autoscaling.keda=true")
+
+
+def test_settings_of_jobs_without_jobs_are_refused() -> None:
+    assert "is of no use with trainer.launcher local" in refused("trainer.launcher=local", "trainer.config.kubernetes.ttl_seconds=1")
 
 
 def test_a_release_name_that_makes_names_too_long_is_refused_in_one_sentence() -> None:

@@ -77,6 +77,38 @@ endpoints:
   tls:
     {{- include "accord.tlsClient" . | nindent 4 }}
   {{- end }}
+{{- if eq .Values.trainer.launcher "kubernetes" }}
+{{ include "accord.kubernetesConfig" . }}
+{{- else if .Values.trainer.config.kubernetes }}
+{{- fail "trainer.config.kubernetes is of no use with trainer.launcher local: leave it out" }}
+{{- end }}
+{{- end -}}
+
+{{- define "accord.kubernetesConfig" -}}
+launcher: kubernetes
+kubernetes:
+  image: {{ include "accord.image" (dict "root" . "component" "run" "target" "training") | quote }}
+  image_pull_policy: {{ include "accord.pullPolicy" (dict "root" . "component" "run") }}
+  {{- with .Values.images.pullSecrets }}
+  image_pull_secrets: {{ toJson . }}
+  {{- end }}
+  instance: {{ .Release.Name | quote }}
+  owner: {kind: Deployment, name: {{ include "accord.name" (dict "root" . "component" "trainer") }}}
+  service_account: {{ include "accord.serviceAccount" (dict "root" . "component" "run") }}
+  claims:
+    - {claim: {{ include "accord.claim" (dict "root" . "name" "work") }}, mount_path: /var/lib/accord/work}
+    - {claim: {{ include "accord.claim" (dict "root" . "name" "models") }}, mount_path: /var/cache/accord/models}
+    {{- if not .Values.artefacts.uri }}
+    - {claim: {{ include "accord.claim" (dict "root" . "name" "artefacts") }}, mount_path: /var/lib/accord/artefacts}
+    {{- end }}
+  {{- if .Values.tls.enabled }}
+  secrets:
+    - {secret: {{ .Values.tls.secret | quote }}, mount_path: /etc/accord/tls}
+  {{- end }}
+  {{- with .Values.artefacts.secret }}
+  secret_environment: [{{ . | quote }}]
+  {{- end }}
+  environment: {HF_HUB_OFFLINE: "1"}
 {{- end -}}
 
 {{- define "accord.config" -}}

@@ -16,7 +16,8 @@
 
 {{- define "accord.selector" -}}
 {{- $root := required "accord.selector: root" .root -}}
-app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride | quote }}
+{{- /* the trainer labels its Jobs by itself, and always with the name accord */ -}}
+app.kubernetes.io/name: {{ ternary "accord" (default $root.Chart.Name $root.Values.nameOverride) (eq .component "run") | quote }}
 app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ required "accord.selector: component" .component | quote }}
 {{- end -}}
@@ -30,10 +31,10 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | quote }}
 {{- end -}}
 
-{{/* root, component (whose values may name another image), target (the image of the Dockerfile) */}}
+{{/* root, component (whose values may name another image; run: that of the Jobs), target (the image of the Dockerfile) */}}
 {{- define "accord.image" -}}
 {{- $root := required "accord.image: root" .root -}}
-{{- $own := (index $root.Values (required "accord.image: component" .component)).image -}}
+{{- $own := include "accord.imageValues" . | fromYaml -}}
 {{- $registry := $own.registry | default $root.Values.images.registry -}}
 {{- $name := $own.name | default (printf "accord/%s" (required "accord.image: target" .target)) -}}
 {{- $tag := $own.tag | default $root.Values.images.tag | default $root.Chart.AppVersion -}}
@@ -41,8 +42,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | quote }}
 {{- if $registry -}}{{ $registry }}/{{- end -}}{{ $name }}{{ if $own.digest }}@{{ $own.digest }}{{ else }}:{{ $tag }}{{ end }}
 {{- end -}}
 
+{{- define "accord.imageValues" -}}
+{{- if eq .component "run" }}{{ toYaml .root.Values.trainer.runImage }}{{ else }}{{ toYaml (index .root.Values .component).image }}{{ end -}}
+{{- end -}}
+
 {{- define "accord.pullPolicy" -}}
-{{- (index .root.Values .component).image.pullPolicy | default .root.Values.images.pullPolicy -}}
+{{- (include "accord.imageValues" . | fromYaml).pullPolicy | default .root.Values.images.pullPolicy -}}
 {{- end -}}
 
 {{/* The target of the Dockerfile that a component runs. */}}
