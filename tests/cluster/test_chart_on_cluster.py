@@ -105,6 +105,8 @@ def test_upgrade_and_rollback_keep_what_was_made(release: Release) -> None:
 def test_uninstall_leaves_the_claims_alone(release: Release) -> None:
     """The last test of this file: it takes the release away."""
     release.helm("uninstall", "accord", "--wait", "--timeout", "300s", timeout=360)
+    running = "app.kubernetes.io/component in (policy,reward,feedback,trainer)"
+    release.kubectl("wait", "--for=delete", "pod", "-l", running, "--timeout=120s", timeout=140, check=False)
     kinds = "deployments,pods,services,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,jobs,poddisruptionbudgets,persistentvolumeclaims"
     left = {(item["kind"], item["metadata"]["name"]) for item in release.get(kinds, "-l", "app.kubernetes.io/instance=accord")}
     kept = {("PersistentVolumeClaim", f"accord-{name}") for name in ("models", "artefacts", "work", "trainer", "feedback")}
