@@ -5,7 +5,7 @@ LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock r
 CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-peers test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
+.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -22,11 +22,14 @@ study: setup ## the full study; continues where it stopped
 	.venv/bin/accord doctor --home study && .venv/bin/accord study --recipe full --home study
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
-	$(PY) -m pytest -q -m "not slow and not peers and not cluster" tests
-	@echo "not run here: tests marked peers (make test-peers), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
+	$(PY) -m pytest -q -m "not slow and not peers and not training and not cluster" tests
+	@echo "not run here: tests marked peers (make test-peers), training (make test-training), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
 
 test-peers: setup ## replicas, and the policy service before doubles of vLLM and TGI, at depth; three minutes
 	$(PY) -m pytest -q -m peers tests
+
+test-training: setup ## training killed, starved and spread over processes, at depth; five minutes
+	$(PY) -m pytest -q -m "training and not slow" tests
 
 test-slow: setup ## tests that take minutes
 	$(PY) -m pytest -q -m slow tests

@@ -19,7 +19,7 @@ from accord.rundir import read_run_file
 
 STEPS = 16
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "theta")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.training, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

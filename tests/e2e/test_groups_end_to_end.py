@@ -17,7 +17,7 @@ from accord.training.rollout import Rollout, read_rollouts
 
 STEPS, EVERY, GROUP, STD = 8, 3, 3, 0.5
 KINDS = ("grpo", "rloo")
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.training, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from accord.training.rollout import read_rows
 from accord.training.sampled_pairs import SampledPair, pair_of
 
 STEPS, EVERY = 7, 3
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.training, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ SPEC: dict[str, Any] = {
     "max_response_tokens": 60, "lora": {"rank": 4}, "distribution": {"processes": 2, "strategy": "fsdp"}, "activation_checkpointing": True,
 }  # fmt: skip
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.training, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

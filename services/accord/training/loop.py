@@ -76,6 +76,7 @@ class Progress:
     done: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     evaluated: bool = True
+    checkpoint_seconds: float = 0.0
 
     def ended(self, steps: int) -> bool:
         """Whether nothing is left to do of so many steps."""
@@ -109,7 +110,7 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
         except (RunStopped, UnavailableError):
             _checkpoint(context, algorithm, optimizer, progress)
             raise
-        events.metrics(progress.done, progress.metrics)
+        events.metrics(progress.done, progress.metrics | _taken(progress))
         for alarm in progress.guards.observe(progress.done, progress.metrics):
             events.message(alarm)
         stopping = context.world.agree(context.stop.is_set)
@@ -204,7 +205,13 @@ def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer,
     context.events.state("checkpoint")
     context.world.check_same("weights", (parameter for _, group in sorted(algorithm.parameters().items()) for parameter in group))
     context.world.from_first(lambda: _write(context, algorithm, optimizer, progress))
-    context.events.metrics(progress.done, {"seconds_checkpoint": time.monotonic() - started})
+    progress.checkpoint_seconds = time.monotonic() - started
+
+
+def _taken(progress: Progress) -> dict[str, float]:
+    """Seconds of the checkpoint before a step, told with the step: one event a step."""
+    seconds, progress.checkpoint_seconds = progress.checkpoint_seconds, 0.0
+    return {"seconds_checkpoint": seconds} if seconds else {}
 
 
 def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:

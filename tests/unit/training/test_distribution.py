@@ -23,7 +23,7 @@ from accord.training.loop import train
 from accord.training.place import Place, place_in_environment
 from accord.training.stopping import StopSignal
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.training, pytest.mark.timeout(180)]
 SPREAD = [(2, "ddp"), (3, "ddp"), (2, "fsdp")]
 
 

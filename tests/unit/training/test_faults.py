@@ -25,6 +25,8 @@ from accord.training.context import RunContext, StopSignal
 from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, read_rollouts
 
+pytestmark = pytest.mark.training
+
 STEPS = 4
 
 

@@ -22,6 +22,8 @@ from accord.rundir import RunDirectory
 from accord.training.__main__ import build
 from accord.training.loop import train
 
+pytestmark = pytest.mark.training
+
 STEPS = 8
 DIED = 9
 # Function, and before which of its lines, counted over all its calls in an attempt. Each attempt starts from what the last one left.

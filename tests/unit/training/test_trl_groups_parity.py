@@ -18,6 +18,7 @@ from tests.unit.training.trl_peer import Ours, arguments, merged
 from torch import Tensor, nn
 
 from accord.training.context import RunContext
+from accord.training.distribution import World
 from accord.training.groups import GroupBatch
 from accord.training.rollout import Rollout, read_rollouts
 from accord.training.rollout_metrics import Averages
@@ -37,7 +38,7 @@ class Step:
 
     def second_update(self) -> Ours:
         """Loss and gradients of the whole batch under the policy as it is now."""
-        averages, keeper = Averages(), GradientKeeper({"policy": self.algorithm.parameters()["policy"]})
+        averages, keeper = Averages(World()), GradientKeeper({"policy": self.algorithm.parameters()["policy"]})
         self.algorithm._minibatch(range(SIZE), self.batch, averages)
         keeper.apply()
         averages.add("grad_norm", 0.0)
