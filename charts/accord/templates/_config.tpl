@@ -65,7 +65,7 @@ jobs: /var/lib/accord/state/jobs
 {{- define "accord.ownConfig.trainer" -}}
 {{ include "accord.modelConfig" . }}
 model_folder: /var/cache/accord/models/base
-runs: /var/lib/accord/work/runs
+runs: /var/lib/accord/shared/runs
 database: {{ .Values.database.url | default "sqlite:////var/lib/accord/state/registry.sqlite" | quote }}
 endpoints:
   {{- range $component := list "policy" "reward" "feedback" }}
@@ -96,7 +96,7 @@ kubernetes:
   owner: {kind: Deployment, name: {{ include "accord.name" (dict "root" . "component" "trainer") }}}
   service_account: {{ include "accord.serviceAccount" (dict "root" . "component" "run") }}
   claims:
-    - {claim: {{ include "accord.claim" (dict "root" . "name" "work") }}, mount_path: /var/lib/accord/work}
+    - {claim: {{ include "accord.claim" (dict "root" . "name" "work") }}, mount_path: /var/lib/accord/shared}
     - {claim: {{ include "accord.claim" (dict "root" . "name" "models") }}, mount_path: /var/cache/accord/models}
     {{- if not .Values.artefacts.uri }}
     - {claim: {{ include "accord.claim" (dict "root" . "name" "artefacts") }}, mount_path: /var/lib/accord/artefacts}

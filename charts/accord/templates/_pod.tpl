@@ -101,8 +101,8 @@ envFrom:
 {{- $mounts = append $mounts (dict "name" "artefacts" "mountPath" "/var/lib/accord/artefacts" "readOnly" (ne .component "trainer")) -}}
 {{- end -}}
 {{- end -}}
-{{- if eq .component "trainer" -}}{{- $mounts = append $mounts (dict "name" "work" "mountPath" "/var/lib/accord/work") -}}{{- end -}}
-{{- if eq .component "feedback" -}}{{- $mounts = append $mounts (dict "name" "work" "mountPath" "/var/lib/accord/work/labels" "subPath" "labels") -}}{{- end -}}
+{{- if eq .component "trainer" -}}{{- $mounts = append $mounts (dict "name" "work" "mountPath" "/var/lib/accord/shared") -}}{{- end -}}
+{{- if eq .component "feedback" -}}{{- $mounts = append $mounts (dict "name" "work" "mountPath" "/var/lib/accord/shared/labels" "subPath" "labels") -}}{{- end -}}
 {{- if or (eq .component "feedback") (and (eq .component "trainer") (not .root.Values.database.url)) -}}
 {{- $mounts = append $mounts (dict "name" .component "mountPath" "/var/lib/accord/state") -}}
 {{- end -}}
