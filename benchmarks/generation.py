@@ -214,11 +214,14 @@ def floor(figures: Figures, rounds: int) -> None:
     import torch
 
     model = InferenceModel(load_base_model("embedded", threads=THREADS))
+    plain = InferenceModel(load_base_model("embedded", threads=THREADS), kernels=False)
     weights = 4 * model.base.parameters
     pool = KvPool(model.shape, max_tokens=16384)
     limits = Machine()
     found: dict[int, list[float]] = {rows: [] for rows in (1, 8, 32)}
     slots = [slot for slot in (pool.take(256) for _ in range(max(found))) if slot is not None]
+    took: dict[int, list[float]] = {rows: [] for rows in found}
+    over_plain: dict[int, list[float]] = {rows: [] for rows in found}
     gflops, gbytes = [], []
     with torch.inference_mode():
         for slot in slots:
@@ -228,12 +231,19 @@ def floor(figures: Figures, rounds: int) -> None:
             gbytes.append(limits.gbytes())
             for rows, ratios_found in found.items():
                 passes = [[Piece(slot, (7,), 128 + number, 128 + number) for slot in slots[:rows]] for number in range(20)]
-                took = statistics.median(seconds(lambda: model.logits(model.forward(pieces))) for pieces in passes)  # noqa: B023
-                ratios_found.append(took / max(weights / gbytes[-1] / 1e9, 2 * model.base.parameters * rows / gflops[-1] / 1e9))
+                fast, slow = (
+                    statistics.median(seconds(lambda: each.logits(each.forward(pieces))) for pieces in passes)  # noqa: B023
+                    for each in (model, plain)
+                )
+                took[rows].append(1000 * fast)
+                over_plain[rows].append(slow / fast)
+                ratios_found.append(fast / max(weights / gbytes[-1] / 1e9, 2 * model.base.parameters * rows / gflops[-1] / 1e9))
     figures.add("matrix products beside the passes", "GFLOP/s", gflops)
     figures.add("memory read beside the passes", "GB/s", gbytes)
     for rows, values in found.items():
+        figures.add(f"decode pass, {rows} rows", "ms", took[rows])
         figures.add(f"decode pass over the floor, {rows} rows", "times", values, "<= 2.0" if rows != 8 else "")
+        figures.add(f"packed and compiled kernels over plain PyTorch, {rows} rows", "times", over_plain[rows])
 
 
 def wire(figures: Figures, folder: str, rounds: int) -> None:
