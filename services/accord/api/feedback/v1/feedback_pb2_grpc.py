@@ -55,6 +55,11 @@ class FeedbackServiceStub:
                 request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponseRequest.SerializeToString,
                 response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponseResponse.FromString,
                 _registered_method=True)
+        self.RateResponses = channel.unary_unary(
+                '/accord.api.feedback.v1.FeedbackService/RateResponses',
+                request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponsesRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponsesResponse.FromString,
+                _registered_method=True)
         self.ListRubrics = channel.unary_unary(
                 '/accord.api.feedback.v1.FeedbackService/ListRubrics',
                 request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListRubricsRequest.SerializeToString,
@@ -69,6 +74,11 @@ class FeedbackServiceStub:
                 '/accord.api.feedback.v1.FeedbackService/GetLabelJob',
                 request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelJobRequest.SerializeToString,
                 response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelJobResponse.FromString,
+                _registered_method=True)
+        self.ListLabelJobs = channel.unary_unary(
+                '/accord.api.feedback.v1.FeedbackService/ListLabelJobs',
+                request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelJobsRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelJobsResponse.FromString,
                 _registered_method=True)
         self.WatchLabelJob = channel.unary_stream(
                 '/accord.api.feedback.v1.FeedbackService/WatchLabelJob',
@@ -89,6 +99,16 @@ class FeedbackServiceStub:
                 '/accord.api.feedback.v1.FeedbackService/GetLabelCard',
                 request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelCardRequest.SerializeToString,
                 response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelCardResponse.FromString,
+                _registered_method=True)
+        self.ListLabels = channel.unary_unary(
+                '/accord.api.feedback.v1.FeedbackService/ListLabels',
+                request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelsRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelsResponse.FromString,
+                _registered_method=True)
+        self.ListHumanLabels = channel.unary_unary(
+                '/accord.api.feedback.v1.FeedbackService/ListHumanLabels',
+                request_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListHumanLabelsRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListHumanLabelsResponse.FromString,
                 _registered_method=True)
 
 
@@ -126,6 +146,13 @@ class FeedbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RateResponses(self, request, context):
+        """Rates a batch of responses; one bad response does not fail its neighbours. The same codes as LabelPair.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRubrics(self, request, context):
         """Lists the rubrics with their digests.
         """
@@ -143,6 +170,13 @@ class FeedbackServiceServicer:
 
     def GetLabelJob(self, request, context):
         """Returns a job. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLabelJobs(self, request, context):
+        """Lists jobs, the newest first. INVALID_ARGUMENT: a page token that is not from this call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +210,21 @@ class FeedbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLabels(self, request, context):
+        """Lists labels of the ledger with their pairs and judgements, in the order in which they were made. INVALID_ARGUMENT: a page token that is
+        not from this call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHumanLabels(self, request, context):
+        """Lists labels by people, in the order in which they were recorded. INVALID_ARGUMENT: a page token that is not from this call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedbackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +248,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponseRequest.FromString,
                     response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponseResponse.SerializeToString,
             ),
+            'RateResponses': grpc.unary_unary_rpc_method_handler(
+                    servicer.RateResponses,
+                    request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponsesRequest.FromString,
+                    response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponsesResponse.SerializeToString,
+            ),
             'ListRubrics': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRubrics,
                     request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListRubricsRequest.FromString,
@@ -213,6 +267,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     servicer.GetLabelJob,
                     request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelJobRequest.FromString,
                     response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelJobResponse.SerializeToString,
+            ),
+            'ListLabelJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLabelJobs,
+                    request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelJobsRequest.FromString,
+                    response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelJobsResponse.SerializeToString,
             ),
             'WatchLabelJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchLabelJob,
@@ -233,6 +292,16 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     servicer.GetLabelCard,
                     request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelCardRequest.FromString,
                     response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelCardResponse.SerializeToString,
+            ),
+            'ListLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLabels,
+                    request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelsRequest.FromString,
+                    response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelsResponse.SerializeToString,
+            ),
+            'ListHumanLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHumanLabels,
+                    request_deserializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListHumanLabelsRequest.FromString,
+                    response_serializer=accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListHumanLabelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +424,33 @@ class FeedbackService:
             _registered_method=True)
 
     @staticmethod
+    def RateResponses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.feedback.v1.FeedbackService/RateResponses',
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponsesRequest.SerializeToString,
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.RateResponsesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListRubrics(request,
             target,
             options=(),
@@ -425,6 +521,33 @@ class FeedbackService:
             '/accord.api.feedback.v1.FeedbackService/GetLabelJob',
             accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelJobRequest.SerializeToString,
             accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLabelJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.feedback.v1.FeedbackService/ListLabelJobs',
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelJobsRequest.SerializeToString,
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -533,6 +656,60 @@ class FeedbackService:
             '/accord.api.feedback.v1.FeedbackService/GetLabelCard',
             accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelCardRequest.SerializeToString,
             accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.GetLabelCardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.feedback.v1.FeedbackService/ListLabels',
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelsRequest.SerializeToString,
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListLabelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHumanLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.feedback.v1.FeedbackService/ListHumanLabels',
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListHumanLabelsRequest.SerializeToString,
+            accord_dot_api_dot_feedback_dot_v1_dot_feedback__pb2.ListHumanLabelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
