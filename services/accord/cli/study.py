@@ -22,7 +22,7 @@ _WINS = (("win_vs_sft", "wins vs SFT"), ("win_vs_reference", "wins vs reference"
 
 
 def study(
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="quick, full or a YAML file.")] = "quick",
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="quick, dialogue, full or a YAML file.")] = "quick",
     home: Annotated[Path, typer.Option("--home", metavar="FOLDER", help="The workspace; results and report go there.")] = Path("study"),
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.", show_default=False)] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would run and for how long.")] = False,

@@ -16,6 +16,7 @@ def findings(results: Json) -> list[str]:
     found: list[str] = []
     for task in results["tasks"]:
         found += _wins(task)
+        found += _held_out_wins(task)
     found += [sentence for task in results["tasks"] if (sentence := _feedback(results, task))]
     found += [sentence for task in results["tasks"] if (sentence := _algorithms(task))]
     found += _judges(results)
@@ -44,6 +45,22 @@ def _wins(task: Json) -> list[str]:
     if worse:
         sentence += f" It stays below one half for {', '.join(arm['arm'] for arm in worse)}."
     return [sentence]
+
+
+def _held_out_wins(task: Json) -> list[str]:
+    """Wins against SFT by the reward model of the other kind of labels, from which an arm has learnt nothing."""
+    parts = []
+    for arm in task["arms"]:
+        other = {"human": "ai", "ai": "human"}.get(arm["feedback"] or "")
+        wins = arm["metrics"].get(f"win_by_score_{other}") if other else None
+        if wins and wins.get("value") is not None:
+            parts.append(f"{arm['arm']} {wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%})")
+    if not parts:
+        return []
+    return [
+        f"{task['task'].capitalize()}, wins against SFT by a reward model that the arm has not seen (the one of the other kind of labels): "
+        f"{', '.join(parts)}."
+    ]
 
 
 def _feedback(results: Json, task: Json) -> str:

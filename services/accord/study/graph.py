@@ -68,7 +68,8 @@ def build_graph(recipe: StudyRecipe, digests: Mapping[str, str], lengths: Mappin
     evaluation = recipe.evaluation
     builder.add(
         Step(
-            "evaluate", "evaluate", "metrics with intervals", {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed},
+            "evaluate", "evaluate", "metrics with intervals",
+            {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed, "wins": ["judge", "score"]},
             tuple(measured), tokens=300 * len(recipe.tasks) * recipe.evaluation.prompts,
         )
     )  # fmt: skip

@@ -138,13 +138,21 @@ def evaluation_rows(path: Path, tasks: Mapping[str, Mapping[str, str]], inputs: 
     with path.open("w", encoding="utf-8") as file:
         for task, arms in tasks.items():
             judged = inputs[f"{task}/judge"].values["values"]
+            sft = inputs[f"{task}/measure-{SFT}"].values["values"]
             for arm, source in arms.items():
                 measured = inputs[f"{task}/measure-{arm}"].values["values"]
                 for row in responses(inputs[source]):
                     name = row["prompt_id"]
                     values = measured[name] | judged[arm].get(name, {})
+                    if arm != SFT:
+                        values |= _score_wins(measured[name], sft[name])
                     line = {"arm": arm, "task": task, "prompt_id": name, "response": row["response"], "reference": row["reference"], "values": values}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _score_wins(scores: Mapping[str, float], sft: Mapping[str, float]) -> dict[str, float]:
+    """Whether each reward model scores the arm's response to a prompt above SFT's: 1, 0, or 0.5 where it gives both the same."""
+    return {f"win_by_{name}": 0.5 if value == sft[name] else float(value > sft[name]) for name, value in scores.items() if name.startswith("score_")}
 
 
 def responses(result: StepResult) -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def load_recipe(name_or_path: str, *, seed: int | None = None) -> StudyRecipe:
-    """The recipe of that name (quick, full) or in that file, with another seed where one is given.
+    """The recipe of that name (quick, dialogue, full) or in that file, with another seed where one is given.
 
     Raises:
         NotFoundError: there is no such recipe or file; the message lists the names there are.

@@ -21,7 +21,8 @@ from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 
 _MORE = {
     "win_vs_sft": "wins vs SFT", "win_vs_sft_length_adjusted": "length-adjusted", "win_vs_reference": "wins vs reference",
-    "win_vs_reference_length_adjusted": "length-adjusted", "score_human": "human RM", "score_ai": "AI RM", "kl": "KL to SFT",
+    "win_vs_reference_length_adjusted": "length-adjusted", "score_human": "human RM", "score_ai": "AI RM",
+    "win_by_score_human": "wins vs SFT by human RM", "win_by_score_ai": "wins vs SFT by AI RM", "kl": "KL to SFT",
     "response_tokens": "tokens",
 }  # fmt: skip
 

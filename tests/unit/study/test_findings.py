@@ -1,0 +1,30 @@
+"""Sentences of a study's report that must say what the numbers say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accord.study.findings import findings
+
+
+def arm(name: str, **metrics: tuple[float, float, float]) -> dict[str, Any]:
+    algorithm, _, feedback = name.partition("-")
+    found = {metric: {"value": value, "low": low, "high": high, "n": 40} for metric, (value, low, high) in metrics.items()}
+    trained = bool(feedback)
+    return {
+        "arm": name, "algorithm": algorithm if trained else None, "feedback": feedback or None, "metrics": found,
+        "training": {"seconds": 10.0} if trained else None,
+    }  # fmt: skip
+
+
+def test_held_out_wins_are_those_of_the_reward_model_of_the_other_labels() -> None:
+    human = arm("dpo-human", win_by_score_human=(0.9, 0.8, 1.0), win_by_score_ai=(0.7, 0.55, 0.83))
+    ai = arm("dpo-ai", win_by_score_human=(0.4, 0.25, 0.55), win_by_score_ai=(0.95, 0.85, 1.0))
+    results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), human, ai]}], "contrasts": [], "judges": [], "recipe": {}}
+    (sentence,) = findings(results)
+    assert sentence.endswith("dpo-human 70% (55% to 83%), dpo-ai 40% (25% to 55%).")
+
+
+def test_nothing_is_said_of_wins_that_were_not_measured() -> None:
+    results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), arm("dpo-human")]}], "contrasts": [], "judges": [], "recipe": {}}
+    assert findings(results) == []
