@@ -72,7 +72,7 @@ class LabelPairItem:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One answer of a judge about one pair in one order."""
+    """One answer of a judge about one pair in one order; `latency_seconds`, from question to answer, is None where it was not measured."""
 
     a_first: bool
     probability_a: float | None
@@ -85,6 +85,11 @@ class Judgement:
     response_tokens: int
     ledger_key: str
     cached: bool
+    cost: float = 0.0
+    judge: str = ""
+    judge_digest: str = ""
+    sample: int = 0
+    latency_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ class Label:
     rubric_digest: str
     judge: str
     judge_digest: str
+    agreement: float | None = None
+    escalated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +253,11 @@ def _judgement(wire: pb.Judgement) -> Judgement:
         wire.response_tokens,
         wire.ledger_key,
         wire.cached,
+        wire.cost,
+        wire.judge,
+        wire.judge_digest,
+        wire.sample,
+        wire.latency_seconds or None,
     )
 
 
@@ -261,6 +273,8 @@ def _label(wire: pb.Label) -> Label:
         wire.rubric_digest,
         wire.judge,
         wire.judge_digest,
+        wire.agreement if wire.HasField("agreement") else None,
+        wire.escalated,
     )
 
 

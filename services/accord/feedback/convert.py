@@ -114,6 +114,8 @@ def label_to_proto(label: Label) -> pb.Label:
         rubric_digest=label.rubric_digest,
         judge=label.judge,
         judge_digest=label.judge_digest,
+        agreement=label.agreement,
+        escalated=label.escalated,
     )
 
 
@@ -194,6 +196,11 @@ def _judgement(judgement: Judgement) -> pb.Judgement:
         response_tokens=judgement.response_tokens,
         ledger_key=judgement.ledger_key,
         cached=judgement.cached,
+        cost=judgement.cost,
+        judge=judgement.judge,
+        judge_digest=judgement.judge_digest,
+        sample=judgement.sample,
+        latency_seconds=judgement.latency_seconds or 0.0,
     )
 
 

@@ -7,8 +7,9 @@ has answered already: then the answers go to the ledger first. What does not bel
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import structlog
@@ -34,6 +35,11 @@ class _Entry:
     future: asyncio.Future[tuple[Answer, bool]]
     waiters: int = 0
     batch: _Batch | None = None
+    asked_at: float = field(default_factory=time.monotonic)
+
+    def timed(self, answer: Answer | AccordError) -> Answer | AccordError:
+        """The answer with how long the question has waited for it."""
+        return replace(answer, latency_seconds=time.monotonic() - self.asked_at) if isinstance(answer, Answer) else answer
 
     @property
     def group(self) -> Hashable:
@@ -180,7 +186,7 @@ class Desk:
         known: list[Answer | AccordError | None] = [empty_response_answer(entry.question) for entry in entries]
         questions = [entry.question for entry, answer in zip(entries, known, strict=True) if answer is None]
         asked = iter(await self._judges[entries[0].question.kind].ask(questions) if questions else [])
-        answers = [next(asked) if answer is None else answer for answer in known]
+        answers = [entry.timed(next(asked) if answer is None else answer) for entry, answer in zip(entries, known, strict=True)]
         for answer in answers:
             if isinstance(answer, Answer):
                 _TOKENS.labels("read").inc(answer.prompt_tokens)

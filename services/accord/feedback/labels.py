@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from accord.client.feedback import Judgement, Label, LabelPairItem
 from accord.errors import InvalidArgumentError
-from accord.feedback.records import Answer, JudgeIdentity, LabelEntry, LabelUse, Origin, Question, content_key
+from accord.feedback.records import Answer, JudgeIdentity, LabelEntry, LabelUse, Origin, Question
 from accord.feedback.settings import Settings
 from accord.text.chat import Message
 from accord.text.judge import outcome, swap_average
@@ -80,12 +80,7 @@ def label_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity, answ
 def entry_of(pair: LabelPairItem, settings: Settings, label: Label, origin: Origin) -> LabelEntry:
     """The label as the ledger keeps it."""
     return LabelEntry(
-        pair_id=pair.pair_id,
-        task=pair.task,
-        content_key=content_key(pair.task, pair.messages, pair.response_a, pair.response_b),
-        a_is_low=pair.response_a <= pair.response_b,
-        length_a=len(pair.response_a),
-        length_b=len(pair.response_b),
+        pair=pair,
         kind=settings.kind,
         rubric=label.rubric,
         rubric_digest=label.rubric_digest,
@@ -95,9 +90,10 @@ def entry_of(pair: LabelPairItem, settings: Settings, label: Label, origin: Orig
         preference=label.preference,
         outcome=label.outcome,
         abstention_reason=label.abstention_reason,
-        human_preference=pair.human_preference,
         uses=tuple(LabelUse(item.ledger_key, item.a_first, item.cached) for item in label.judgements),
         origin=origin,
+        agreement=label.agreement,
+        escalated=label.escalated,
     )
 
 
@@ -150,4 +146,9 @@ def _judgement(item: Answered) -> Judgement:
         response_tokens=answer.response_tokens,
         ledger_key=item.shown.question.key,
         cached=item.cached,
+        cost=answer.cost,
+        judge=item.shown.question.judge.name,
+        judge_digest=item.shown.question.judge.digest,
+        sample=answer.sample,
+        latency_seconds=answer.latency_seconds,
     )

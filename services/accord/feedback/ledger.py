@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+import structlog
 
 from accord.errors import AccordError, AlreadyExistsError, DataLossError, FailedPreconditionError, UnavailableError
+from accord.feedback import ledger_rows as rows
 from accord.feedback import schema
-from accord.feedback.records import Answer, HumanLabel, JudgementFacts, Kind, LabelEntry, LabelFacts, Origin, Question, content_key
+from accord.feedback.migration import migrate
+from accord.feedback.records import Answer, HumanLabel, JudgementFacts, Kind, LabelEntry, LabelFacts, Origin, Question
 from accord.text.tasks import Task
 
+_log = structlog.get_logger(__name__)
 _FIND_AT_ONCE = 500
 _BUSY_MILLISECONDS = 10_000
-_JUDGEMENT_COLUMNS = 28
-_LABEL_COLUMNS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +83,21 @@ class Ledger:
             for start in range(0, len(keys), _FIND_AT_ONCE):
                 part = list(keys[start : start + _FIND_AT_ONCE])
                 for row in run(f"SELECT * FROM judgements WHERE key IN ({_marks(len(part))})", part):
-                    found[row["key"]] = _answer(row)
+                    found[row["key"]] = rows.answer_of(row)
         return found
 
-    def append_judgements(self, rows: Sequence[tuple[Question, Answer, Origin]]) -> None:
+    def append_judgements(self, answered: Sequence[tuple[Question, Answer, Origin]]) -> None:
         """Makes judgements durable; where a key is there already, the first answer stays."""
         with self._writing() as run:
-            for question, answer, origin in rows:
-                run(
-                    f"INSERT INTO judgements VALUES ({_marks(_JUDGEMENT_COLUMNS)}) ON CONFLICT (key) DO NOTHING",
-                    (*_question_columns(question), *_answer_columns(answer), origin.request_id, origin.job, time.time()),
-                )
+            for question, answer, origin in answered:
+                _insert(run, "judgements", rows.judgement_columns(question, answer, origin), "ON CONFLICT (key) DO NOTHING")
 
     def append_labels(self, entries: Sequence[LabelEntry]) -> None:
-        """Makes labels durable, all of them or none. A job's second label of the same pair is not added: the first stays."""
+        """Makes labels durable with their pairs, all of them or none. A job's second label of the same pair is not added: the first stays."""
         with self._writing() as run:
             for entry in entries:
-                cursor = run(f"INSERT INTO labels VALUES (NULL, {_marks(_LABEL_COLUMNS)}) ON CONFLICT DO NOTHING", _label_columns(entry))
+                _insert(run, "pairs", rows.pair_columns(entry), "ON CONFLICT (content_key) DO NOTHING")
+                cursor = _insert(run, "labels", rows.label_columns(entry), "ON CONFLICT DO NOTHING")
                 uses = entry.uses if cursor.rowcount else ()
                 for place, use in enumerate(uses):
                     run(f"INSERT INTO label_judgements VALUES ({_marks(5)})", (cursor.lastrowid, place, use.key, use.a_first, use.cached))
@@ -109,17 +108,10 @@ class Ledger:
         Raises:
             AlreadyExistsError: the request id was used with another label.
         """
-        low = label.response_a <= label.response_b
-        columns = (
-            label.request_id, label.key, label.pair_id, label.task.value, json.dumps([[m.role, m.content] for m in label.messages]),
-            label.response_a, label.response_b, content_key(label.task, label.messages, label.response_a, label.response_b),
-            label.preference if low else 1.0 - label.preference, label.outcome, label.annotator_id, label.reason, label.duration_seconds,
-            time.time(),
-        )  # fmt: skip
         with self._writing() as run:
             known = run("SELECT key FROM human_labels WHERE request_id = ?", (label.request_id,)).fetchone()
             if known is None:
-                run(f"INSERT INTO human_labels VALUES ({_marks(len(columns))})", columns)
+                _insert(run, "human_labels", rows.human_label_columns(label))
             elif known["key"] != label.key:
                 raise AlreadyExistsError(f"request_id {label.request_id!r} was used with another label", field="request_id")
         return label.key
@@ -130,12 +122,12 @@ class Ledger:
         given = {name: value for name, value in wanted.items() if value}
         where = " AND ".join(f"labels.{name} = :{name}" for name in given) or "1"
         with self._reading() as run:
-            labels = run(_LABELS.format(where=where), given).fetchall()
-            judgements = run(_LABEL_JUDGEMENTS.format(where=where), given).fetchall()
+            labels = run(rows.LABELS.format(where=where), given).fetchall()
+            judgements = run(rows.LABEL_JUDGEMENTS.format(where=where), given).fetchall()
         uses: dict[int, list[JudgementFacts]] = {}
         for row in judgements:
-            uses.setdefault(row["label_id"], []).append(_judgement_facts(row, job))
-        return [_label_facts(row, tuple(uses.get(row["id"], ()))) for row in labels]
+            uses.setdefault(row["label_id"], []).append(rows.judgement_facts(row, job))
+        return [rows.label_facts(row, tuple(uses.get(row["id"], ()))) for row in labels]
 
     def job_progress(self, job: str) -> JobProgress:
         """What is done of a job."""
@@ -224,6 +216,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     if (version, application) == (schema.VERSION, schema.APPLICATION_ID):
         return
+    if application == schema.APPLICATION_ID and migrate(connection, version):
+        _log.info("ledger_migrated", ledger=str(path), version=version, to_version=schema.VERSION)
+        return
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] or version:
         raise FailedPreconditionError(f"{path} is no ledger of version {schema.VERSION} (user_version {version}); give another path", field="ledger")
     connection.execute("BEGIN IMMEDIATE")
@@ -236,63 +231,6 @@ def _marks(count: int) -> str:
     return ", ".join("?" * count)
 
 
-def _question_columns(question: Question) -> tuple[object, ...]:
-    rubric, judge = question.rubric, question.judge
-    return (
-        question.key, question.kind, question.task.value, question.prompt_json, question.first, question.second,
-        rubric.id if rubric else "", rubric.digest if rubric else "", judge.name, judge.digest,
-        judge.digests.base_model, judge.digests.tokenizer, judge.digests.chat_template, judge.adapter_version, judge.adapter_digest,
-        json.dumps(question.options, sort_keys=True),
-    )  # fmt: skip
-
-
-def _answer_columns(answer: Answer) -> tuple[object, ...]:
-    return (
-        answer.probability_first, answer.evidence_first, answer.evidence_second, json.dumps(answer.distributions), answer.rationale,
-        answer.parsed, answer.abstention_reason, answer.prompt_tokens, answer.response_tokens,
-    )  # fmt: skip
-
-
-def _label_columns(entry: LabelEntry) -> tuple[object, ...]:
-    return (
-        entry.origin.job, entry.pair_id, entry.task.value, entry.content_key, entry.a_is_low, entry.length_a, entry.length_b,
-        entry.kind, entry.rubric, entry.rubric_digest, entry.judge, entry.judge_digest, entry.options, entry.preference,
-        entry.outcome, entry.abstention_reason, entry.human_preference, entry.origin.request_id, time.time(),
-    )  # fmt: skip
-
-
-def _answer(row: sqlite3.Row) -> Answer:
-    return Answer(
-        row["probability_first"], row["evidence_first"], row["evidence_second"],
-        tuple(tuple(distribution) for distribution in json.loads(row["distributions"])), row["rationale"], row["parsed"],
-        row["abstention_reason"], row["prompt_tokens"], row["response_tokens"],
-    )  # fmt: skip
-
-
-_LABELS = """
-    SELECT labels.*, people.preference_low FROM labels
-    LEFT JOIN (SELECT content_key, avg(preference_low) AS preference_low FROM human_labels GROUP BY content_key) AS people
-    ON people.content_key = labels.content_key WHERE {where} ORDER BY labels.id"""
-_LABEL_JUDGEMENTS = """
-    SELECT label_judgements.*, judgements.probability_first, judgements.evidence_first, judgements.evidence_second,
-        judgements.prompt_tokens + judgements.response_tokens AS tokens, judgements.job AS paid_by
-    FROM label_judgements JOIN labels ON labels.id = label_id JOIN judgements ON judgements.key = label_judgements.key
-    WHERE {where} ORDER BY label_id, place"""
-
-
-def _judgement_facts(row: sqlite3.Row, job: str) -> JudgementFacts:
-    return JudgementFacts(
-        row["key"], bool(row["a_first"]), row["probability_first"], row["evidence_first"], row["evidence_second"],
-        by_judge=row["tokens"] > 0, tokens=row["tokens"], cached=bool(row["cached"]), paid=not job or row["paid_by"] == job,
-    )  # fmt: skip
-
-
-def _label_facts(row: sqlite3.Row, judgements: tuple[JudgementFacts, ...]) -> LabelFacts:
-    human = row["human_preference"]
-    if human is None and row["preference_low"] is not None:
-        human = row["preference_low"] if row["a_is_low"] else 1.0 - row["preference_low"]
-    return LabelFacts(
-        row["pair_id"], Task(row["task"]), row["content_key"], row["length_a"], row["length_b"], cast(Kind, row["kind"]), row["rubric"],
-        row["rubric_digest"],
-        row["judge"], row["judge_digest"], row["options"], row["preference"], row["outcome"], row["abstention_reason"], human, judgements,
-    )  # fmt: skip
+def _insert(run: Any, table: str, columns: rows.Columns, clause: str = "") -> sqlite3.Cursor:
+    cursor: sqlite3.Cursor = run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({_marks(len(columns))}) {clause}", tuple(columns.values()))
+    return cursor

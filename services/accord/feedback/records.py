@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from accord.client.feedback import Outcome
+from accord.client.feedback import LabelPairItem, Outcome
 from accord.client.messages import ModelDigests
 from accord.prompts import Rubric
 from accord.text.chat import Message
@@ -72,7 +72,7 @@ class Question:
     @property
     def prompt_json(self) -> str:
         """The conversation as JSON, for the ledger."""
-        return json.dumps(_turns(self.messages), ensure_ascii=False)
+        return prompt_json(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,9 @@ class Answer:
     """What a judge said, of the responses as shown.
 
     `probability_first` is None on abstention, `evidence_*` where no judge was needed (an empty response). `distributions` are those of the
-    ratings. `parsed` is "first", "second", "tie" or "unusable: reason" where text was asked for.
+    ratings. `parsed` is "first", "second", "tie" or "unusable: reason" where text was asked for. `cost` is money, 0 for a judge without a price;
+    `sample` counts the answers of self-consistency from 0; `latency_seconds` is the time from question to answer, waiting included, None where it
+    was not measured.
     """
 
     probability_first: float | None
@@ -92,6 +94,9 @@ class Answer:
     abstention_reason: str = ""
     prompt_tokens: int = 0
     response_tokens: int = 0
+    cost: float = 0.0
+    sample: int = 0
+    latency_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +118,9 @@ class LabelUse:
 
 @dataclass(frozen=True, slots=True)
 class LabelEntry:
-    """One label as the ledger keeps it; `content_key` and `a_is_low` tell pairs apart by content, in either order of their responses."""
+    """One label as the ledger keeps it, with its pair. `agreement` is the share of an ensemble's judges that take the label's side."""
 
-    pair_id: str
-    task: Task
-    content_key: str
-    a_is_low: bool
-    length_a: int
-    length_b: int
+    pair: LabelPairItem
     kind: Kind
     rubric: str
     rubric_digest: str
@@ -130,9 +130,10 @@ class LabelEntry:
     preference: float | None
     outcome: Outcome
     abstention_reason: str
-    human_preference: float | None
     uses: tuple[LabelUse, ...]
     origin: Origin
+    agreement: float | None = None
+    escalated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,11 @@ class JudgementFacts:
     tokens: int
     cached: bool
     paid: bool
+    cost: float = 0.0
+    sample: int = 0
+    judge: str = ""
+    judge_digest: str = ""
+    latency_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +176,8 @@ class LabelFacts:
     abstention_reason: str
     human_preference: float | None
     judgements: tuple[JudgementFacts, ...]
+    agreement: float | None = None
+    escalated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +209,11 @@ class HumanLabel:
 def content_key(task: Task, messages: Sequence[Message], response_a: str, response_b: str) -> str:
     """sha256 of a pair's content, the same whichever response comes first."""
     return digest_of("pair/1", task.value, _turns(messages), sorted((response_a, response_b)))
+
+
+def prompt_json(messages: Sequence[Message]) -> str:
+    """A conversation as the ledger keeps it."""
+    return json.dumps(_turns(messages), ensure_ascii=False)
 
 
 def digest_of(*parts: object) -> str:

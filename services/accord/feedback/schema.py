@@ -1,8 +1,13 @@
-"""The tables of the ledger. Rows are added and never changed: triggers refuse anything else, whoever asks."""
+"""The tables of the ledger. Rows are added and never changed: triggers refuse anything else, whoever asks.
+
+What does not belong here: bringing an older ledger up to this version (`accord.feedback.migration`).
+"""
 
 from __future__ import annotations
 
-VERSION = 1
+from collections.abc import Iterable
+
+VERSION = 2
 APPLICATION_ID = 0x41434C47  # "ACLG": tells a ledger from any other SQLite file
 
 _TABLES = {
@@ -34,15 +39,34 @@ _INDEXES = (
     "CREATE INDEX judgements_of_jobs ON judgements (job) WHERE job != ''",
     "CREATE INDEX human_labels_of_pairs ON human_labels (content_key)",
 )
+# Version 2 is version 1 and these, so that a new ledger and a migrated one have the same columns in the same order.
+_PAIRS = "content_key TEXT PRIMARY KEY, task TEXT NOT NULL, prompt TEXT NOT NULL, low TEXT NOT NULL, high TEXT NOT NULL"
+_SINCE_2 = (
+    "ALTER TABLE judgements ADD COLUMN sample INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE judgements ADD COLUMN cost REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE judgements ADD COLUMN latency_seconds REAL",
+    "ALTER TABLE labels ADD COLUMN agreement REAL",
+    "ALTER TABLE labels ADD COLUMN escalated INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX labels_of_pairs ON labels (content_key)",
+)
 
 
 def statements() -> list[str]:
     """The SQL that makes an empty file a ledger."""
     found = [f"CREATE TABLE {name} ({columns})" for name, columns in _TABLES.items()]
     found += _INDEXES
-    for name in _TABLES:
-        for action in ("UPDATE", "DELETE"):
-            found.append(
-                f"CREATE TRIGGER {name}_never_{action.lower()} BEFORE {action} ON {name} BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-            )
-    return [*found, f"PRAGMA user_version = {VERSION}", f"PRAGMA application_id = {APPLICATION_ID}"]
+    found += _guards(_TABLES)
+    return [*found, *upgrade_to_2(), f"PRAGMA application_id = {APPLICATION_ID}"]
+
+
+def upgrade_to_2() -> list[str]:
+    """The SQL that gives a ledger of version 1 the tables of version 2, without the rows that can be made out of the old ones."""
+    return [f"CREATE TABLE pairs ({_PAIRS})", *_SINCE_2, *_guards(("pairs",)), "PRAGMA user_version = 2"]
+
+
+def _guards(tables: Iterable[str]) -> list[str]:
+    return [
+        f"CREATE TRIGGER {name}_never_{action.lower()} BEFORE {action} ON {name} BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+        for name in tables
+        for action in ("UPDATE", "DELETE")
+    ]

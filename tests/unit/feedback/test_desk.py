@@ -221,3 +221,15 @@ async def test_closing_tells_those_who_wait(make_bench: MakeBench) -> None:
     assert [type(result) for result in results] == [UnavailableError] * 3
     assert bench.policy.cancelled == 1
     assert not isinstance(results[0], InternalError)
+
+
+async def test_an_answer_says_how_long_it_took_waiting_included(make_bench: MakeBench) -> None:
+    bench = make_bench(concurrency=1, batch_pairs=1)
+    bench.policy.gate = asyncio.Event()
+    asking = [asyncio.create_task(bench.desk.answer(question, ORIGIN)) for question in questions(2)]
+    await asyncio.sleep(0.05)
+    bench.policy.gate.set()
+    seconds = [answer.latency_seconds for answer, _ in await asyncio.gather(*asking)]
+    assert all(found is not None and 0.05 <= found < 5 for found in seconds)
+    again, _ = await bench.desk.answer(questions(2)[0], ORIGIN)
+    assert again.latency_seconds == seconds[0]  # of the call that was made, not of looking it up

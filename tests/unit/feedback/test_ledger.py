@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from accord.client.feedback import LabelPairItem
 from accord.client.messages import ModelDigests
 from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, UnavailableError
 from accord.feedback.ledger import Ledger
-from accord.feedback.records import Answer, HumanLabel, JudgeIdentity, LabelEntry, LabelUse, Origin, Question, content_key
+from accord.feedback.records import Answer, HumanLabel, JudgeIdentity, LabelEntry, LabelUse, Origin, Question
 from accord.prompts import default_rubric
 from accord.text.chat import Message
 from accord.text.tasks import Task
@@ -24,14 +25,12 @@ from accord.text.tasks import Task
 JUDGE = JudgeIdentity("m", ModelDigests("base", "tokens", "template"), "adapters/j/versions/2", "manifest")
 PROMPT = (Message("user", "Summarize: the cat sat."),)
 QUESTION = Question("verdict", Task.SUMMARIZATION, PROMPT, "a cat", "a dog", default_rubric(Task.SUMMARIZATION, "verdict"), JUDGE, True, 64)
-ANSWER = Answer(0.1 + 0.2, -1.5, -2.25, ((0.5, 0.5),), "because\x1b é", "first", "", 120, 7)
+ANSWER = Answer(0.1 + 0.2, -1.5, -2.25, ((0.5, 0.5),), "because\x1b é", "first", "", 120, 7, 0.125, 2, 1.75)
 
 
 def entry(pair_id: str = "p1", *, job: str = "", human: float | None = None, uses: tuple[LabelUse, ...] = ()) -> LabelEntry:
-    return LabelEntry(
-        pair_id, Task.SUMMARIZATION, content_key(Task.SUMMARIZATION, PROMPT, "a cat", "a dog"), True, 5, 5, "verdict", "r", "rd", "m", "d", "{}",
-        0.75, "a", "", human, uses, Origin("req", job),
-    )  # fmt: skip
+    pair = LabelPairItem(Task.SUMMARIZATION, PROMPT, "a cat", "a dog", pair_id, human)
+    return LabelEntry(pair, "verdict", "r", "rd", "m", "d", "{}", 0.75, "a", "", uses, Origin("req", job))
 
 
 def human(request_id: str, outcome: str, **changes: object) -> HumanLabel:
@@ -68,7 +67,8 @@ def test_a_row_holds_the_whole_provenance(ledger: Ledger) -> None:
         "template_digest": "template", "adapter_version": "adapters/j/versions/2", "adapter_digest": "manifest",
         "options": '{"max_rationale_tokens": 64, "rationale": true}', "probability_first": 0.1 + 0.2, "evidence_first": -1.5,
         "evidence_second": -2.25, "distributions": "[[0.5, 0.5]]", "rationale": "because\x1b é", "parsed": "first", "abstention_reason": "",
-        "prompt_tokens": 120, "response_tokens": 7, "request_id": "req-1", "job": "labelJobs/x",
+        "prompt_tokens": 120, "response_tokens": 7, "request_id": "req-1", "job": "labelJobs/x", "sample": 2, "cost": 0.125,
+        "latency_seconds": 1.75,
     }  # fmt: skip
 
 
@@ -106,12 +106,12 @@ def test_the_first_answer_of_a_key_stays(ledger: Ledger) -> None:
     assert ledger.find([QUESTION.key])[QUESTION.key].probability_first == 0.1 + 0.2
 
 
-@pytest.mark.parametrize("table", ["judgements", "labels", "label_judgements", "human_labels"])
+@pytest.mark.parametrize("table", ["judgements", "labels", "label_judgements", "human_labels", "pairs"])
 def test_rows_cannot_be_changed_or_removed_by_anyone(ledger: Ledger, table: str) -> None:
     ledger.append_judgements([(QUESTION, ANSWER, Origin())])
     ledger.append_labels([entry(uses=(LabelUse(QUESTION.key, True, False),))])
     ledger.record_human_label(human("h1", "a"))
-    column = {"judgements": "kind", "labels": "kind", "label_judgements": "cached", "human_labels": "outcome"}[table]
+    column = {"judgements": "kind", "labels": "kind", "label_judgements": "cached", "human_labels": "outcome", "pairs": "low"}[table]
     for sql in (f"DELETE FROM {table}", f"UPDATE {table} SET {column} = 'x'"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             raw(ledger.path, sql)
@@ -135,7 +135,8 @@ def test_a_job_labels_a_pair_once_others_as_often_as_they_like(ledger: Ledger) -
 
 
 def test_labels_are_found_by_job_kind_and_task(ledger: Ledger) -> None:
-    other = replace(entry("p2"), kind="likelihood", task=Task.CONVERSATION)
+    made = entry("p2")
+    other = replace(made, kind="likelihood", pair=replace(made.pair, task=Task.CONVERSATION))
     ledger.append_labels([entry("p1", job="labelJobs/x"), other])
     assert [label.pair_id for label in ledger.labels(kind="verdict")] == ["p1"]
     assert [label.pair_id for label in ledger.labels(task=Task.CONVERSATION)] == ["p2"]
@@ -230,7 +231,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     assert text.read_text().startswith("not a database")
     foreign = tmp_path / "foreign.sqlite"
     raw(foreign, "CREATE TABLE t (x)")
-    with pytest.raises(FailedPreconditionError, match="no ledger of version 1"):
+    with pytest.raises(FailedPreconditionError, match="no ledger of version 2"):
         Ledger(foreign)
     assert [row["name"] for row in raw(foreign, "SELECT name FROM sqlite_master")] == ["t"]
 
@@ -247,3 +248,22 @@ def test_a_ledger_that_cannot_be_written_says_so_until_it_can(ledger: Ledger) ->
     assert ledger.check() is None
     ledger.append_judgements([(large, ANSWER, Origin())])
     assert ledger.find([large.key]) == {large.key: ANSWER}
+
+
+def test_the_pair_of_a_label_that_no_judge_was_asked_for_is_there(ledger: Ledger) -> None:
+    turned = entry("turned")
+    ledger.append_labels([entry(), replace(turned, pair=replace(turned.pair, response_a="a dog", response_b="a cat"))])
+    pairs = raw(ledger.path, "SELECT pairs.*, a_is_low FROM labels JOIN pairs USING (content_key) ORDER BY id")
+    assert [(row["prompt"], row["low"], row["high"], row["a_is_low"]) for row in pairs] == [
+        ('[["user", "Summarize: the cat sat."]]', "a cat", "a dog", 1),
+        ('[["user", "Summarize: the cat sat."]]', "a cat", "a dog", 0),
+    ]
+
+
+def test_agreement_and_escalation_come_back(ledger: Ledger) -> None:
+    ledger.append_judgements([(QUESTION, ANSWER, Origin())])
+    ledger.append_labels([replace(entry(uses=(LabelUse(QUESTION.key, True, False),)), agreement=2 / 3, escalated=True)])
+    (found,) = ledger.labels()
+    assert (found.agreement, found.escalated) == (2 / 3, True)
+    (used,) = found.judgements
+    assert (used.cost, used.sample, used.latency_seconds, used.judge, used.judge_digest) == (0.125, 2, 1.75, JUDGE.name, JUDGE.digest)
