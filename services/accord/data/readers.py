@@ -1,6 +1,7 @@
 """Reading data sets of any known format into records; nothing is dropped without being counted.
 
-What does not belong here: files (`accord.data.sources`) and formats (`accord.data.formats`).
+`read_*` return all records, in memory, as training needs them; `PairStream` gives pairs one at a time. What does not belong here: files
+(`accord.data.sources`) and formats (`accord.data.formats`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from itertools import chain
 
 from accord.data.formats import find_format
 from accord.data.formats.row import BadRow, Format, Row
-from accord.data.records import Dataset, Demonstration, PreferencePair, Prompt, ReadReport, RecordT, Text, digest_of
+from accord.data.ratings import FIRST, RatedRows
+from accord.data.records import Dataset, Demonstration, PreferencePair, Prompt, ReadReport, RecordT, RunningDigest, Text, digest_of
 from accord.data.sources import RawRow, check_source, rows
 from accord.errors import InvalidArgumentError
 from accord.text.tasks import Task
 
-__all__ = ["check_source", "read_demonstrations", "read_pairs", "read_prompts", "read_texts"]
+__all__ = ["ALL_SPLITS", "PairStream", "check_source", "read_demonstrations", "read_pairs", "read_prompts", "read_texts"]
+ALL_SPLITS = "all"
+_TRAIN = "train"
 _EXAMPLES = 10
+
+
+Build = Callable[[Row, str, str, Task], RecordT]
+"""Row, id, split and task to a record; raises BadRow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,10 @@ class _Account:
         if len(self.examples) < _EXAMPLES:
             self.examples.append(f"{raw.place}: {reason}")
 
+    def report(self, rows: int, over_limit: int, digest: str) -> ReadReport:
+        """The account so far."""
+        return ReadReport(self.seen, rows, self.other_splits, over_limit, dict(self.rejected), tuple(self.examples), digest, self.repeated)
+
 
 def read_prompts(
     uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None
@@ -58,16 +70,17 @@ def read_prompts(
     """The prompts of a data set, each once (rows that repeat one are counted), with a reference where its first row has one.
 
     Args:
-        uri: ``sample:summarization``, ``sample:conversation``, a .jsonl, .jsonl.gz, .json or .parquet file, or ``hub:NAME``.
+        uri: ``sample:summarization``, ``sample:conversation``, a .jsonl, .jsonl.gz, .json or .parquet file, here or behind a URL that fsspec
+            knows (``s3://``, ``gs://``, ``https://``), or ``hub:NAME[:CONFIG][@REVISION]``.
         format: a name of `accord.data.formats.FORMATS`; empty finds out from the first row that can be used.
-        split: rows of other splits are left out; rows that name no split are in all of them.
+        split: rows of other splits are left out; rows that name no split are in all of them. "all" is every split.
         limit: most rows; those with the smallest hash of (seed, id), in the order of the file. 0 is no limit.
         strict: stop at the first row that cannot be used.
         task: for rows that do not say; conversation where it is None.
 
     Raises:
-        NotFoundError, InvalidArgumentError, FailedPreconditionError: the source (see `accord.data.sources`), the format, or with `strict`
-            a row, naming file, line and reason.
+        NotFoundError, InvalidArgumentError, FailedPreconditionError, PermissionDeniedError, UnavailableError: the source (see
+            `accord.data.sources`), the format, or with `strict` a row, naming file, line and reason.
     """
     return _read(uri, _Options(format, split, limit, strict, seed, task), _prompt, each_once=True)
 
@@ -75,7 +88,11 @@ def read_prompts(
 def read_pairs(
     uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None
 ) -> Dataset[PreferencePair]:
-    """The preference pairs of a data set. Identical responses are a tie (preference 0.5). Arguments as `read_prompts`."""
+    """The preference pairs of a data set. Identical responses are a tie (preference 0.5). Arguments as `read_prompts`.
+
+    Where several people labelled a pair there is a pair for each of them. Rows that rate one response make pairs with each other, see
+    `accord.data.ratings`.
+    """
     return _read(uri, _Options(format, split, limit, strict, seed, task), _pair)
 
 
@@ -93,42 +110,85 @@ def read_texts(
     return _read(uri, _Options(format, split, limit, strict, seed, task), _text)
 
 
-def _read(uri: str, options: _Options, build: Callable[[Row, str, str, Task], RecordT], *, each_once: bool = False) -> Dataset[RecordT]:
-    source = rows(uri, options.split)
+class PairStream:
+    """The preference pairs of a data set one at a time, as `read_pairs` gives them; what stays in memory are some 100 bytes a row, for its id.
+
+    Iterate over it once; `report` is the account of what was read so far, and its digest that of `read_pairs`. Arguments and errors as
+    `read_prompts`, without a limit, which needs all rows.
+    """
+
+    def __init__(self, uri: str, *, format: str = "", split: str = _TRAIN, strict: bool = False, task: Task | None = None) -> None:
+        check_source(uri)
+        self._uri = uri
+        self._options = _Options(format, split, 0, strict, 0, task)
+        self._account = _Account(strict)
+        self._digest = RunningDigest()
+        self._rows = 0
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for _, pair in _records(self._uri, self._options, self._account, _pair):
+            self._digest.add(pair)
+            self._rows += 1
+            yield pair
+
+    @property
+    def seen(self) -> int:
+        """Rows of the source so far."""
+        return self._account.seen
+
+    @property
+    def report(self) -> ReadReport:
+        """The account so far."""
+        return self._account.report(self._rows, 0, self._digest.hexdigest())
+
+
+def _read(uri: str, options: _Options, build: Build[RecordT], *, each_once: bool = False) -> Dataset[RecordT]:
     account = _Account(options.strict)
-    found: list[tuple[str, RecordT]] = []
-    taken: set[str] = set()
+    found = list(_records(uri, options, account, build, each_once=each_once))
+    kept = _limited(found, options)
+    return Dataset(kept, account.report(len(kept), len(found) - len(kept), digest_of(kept)))
+
+
+def _records(uri: str, options: _Options, account: _Account, build: Build[RecordT], *, each_once: bool = False) -> Iterator[tuple[str, RecordT]]:
+    """Records with their ids; the rest is accounted for. Of ids that occur twice in a split the first stays."""
+    taken: set[bytes] = set()
     known: set[str] = set()
-    for raw, row in _parsed(source, options, account):
-        if row.split is not None and row.split != options.split:
-            account.other_splits += 1
-            continue
-        row_id = row.row_id or _content_id(raw)
+    for raw, row, row_id in _compared(rows(uri, options.split), options, account, pairs=build is _pair):
+        split = row.split or (_TRAIN if options.split == ALL_SPLITS else options.split)
         try:
-            record = build(row, row_id, row.split or options.split, row.task or options.task or Task.CONVERSATION)
+            record = build(row, row_id, split, row.task or options.task or Task.CONVERSATION)
         except BadRow as problem:
             account.reject(raw, str(problem))
             continue
-        if row_id in taken:
+        key = hashlib.sha256(f"{split}\n{row_id}".encode("utf-8", "replace")).digest()[:16]
+        if key in taken:
             account.reject(raw, "occurs twice")
         elif each_once and _prompt_id(row, row_id) in known:
             account.repeated += 1
         else:
-            found.append((row_id, record))
-            known.add(_prompt_id(row, row_id))
-        taken.add(row_id)
-    kept = _limited(found, options)
-    return Dataset(
-        kept,
-        ReadReport(
-            account.seen, len(kept), account.other_splits, len(found) - len(kept), dict(account.rejected), tuple(account.examples),
-            digest_of(kept), account.repeated,
-        ),
-    )  # fmt: skip
+            if each_once:
+                known.add(_prompt_id(row, row_id))
+            yield row_id, record
+        taken.add(key)
 
 
-def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> Iterator[tuple[RawRow, Row]]:
-    """Rows that a format could read; the format is the one that was named, or the first that reads a row. The others are accounted for.
+def _compared(source: Iterator[RawRow], options: _Options, account: _Account, *, pairs: bool) -> Iterator[tuple[RawRow, Row, str]]:
+    """Rows with their ids; where pairs are asked for, rows that rate one response as the pairs that they make with earlier ones."""
+    rated = RatedRows()
+    for raw, row, row_id in _parsed(source, options, account):
+        if not pairs or row.rating is None or not row.messages:
+            yield raw, row, row_id
+            continue
+        made = list(rated.pairs(_prompt_id(row, row_id), row_id, row))
+        account.seen += max(0, len(made) - 1)
+        if not made:
+            account.rejected[FIRST] += 1
+        yield from ((raw, pair, pair.row_id) for pair in made)
+
+
+def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> Iterator[tuple[RawRow, Row, str]]:
+    """Rows of the asked split that a format could read, with their ids; the others are accounted for. The format is the one that was named, or
+    the first that reads a row.
 
     Raises:
         InvalidArgumentError: no format has the name, or none recognises any row.
@@ -149,12 +209,18 @@ def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> I
             account.reject(raw, "no format recognises the row")
             continue
         try:
-            row = candidate.parse(raw.value)
+            found = candidate.parse(raw.value)
         except BadRow as problem:
             account.reject(raw, str(problem))
             continue
         chosen = candidate
-        yield raw, row
+        several = found if isinstance(found, tuple) else (found,)
+        account.seen += len(several) - 1
+        for place, row in enumerate(several):
+            if options.split not in (ALL_SPLITS, row.split or options.split):
+                account.other_splits += 1
+                continue
+            yield raw, row, row.row_id or (_content_id(raw) if len(several) == 1 else f"{_content_id(raw)}-{place}")
     if chosen is None and unknown is not None:
         raise unknown
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Generic, TypeVar
 
 from accord.text.chat import Message
 from accord.text.tasks import Task
+
+ANNOTATOR, CONFIDENCE, SECONDS, REASON, LABELLED_AT = "annotator", "confidence", "seconds", "reason", "labelled_at"
+"""Keys of `PreferencePair.metadata` that say who labelled the pair, how sure, in how much time, why and when; the same for every format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ RecordT = TypeVar("RecordT", bound=Record)
 class ReadReport:
     """An account of a reading: ``seen == rows + other_splits + over_limit + repeated + sum(rejected.values())``.
 
-    `seen` counts the rows of the source; `other_splits` and `over_limit` those left out on request; `repeated` those whose prompt was
+    `seen` counts the rows of the source, one for each label where a row holds several people's;
+    `other_splits` and `over_limit` those left out on request; `repeated` those whose prompt was
     there before, where only prompts were asked for; `examples` are "where: reason" lines. `digest` is the sha256 of the rows' canonical JSON.
     """
 
@@ -121,9 +125,24 @@ def canonical(record: Record) -> str:
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
-def digest_of(records: tuple[Record, ...]) -> str:
-    """sha256 over the canonical JSON of the records, one a line."""
-    total = hashlib.sha256()
+class RunningDigest:
+    """sha256 over the canonical JSON of records, one a line: the name of a data set."""
+
+    def __init__(self) -> None:
+        self._total = hashlib.sha256()
+
+    def add(self, record: Record) -> None:
+        """Takes the next record."""
+        self._total.update(canonical(record).encode("utf-8", errors="surrogatepass") + b"\n")
+
+    def hexdigest(self) -> str:
+        """The digest of the records so far."""
+        return self._total.hexdigest()
+
+
+def digest_of(records: Iterable[Record]) -> str:
+    """The digest of the records in their order, as `RunningDigest`."""
+    total = RunningDigest()
     for record in records:
-        total.update(canonical(record).encode("utf-8", errors="surrogatepass") + b"\n")
+        total.add(record)
     return total.hexdigest()

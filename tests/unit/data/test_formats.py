@@ -1,4 +1,4 @@
-"""Each of the seven formats on rows made for the test: what is read, and what of a wrong row is said. No row is from a published set."""
+"""Each format on rows made for the test: what is read, and what of a wrong row is said. No row is from a published set."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def written(folder: Path, rows: Iterable[Mapping[str, Any]], name: str = "rows.j
     return str(path)
 
 
-def test_the_seven_formats() -> None:
-    assert set(FORMATS) == {"sample", "accord", "hh", "tldr", "autoj", "trl", "text"}
+def test_the_nine_formats() -> None:
+    assert set(FORMATS) == {"sample", "accord", "hh", "tldr", "autoj", "alpaca_eval", "argilla", "trl", "text"}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_tldr_comparisons_of_one_post_are_pairs_of_one_group(tmp_path: Path) -> 
     assert [pair.group for pair in pairs] == ["t3_1", "t3_1"]
     assert pairs[0].messages == summarization_prompt("My dog ran away.", "Lost")
     assert pairs[0].task == Task.SUMMARIZATION
-    assert pairs[0].metadata == {"worker": "w9", "confidence": "7"}
+    assert pairs[0].metadata == {"annotator": "w9", "confidence": "7", "subreddit": "dogs"}
 
 
 def test_tldr_summaries_are_demonstrations_with_a_reference(tmp_path: Path) -> None:

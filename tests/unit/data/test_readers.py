@@ -208,7 +208,9 @@ def test_the_format_is_that_of_the_first_row_that_can_be_used(tmp_path: Path) ->
 
 def test_rows_that_no_format_knows(tmp_path: Path) -> None:
     uri = put(tmp_path, lines([{"colour": "blue", "size": 3}] * 3))
-    with pytest.raises(InvalidArgumentError, match=r"colour, size; name one of sample, accord, hh, tldr, autoj, trl, text") as error:
+    with pytest.raises(
+        InvalidArgumentError, match=r"colour, size; name one of sample, accord, hh, tldr, autoj, alpaca_eval, argilla, trl, text"
+    ) as error:
         read_pairs(uri)
     assert error.value.field == "data.format"
     with pytest.raises(InvalidArgumentError, match="format 'hhh' is not one of"):

@@ -1,7 +1,7 @@
 """The formats of preference and demonstration data, one module each; `detect` finds the one that fits a row.
 
-A format turns one raw row into `Row`, whatever is in it: a prompt, two responses, a response. What does not belong here: files
-(`accord.data.sources`), splits and limits (`accord.data.readers`).
+A format turns one raw row into a `Row`, whatever is in it: a prompt, two responses, a response; or into several, one for each label. What does
+not belong here: files (`accord.data.sources`), splits and limits (`accord.data.readers`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats import accord_pairs, autoj, hh, sample, tldr, trl
+from accord.data.formats import accord_pairs, alpaca_eval, argilla, autoj, hh, sample, tldr, trl
 from accord.data.formats.row import Format
 from accord.errors import InvalidArgumentError
 
-FORMATS: Mapping[str, Format] = {module.FORMAT.name: module.FORMAT for module in (sample, accord_pairs, hh, tldr, autoj, trl)} | {
-    trl.PLAIN.name: trl.PLAIN
-}
+_MODULES = (sample, accord_pairs, hh, tldr, autoj, alpaca_eval, argilla, trl)
+FORMATS: Mapping[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES} | {trl.PLAIN.name: trl.PLAIN}
 
 
 def find_format(name: str, first: Mapping[str, Any]) -> Format:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, text
+from accord.data.formats.row import BadRow, Format, Row, label_facts, text
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -17,9 +17,10 @@ def _parse(row: Mapping[str, Any]) -> Row:
     chosen, rejected = (second, first) if label == 1 else (first, second)
     preference = 0.5 if label == 2 else 1.0
     scenario = str(row.get("scenario", ""))
+    facts = {**label_facts(row), "scenario": scenario}
     return Row(
         (Message("user", text(row, "prompt")),), chosen=chosen, rejected=rejected, preference=preference, human_preference=preference,
-        response=chosen, task=Task.SUMMARIZATION if "summarization" in scenario else Task.CONVERSATION, metadata={"scenario": scenario},
+        response=chosen, task=Task.SUMMARIZATION if "summarization" in scenario else Task.CONVERSATION, metadata=facts,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, text
+from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, text
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -38,7 +38,7 @@ def _parse(row: Mapping[str, Any]) -> Row:
         raise BadRow("there is no prompt before the response")
     return Row(
         chosen[:-1], chosen=chosen[-1].content, rejected=rejected[-1].content, response=chosen[-1].content, human_preference=1.0,
-        task=Task.CONVERSATION,
+        task=Task.CONVERSATION, metadata=label_facts(row),
     )  # fmt: skip
 
 

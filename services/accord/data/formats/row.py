@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from accord.data.records import ANNOTATOR, CONFIDENCE, LABELLED_AT, REASON, SECONDS
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
+# What is kept of a label by a person, under one name each: where it may stand in a row.
+_LABEL_FACTS = {
+    ANNOTATOR: ("annotator", "annotator_id", "worker", "rater"),
+    CONFIDENCE: ("confidence",),
+    SECONDS: ("seconds", "duration_seconds", "time_spent"),
+    REASON: ("reason", "comment"),
+    LABELLED_AT: ("labelled_at", "timestamp"),
+}
 _GAPS = ("rating_gap", "margin")
 _RATINGS = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"))
 
@@ -20,7 +31,11 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a row holds; what is not in it is None. `preference` is P(chosen better), `rating_gap` the rating of chosen less that of rejected."""
+    """What a row holds; what is not in it is None.
+
+    `preference` is P(chosen better), `rating_gap` the rating of chosen less that of rejected, `rating` that of `response` where a row has one
+    response alone: rows of one prompt by one annotator then make pairs (`accord.data.ratings`).
+    """
 
     messages: tuple[Message, ...]
     row_id: str = ""
@@ -35,15 +50,19 @@ class Row:
     group: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     rating_gap: float | None = None
+    rating: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format: does it recognise a row, and what is in it. `parse` raises BadRow."""
+    """A format: does it recognise a row, and what is in it: one row, or several where several people or responses are in it.
+
+    `parse` raises BadRow.
+    """
 
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Mapping[str, Any]], Row]
+    parse: Callable[[Mapping[str, Any]], Row | tuple[Row, ...]]
 
 
 def text(row: Mapping[str, Any], key: str) -> str:
@@ -94,17 +113,46 @@ def rating_gap(row: Mapping[str, Any]) -> float | None:
     """
     for key in _GAPS:
         if row.get(key) is not None:
-            return _finite(row[key], key)
+            return finite(row[key], key)
     for first, second in _RATINGS:
         given = [name for name in (first, second) if row.get(name) is not None]
         if len(given) == 1:
             raise BadRow(f"{given[0]} stands without {second if given[0] == first else first}")
         if given:
-            return _finite(row[first], first) - _finite(row[second], second)
+            return finite(row[first], first) - finite(row[second], second)
     return None
 
 
-def _finite(value: object, name: str) -> float:
+def label_facts(row: Mapping[str, Any]) -> dict[str, str]:
+    """Who labelled a row, how sure, in how many seconds, when and why, as metadata; what the row does not say in a plain value is left out."""
+    found = {}
+    for name, keys in _LABEL_FACTS.items():
+        for key in keys:
+            with contextlib.suppress(BadRow):
+                found[name] = fact(row.get(key), key)
+                break
+    return found
+
+
+def fact(value: object, name: str) -> str:
+    """A plain value as metadata has it; numbers that Parquet wrote with a decimal point as they were.
+
+    Raises:
+        BadRow: it is no text, number, truth value or time, or text that cannot be used.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, int | float) else checked(value, name)
+
+
+def finite(value: object, name: str) -> float:
+    """A number.
+
+    Raises:
+        BadRow: it is none, or not finite.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow(f"{name} is not a finite number")
     return float(value)

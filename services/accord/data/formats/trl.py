@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, messages, rating_gap, text
+from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, messages, rating_gap, text
 from accord.text.chat import Message
 
 _RESPONSES = ("response", "completion", "label", "summary", "answer")
@@ -36,7 +36,7 @@ def _split(value: object, name: str) -> tuple[tuple[Message, ...], str]:
 
 def _parse(row: Mapping[str, Any]) -> Row:
     prompt = _turns(row)
-    metadata = {"source": str(row["source"])} if isinstance(row.get("source"), str) else {}
+    metadata = label_facts(row) | ({"source": str(row["source"])} if isinstance(row.get("source"), str) else {})
     if "chosen" in row:
         (lead, chosen), (other, rejected) = _split(row.get("chosen"), "chosen"), _split(row.get("rejected"), "rejected")
         if lead != other:
