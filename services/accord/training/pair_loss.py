@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from accord.algos.preference import PreferenceLoss, PreferenceOutput
+from accord.data.agreement import wilson_interval
 from accord.models.packing import group_logprobs
 from accord.runspec import DpoSpec, OnlineDpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair
-from accord.training.pairs import Ratings, agreement, hard_label, length_baseline, passes, wilson_interval
+from accord.training.pairs import Ratings, agreement, hard_label, length_baseline, passes
 from accord.training.reference import ReferenceLogprobs
 
 _ONE_PASS = 2**62  # `passes` has cut the batch already

@@ -79,16 +79,6 @@ def hard_label(preference: float) -> float:
     return 0.5 if preference == 0.5 else float(preference > 0.5)
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) where n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, square = successes / n, z * z
-    centre = (share + square / (2 * n)) / (1 + square / n)
-    half = z * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def agreement(margins: Sequence[float], preferences: Sequence[float]) -> tuple[float, int]:
     """Pairs whose margin has the sign of their label (a margin of 0 counts half), and how many have a label that is no tie."""
     decided = [(margin, preference) for margin, preference in zip(margins, preferences, strict=True) if preference != 0.5]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from accord.algos.preference import bradley_terry_loss
 from accord.checkpoint import Checkpoint
+from accord.data.agreement import wilson_interval
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.packing import pack
 from accord.runspec import RewardModelSpec
@@ -30,7 +31,6 @@ from accord.training.pairs import (
     read_encoded_pairs,
     read_ratings,
     tokens_of,
-    wilson_interval,
 )
 
 REWARD = "reward"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accord.data.agreement import wilson_interval
 from accord.data.records import Demonstration, PreferencePair, Prompt, Text
 from accord.errors import InvalidArgumentError
 from accord.models.base import load_base_model
@@ -37,7 +38,6 @@ from accord.training.pairs import (
     micro_batches_of_pairs,
     read_ratings,
     tokens_of,
-    wilson_interval,
 )
 
 

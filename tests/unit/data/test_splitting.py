@@ -1,0 +1,114 @@
+"""Likeness of texts, duplicates, splits by prompt, and what of one split stands in another: planted, and found again."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from accord.data.contamination import Split, contamination
+from accord.data.duplicates import Duplicates
+from accord.data.likeness import conversation_key, exact_key, near_key, ngrams, normalised, prompt_key
+from accord.data.records import PreferencePair
+from accord.data.splitting import Shares
+from accord.errors import InvalidArgumentError
+from accord.text.chat import Message
+from accord.text.tasks import Task
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
+
+
+def pair(number: int, *, prompt: str = "", chosen: str = "", rejected: str = "", **more: object) -> PreferencePair:
+    generator = random.Random(number)
+    texts = [" ".join(generator.choices(WORDS, k=30)) for _ in range(3)]
+    made = PreferencePair(
+        f"p{number}", Task.CONVERSATION, (Message("user", prompt or texts[0]),), chosen or texts[1], rejected or texts[2], group=f"g{number}"
+    )  # fmt: skip
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def test_texts_are_alike_but_for_case_punctuation_and_spaces() -> None:
+    assert normalised("  Hello,\tWorld!  ") == normalised("hello world") == normalised("ＨＥＬＬＯ world")
+    assert normalised("?!") == "?!"
+    assert normalised("ab c") != normalised("a bc")
+    first, turned = pair(1, chosen="Yes.", rejected="No."), pair(1, chosen="No.", rejected="Yes.")
+    assert exact_key(first) == exact_key(turned)
+    assert exact_key(first) != exact_key(pair(1, chosen="yes", rejected="no"))
+    assert near_key(first) == near_key(pair(1, chosen="no", rejected="yes"))
+    assert near_key(first) != near_key(pair(1, chosen="Yes. No", rejected="."))
+    assert len(ngrams(" ".join(WORDS[:20]))) == 13
+    assert len(ngrams("three words here")) == 1
+    assert ngrams("...") == set()
+
+
+def test_instructions_of_the_system_are_not_the_prompt() -> None:
+    user = (Message("user", "How tall?"),)
+    assert prompt_key(user) == prompt_key((Message("system", "Be kind."), *user))
+    longer = (*user, Message("assistant", "30 m"), Message("user", "And old?"))
+    assert prompt_key(user) != prompt_key(longer)
+    assert conversation_key(user) == conversation_key(longer)
+
+
+def test_duplicates_by_kind() -> None:
+    known = Duplicates()
+    rows = [
+        pair(1, chosen="Yes.", rejected="No."), pair(1, chosen="yes", rejected="no"), pair(1, chosen="Yes.", rejected="No."),
+        pair(1, chosen="No.", rejected="Yes."), pair(1, chosen="Yes.", rejected="No.", metadata={"annotator": "anna"}), pair(2),
+        pair(1, chosen="Yes.", rejected="No.", preference=0.5),
+    ]  # fmt: skip
+    assert [known.add(row) for row in rows] == [False, True, True, True, False, False, True]
+    assert (known.exact, known.near) == (3, 1)
+    assert known.contradicting == 3  # turned, a tie, and the near one, whose words for yes differ
+
+
+def test_a_split_has_all_pairs_of_a_prompt_and_about_its_share() -> None:
+    shares = Shares.parse("train=0.7, validation=0.1,test=0.2")
+    rows = [pair(number % 3000, chosen=f"{number}") for number in range(9000)]
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.group, set()).add(shares.split_of(row, 3, "prompt"))
+    assert all(len(names) == 1 for names in found.values())
+    counts = Counter(name for names in found.values() for name in names)
+    for name, share in shares.shares.items():
+        assert counts[name] == pytest.approx(share * 3000, abs=4 * (share * (1 - share) * 3000) ** 0.5)
+    again = [Shares.parse("train=0.7,validation=0.1,test=0.2").split_of(row, 3, "prompt") for row in rows]
+    assert again == [next(iter(found[row.group])) for row in rows]
+    other = [shares.split_of(row, 4, "prompt") for row in rows]
+    assert sum(a != b for a, b in zip(again, other, strict=True)) > 3000
+    assert shares.split_of(rows[0], 3, "prompt") == shares.split_of(
+        replace(rows[0], messages=(Message("user", rows[0].messages[0].content.upper()),)), 3, "prompt"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "train", "train=x", "train=0.5", "train=0.5,train=0.5", "a/b=1", "train=1.2", "train=-1,test=2", "train=nan", ".. =1"]
+)
+def test_shares_that_cannot_be(text: str) -> None:
+    with pytest.raises(InvalidArgumentError) as error:
+        Shares.parse(text)
+    assert error.value.field == "shares"
+
+
+def test_planted_contamination_is_found_and_nothing_else() -> None:
+    train = [pair(number) for number in range(500)]
+    clean = [pair(number) for number in range(1000, 1100)]
+    words = train[0].messages[0].content.split()
+    planted = [
+        pair(2000, prompt=train[1].messages[0].content.upper()),  # equal
+        pair(2001, prompt=" ".join(words[:25] + WORDS[:5])),  # most of it
+        pair(2002, prompt=" ".join(words[:9] + WORDS[:30])),  # little of it
+        pair(2003, chosen=train[2].rejected + "!"),  # a response
+        pair(2004, rejected=" ".join(train[3].chosen.split()[4:])),  # most of a response
+        pair(2005, prompt="short"),
+    ]  # fmt: skip
+    found = contamination(Split("test", lambda: clean + planted), Split("train", lambda: train))
+    assert (found.pairs, found.equal_prompts, found.overlapping_prompts) == (106, 1, 2)
+    assert (found.equal_responses, found.overlapping_responses) == (1, 2)
+    assert found.examples == ("p2000", "p2001")
+    back = contamination(Split("train", lambda: train), Split("test", lambda: planted))
+    assert (back.pairs, back.equal_prompts) == (500, 1)
+    none = contamination(Split("test", lambda: clean), Split("train", lambda: train))
+    assert (none.overlapping_prompts, none.overlapping_responses, none.examples) == (0, 0, ())
+    assert contamination(Split("a", list), Split("b", lambda: train)).pairs == 0
