@@ -26,6 +26,8 @@ COMMANDS: tuple[str, ...] = (
     "study", "report", "version",
 )  # fmt: skip
 """Each is a function of the module of its name, in the order of the help."""
+GROUPS: tuple[str, ...] = ("data",)
+"""Each is a module with a function of its name, which has the help, and a table of its commands."""
 _INTERRUPTED = 130
 
 
@@ -73,7 +75,18 @@ def build_app() -> typer.Typer:
         if importlib.util.find_spec(path) is not None:
             command = getattr(importlib.import_module(path), name)
             app.command(name, help=_help_of(command))(command)
+    for name in GROUPS:
+        app.add_typer(_build_group(name), name=name)
     return app
+
+
+def _build_group(name: str) -> typer.Typer:
+    module = importlib.import_module(f"accord.cli.{name}")
+    group = typer.Typer(help=_help_of(getattr(module, name)), rich_markup_mode="rich", no_args_is_help=True)
+    for command, file, function in module.COMMANDS:
+        run = getattr(importlib.import_module(f"accord.cli.{file}"), function)
+        group.command(command, help=_help_of(run))(run)
+    return group
 
 
 def _help_of(command: Callable[..., object]) -> str:

@@ -1,0 +1,226 @@
+"""accord data: what is shown and written, what ends with which code, and labels of people that are recorded once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.cli.conftest import Accord
+from tests.unit.cli.fakes import FakeFeedback, add_feedback, refuse, serving
+
+from accord.api.feedback.v1 import feedback_pb2 as pb
+from accord.cli import data
+from accord.data.readers import read_pairs
+from accord.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
+
+COMMANDS = [name for name, *_ in data.COMMANDS]
+
+
+class Ledger(FakeFeedback):
+    """Keeps labels by request id, refuses another label under the same id, a reason of one word, and everything after `room` labels."""
+
+    def __init__(self, room: int = 10**9) -> None:
+        super().__init__()
+        self.labels: dict[str, pb.RecordHumanLabelRequest] = {}
+        self.calls = 0
+        self.room = room
+
+    def RecordHumanLabel(self, request: pb.RecordHumanLabelRequest, context: Any) -> pb.RecordHumanLabelResponse:
+        self.calls += 1
+        if request.reason == "bad":
+            refuse(context, InvalidArgumentError("the reason is bad", field="reason"))
+        known = self.labels.get(request.request_id)
+        if known is not None and known != request:
+            refuse(context, AlreadyExistsError("used with another label", field="request_id"))
+        if known is None and len(self.labels) >= self.room:
+            refuse(context, UnavailableError("the service is stopping"))
+        self.labels[request.request_id] = request
+        return pb.RecordHumanLabelResponse(ledger_key=request.request_id)
+
+
+Start = Callable[[FakeFeedback], str]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with ExitStack() as stack:
+        yield lambda feedback: stack.enter_context(serving(add_feedback(feedback)))
+
+
+def comparison(number: int, *, better: int = 0, worker: str = "w1", **more: Any) -> dict[str, Any]:
+    texts = [f"the first summary of {number}", f"the second one of {number}"]
+    return {
+        "info": {"id": f"t{number}", "post": f"Something happened to me on day {number}, and then nothing.", "title": "Day"}, "split": "train",
+        "summaries": [{"text": text} for text in texts], "choice": better, "worker": worker, **more,
+    }  # fmt: skip
+
+
+def put(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example_of_each_command(accord: Accord, name: str) -> None:
+    result = accord("data", name, "--help")
+    assert result.exit_code == 0
+    assert f"accord data {name}" in result.stdout.partition("Example")[2]
+    assert "--json" in result.stdout
+    assert f" {name} " in accord("data", "--help").stdout
+    assert " data " in accord("--help").stdout
+
+
+def test_inspect_shows_and_writes_the_card(accord: Accord, tmp_path: Path) -> None:
+    rows = [comparison(number, better=number % 2, worker=worker) for number in range(10) for worker in ("w1", "w2")]
+    source = put(tmp_path, [*rows, {"broken": 1}])
+    result = accord("data", "inspect", source, "--card", "out/card.md")
+    assert result.exit_code == 0
+    for part in ("not used: info is missing", "Krippendorff's alpha", "the longer one is better", read_pairs(source).report.digest, "annotator"):
+        assert part in result.stdout, part
+    assert (tmp_path / "out" / "card.md").read_text().startswith("# Data card: rows.jsonl")
+    found = json.loads(accord("data", "inspect", source, "--json", "--card", "card.json").stdout)
+    assert found == json.loads((tmp_path / "card.json").read_text())
+    assert (found["seen"], found["rows"], found["agreement"]["raw"]["value"]) == (21, 20, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("inspect", "rows.csv"), "error: data.uri: 'rows.csv' is neither sample:NAME, nor hub:NAME, nor a file ending in .jsonl, .jsonl.gz, .json, .parquet\n"),
+        (("inspect", "none.jsonl"), "error: data.uri: there is no file none.jsonl\n"),
+        (("inspect", "sample:conversation", "--card", "card.html"), "error: --card: card.html ends in neither .md nor .json\n"),
+        (("split", "sample:conversation", "out", "--shares", "train=1.5"), "error: shares: 'train=1.5' is not NAME=SHARE with a new name and a share in (0, 1]\n"),
+        (("split", "sample:conversation", "out", "--by", "pair"), "error: --by: 'pair' is neither prompt nor conversation\n"),
+        (("convert", "sample:conversation", "out.csv"), "error: output: out.csv ends in neither .jsonl nor .jsonl.gz\n"),
+        (("convert", "sample:conversation", "out.jsonl", "--to", "dpo"), "error: --to: 'dpo' is not one of accord, trl\n"),
+        (("inspect", "sample:conversation", "--format", "hhh"), "error: data.format: format 'hhh' is not one of "),
+    ],
+)  # fmt: skip
+def test_what_is_asked_wrongly(accord: Accord, arguments: tuple[str, ...], line: str) -> None:
+    result = accord("data", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(line)
+
+
+def test_nothing_usable_is_a_failure_that_says_why(accord: Accord, tmp_path: Path) -> None:
+    result = accord("data", "inspect", put(tmp_path, [comparison(1, better=7)]))
+    assert result.exit_code == 1
+    assert "choice is not 0 or 1" in result.stdout
+    strict = accord("data", "inspect", "rows.jsonl", "--strict")
+    assert (strict.exit_code, strict.stderr) == (2, "error: data.uri: rows.jsonl:1: choice is not 0 or 1\n")
+
+
+def test_split_keeps_prompts_together_and_says_what_stands_in_both(accord: Accord, tmp_path: Path) -> None:
+    source = put(tmp_path, [comparison(number % 60, better=number % 2, worker=f"w{number}") for number in range(180)])
+    result = accord("data", "split", source, "out", "--shares", "train=0.8,test=0.2", "--seed", "1", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert facts == json.loads((tmp_path / "out" / "split.json").read_text())
+    parts = {name: read_pairs(f"out/{name}.jsonl", split=name, strict=True) for name in ("train", "test")}
+    assert sum(len(part.rows) for part in parts.values()) == 180
+    assert not {pair.group for pair in parts["train"].rows} & {pair.group for pair in parts["test"].rows}
+    for name, part in parts.items():
+        assert facts["splits"][name]["digest"] == part.report.digest
+        assert facts["splits"][name]["rows"] == len(part.rows)
+    (found,) = facts["contamination"]
+    assert (found["split"], found["other"], found["equal_prompts"]) == ("test", "train", 0)
+    shown = accord("data", "split", source, "again", "--shares", "train=0.8,test=0.2", "--seed", "1")
+    assert (tmp_path / "again" / "test.jsonl").read_bytes() == (tmp_path / "out" / "test.jsonl").read_bytes()
+    assert "test in train" in shown.stdout
+
+
+def test_contamination_between_two_files(accord: Accord, tmp_path: Path) -> None:
+    put(tmp_path, [comparison(number) for number in range(20)], "train.jsonl")
+    put(tmp_path, [comparison(3, worker="other"), comparison(99)], "test.jsonl")
+    found = json.loads(accord("data", "contamination", "test.jsonl", "train.jsonl", "--json").stdout)
+    assert (found["pairs"], found["equal_prompts"], found["equal_responses"]) == (2, 1, 1)
+    assert "have a prompt that stands in train.jsonl" in accord("data", "contamination", "test.jsonl", "train.jsonl").stdout
+
+
+def test_dedupe_and_convert(accord: Accord, tmp_path: Path) -> None:
+    source = put(
+        tmp_path, [comparison(1), comparison(1, batch="again"), comparison(1, worker="w2"), comparison(1, better=1, batch="third"), comparison(2)]
+    )
+    found = json.loads(accord("data", "dedupe", source, "clean.jsonl", "--json").stdout)
+    assert (found["rows"], found["left_out"], found["with another label than the first"]) == (3, {"exact duplicates": 2, "near duplicates": 0}, 1)
+    assert "2 exact duplicates" in accord("data", "dedupe", source, "clean.jsonl").stdout
+    shown = accord("data", "convert", "clean.jsonl", "trl.jsonl.gz", "--to", "trl")
+    assert (shown.exit_code, "3 rows, sha256 " in shown.stdout) == (0, True)
+    written = [json.loads(line) for line in gzip.decompress((tmp_path / "trl.jsonl.gz").read_bytes()).splitlines()]
+    assert [row["chosen"][0]["content"] for row in written] == [pair.chosen for pair in read_pairs("clean.jsonl").rows]
+
+
+def test_convert_merges_the_labels_of_several_people(accord: Accord, tmp_path: Path) -> None:
+    source = put(tmp_path, [comparison(1, better=number == 0, worker=f"w{number}") for number in range(4)] + [comparison(2)])
+    found = json.loads(accord("data", "convert", source, "merged.jsonl", "--merge", "--json").stdout)
+    assert (found["rows"], found["left_out"]) == (2, {"labels of a pair that is there with their mean": 3})
+    pairs = read_pairs("merged.jsonl", strict=True).rows
+    assert [(pair.chosen, pair.preference, pair.human_preference) for pair in pairs] == [
+        ("the first summary of 1", 0.75, 0.75), ("the first summary of 2", 1.0, 1.0),
+    ]  # fmt: skip
+    assert pairs[0].metadata["labels"] == "4"
+
+
+def test_import_records_each_label_once_with_who_why_and_how_long(accord: Accord, start: Start, tmp_path: Path) -> None:
+    ledger = Ledger()
+    address = start(ledger)
+    rows = [comparison(number, better=number % 2, worker=worker, reason="clear", seconds=12.5) for number in range(100) for worker in ("w1", "w2")]
+    source = put(tmp_path, rows)
+    result = accord("data", "import", source, "--feedback", address, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)["labels"]
+    assert (found["recorded"], found["annotators"]) == (200, {"w1": 100, "w2": 100})
+    assert len(ledger.labels) == 200
+    for request in ledger.labels.values():
+        better = {pb.OUTCOME_A: request.pair.response_a, pb.OUTCOME_B: request.pair.response_b}[request.outcome]
+        number = int(better.rsplit(" ", 1)[1])
+        assert better.startswith("the second" if number % 2 else "the first")
+        assert (request.reason, request.duration_seconds, request.annotator_id in ("w1", "w2")) == ("clear", 12.5, True)
+    shown_first = sum(request.pair.response_a.startswith("the first") for request in ledger.labels.values())
+    assert 60 < shown_first < 140  # which response is A says nothing of which is better
+    again = accord("data", "import", source, "--feedback", address)
+    assert (again.exit_code, len(ledger.labels), ledger.calls) == (0, 200, 400)
+    assert "200 labels are in the ledger" in again.stdout
+
+
+def test_an_import_that_broke_off_goes_on(accord: Accord, start: Start, tmp_path: Path) -> None:
+    ledger = Ledger(room=70)
+    address = start(ledger)
+    source = put(tmp_path, [comparison(number) for number in range(150)])
+    broken = accord("data", "import", source, "--feedback", address)
+    assert broken.exit_code == 1
+    assert "the same command goes on from there" in broken.stderr
+    ledger.room = 10**9
+    assert accord("data", "import", source, "--feedback", address).exit_code == 0
+    assert len(ledger.labels) == 150
+
+
+def test_what_cannot_be_recorded_is_counted(accord: Accord, start: Start, tmp_path: Path) -> None:
+    address = start(Ledger())
+    judged = {
+        "pair_id": "j", "task": "conversation", "prompt": [{"role": "user", "content": "x"}], "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}], "preference": 0.9, "human_preference": None, "metadata": {"annotator": "w1"},
+    }  # fmt: skip
+    person = {**judged, "pair_id": "p", "human_preference": 1.0}
+    source = put(tmp_path, [judged, person, {**person, "pair_id": "q", "metadata": {"annotator": "w1", "reason": "bad"}}])
+    found = json.loads(accord("data", "import", source, "--feedback", address, "--json").stdout)["labels"]
+    assert (found["recorded"], found["unlabelled"], found["refused"]) == (1, 1, {"reason": 1})
+    put(tmp_path, [{**person, "human_preference": 0.0}], "other.jsonl")
+    conflict = accord("data", "import", "other.jsonl", "--feedback", address)
+    assert conflict.exit_code == 1
+    assert "1 are there with another label by the same person, which stays" in conflict.stdout
+
+
+def test_who_labelled_must_be_known(accord: Accord, start: Start, tmp_path: Path) -> None:
+    ledger = Ledger()
+    address = start(ledger)
+    source = put(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    result = accord("data", "import", source, "--feedback", address)
+    assert (result.exit_code, "--annotator: " in result.stderr) == (2, True)
+    assert accord("data", "import", source, "--annotator", "anna", "--feedback", address).exit_code == 0
+    assert [request.annotator_id for request in ledger.labels.values()] == ["anna"]
