@@ -269,9 +269,9 @@ def wire(figures: Figures, folder: str, rounds: int) -> None:
 def overload(figures: Figures, folder: str, duration: float) -> None:
     """Ten times more calls than the server can answer, in open loop: what is accepted stays fast, the rest is told when to come back.
 
-    The server is set up for latency: four rows, two waiting, and one of the two cores, since the callers of the benchmark need the other one.
+    The server is set up for latency: four rows, one waiting, and one of the two cores, since the callers of the benchmark need the other one.
     """
-    config = {"threads": 1, "max_batch_rows": 4, "max_queue_items": 2, "interactive_rows": 0}
+    config = {"threads": 1, "max_batch_rows": 4, "max_queue_items": 1, "interactive_rows": 0}
     item = GenerateItem(TokenIds(tuple(range(100, 132))), Sampling(max_tokens=16, temperature=0, ignore_eos=True))
     with policy_server(folder, **config) as server:
         with PolicyClient(ChannelConfig(address=server.address, attempts=1)) as policy:

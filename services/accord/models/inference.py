@@ -18,6 +18,7 @@ from accord.errors import DataLossError, FailedPreconditionError
 from accord.models.adapter_files import read_lora_config, read_weights
 from accord.models.base import BaseModel
 from accord.models.fused import FusedPlan, fused_supported
+from accord.models.huge_pages import collapse_memory
 from accord.models.kernels import Linears, LoraFactors, Routing
 from accord.models.kvpool import KvPool, KvShape
 from accord.models.llama_layer import LlamaLayer, is_llama_layer
@@ -25,6 +26,7 @@ from accord.models.ragged import Piece, hook_attention, kv_shape, make_plan
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
 _FEWEST_ROWS = 4  # oneDNN's packed products read weights a fifth faster for four to six rows than for one or two
+_LARGE_BYTES = 64 * 2**20  # weights that no cache holds
 _TOLERANCE = 2e-3  # of logits that differ in the order of their sums only
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +53,8 @@ class InferenceModel:
         self.shape: KvShape = kv_shape(base.model)
         self._sizes: dict[str, int] = {}
         self._check(reference)
+        if kernels and base.device == "cpu" and 4 * base.parameters >= _LARGE_BYTES:
+            collapse_memory()
 
     @property
     def adapters(self) -> dict[str, int]:
