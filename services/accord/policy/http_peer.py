@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -22,27 +21,11 @@ from accord.errors import (
     UnavailableError,
 )
 from accord.policy.remote_config import RemoteConfig
+from accord.rpc.http import Reply, read_reply, retry_after_seconds
 
 _WRITE_SECONDS, _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 30.0, 2.0, 60.0
 _MAX_EVENT_BYTES, _QUOTED_CHARACTERS = 16 * 2**20, 300
 _SPARE_CONNECTIONS = 8  # health, adapters
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A complete answer; `body` is None where it is not JSON."""
-
-    status: int
-    body: Any
-    headers: httpx.Headers
-    text: str
-
-    @property
-    def refusal(self) -> str:
-        """The server's own words about an error, empty where it has none of the shapes that vLLM and TGI use."""
-        error = self.body.get("error", self.body) if isinstance(self.body, dict) else None
-        words = error.get("message") if isinstance(error, dict) else error
-        return words if isinstance(words, str) else ""
 
 
 class HttpPeer:
@@ -60,7 +43,7 @@ class HttpPeer:
         limit = config.max_concurrency + _SPARE_CONNECTIONS
         self._client = httpx.AsyncClient(
             base_url=config.url,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            headers=self._key.bearer(),
             timeout=httpx.Timeout(connect=config.connect_seconds, read=config.read_seconds, write=_WRITE_SECONDS, pool=config.read_seconds),
             limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
             trust_env=False,
@@ -79,7 +62,7 @@ class HttpPeer:
         """
         with self._reaching():
             reply = await self._client.request(method, path, json=body)
-        return _reply(reply)
+        return read_reply(reply)
 
     async def json(self, method: str, path: str, body: object = None) -> Any:
         """Returns the body of a good answer; raises as `error_of`, and FailedPreconditionError where it is not a JSON object or list."""
@@ -103,7 +86,7 @@ class HttpPeer:
             async with self._client.stream("POST", path, json=body) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
-                    raise self.error_of(_reply(response))
+                    raise self.error_of(read_reply(response))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     await response.aread()
                     raise self.garbled(f"a stream of events was expected, it answered {self._quote(response.text) or 'nothing'}")
@@ -180,17 +163,7 @@ class HttpPeer:
         return event
 
     def _quote(self, words: str) -> str:
-        if self._key:
-            words = words.replace(self._key, "***")
-        return " ".join(words.split())[:_QUOTED_CHARACTERS]
-
-
-def _reply(response: httpx.Response) -> Reply:
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    return Reply(response.status_code, body, response.headers, response.text)
+        return " ".join(self._key.blotted(words).split())[:_QUOTED_CHARACTERS]
 
 
 def _status_of(event: dict[str, Any]) -> int:
@@ -202,8 +175,5 @@ def _status_of(event: dict[str, Any]) -> int:
 
 
 def _retry_after(headers: httpx.Headers) -> float:
-    try:
-        wanted = float(headers.get("retry-after", ""))
-    except ValueError:
-        return _RETRY_SECONDS
-    return min(max(wanted, 0.1), _LONGEST_RETRY_SECONDS)
+    wanted = retry_after_seconds(headers)
+    return _RETRY_SECONDS if wanted is None else min(max(wanted, 0.1), _LONGEST_RETRY_SECONDS)

@@ -5,15 +5,14 @@ What does not belong here: what is asked of that server (`accord.policy.vllm`, `
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from accord.artefacts.names import AdapterName
-from accord.errors import AccordError, FailedPreconditionError
-from accord.rpc.config import FrozenModel
+from accord.errors import AccordError
+from accord.rpc.config import EnvironmentVariable, FrozenModel, checked_url
+from accord.rpc.secrets import Secret, read_secret
 
 
 class RemoteConfig(FrozenModel):
@@ -21,7 +20,7 @@ class RemoteConfig(FrozenModel):
 
     url: str = Field(min_length=1, description="http(s)://host:port of the vLLM or TGI server, without /v1")
     model: str = Field(default="", description="vllm: name under which the base model is served; empty where it serves one")
-    api_key_env: str | None = Field(default=None, description="environment variable that holds the server's API key")
+    api_key_env: EnvironmentVariable | None = Field(default=None, description="environment variable that holds the server's API key")
     api_key_file: Path | None = Field(default=None, description="file that holds the server's API key")
     max_concurrency: int = Field(default=64, ge=1, le=4096, description="requests in flight to the server at once; each sample is one")
     connect_seconds: float = Field(default=5.0, gt=0, description="time for a connection")
@@ -39,12 +38,7 @@ class RemoteConfig(FrozenModel):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it must be http://host:port or https://host:port")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("it must not hold a user, password, query or fragment; give a key by api_key_env or api_key_file")
-        return value.rstrip("/")
+        return checked_url(value)
 
     @field_validator("adapters")
     @classmethod
@@ -64,25 +58,6 @@ class RemoteConfig(FrozenModel):
             raise ValueError("adapters_here and adapters_there are given together or not at all")
         return self
 
-    def api_key(self) -> str:
-        """Returns the key, empty where none is configured. It is read here and put into the header, nowhere else.
-
-        Raises:
-            FailedPreconditionError: the variable is unset, or the file cannot be read, or holds no key.
-        """
-        if self.api_key_env is not None:
-            return _checked(os.environ.get(self.api_key_env, ""), f"environment variable {self.api_key_env}", "remote.api_key_env")
-        if self.api_key_file is None:
-            return ""
-        try:
-            content = self.api_key_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FailedPreconditionError(f"{self.api_key_file} cannot be read: {type(error).__name__}", field="remote.api_key_file") from None
-        return _checked(content, str(self.api_key_file), "remote.api_key_file")
-
-
-def _checked(content: str, where: str, field: str) -> str:
-    key = content.strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise FailedPreconditionError(f"{where} holds no API key: one line of printable ASCII is needed", field=field)
-    return key
+    def api_key(self) -> Secret:
+        """Returns the key, empty where none is configured. It is put into the header, nowhere else. Raises as `read_secret`."""
+        return read_secret(self.api_key_env, self.api_key_file, "remote")

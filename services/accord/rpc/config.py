@@ -11,9 +11,11 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from accord.errors import InvalidArgumentError
 
@@ -22,6 +24,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 LogLevel = Literal["debug", "info", "warning", "error"]
 _ERRORS_SHOWN = 5
 _GIVEN_CHARACTERS = 60
+_PRIVATE = "private"  # type of an error whose input may be a secret, and is not quoted
 
 
 class FrozenModel(BaseModel):
@@ -92,6 +95,31 @@ def parse_config(values: Mapping[str, object], model_class: type[ModelT], *, sou
     raise InvalidArgumentError(f"{source}: {shown}{more}", field=problems[0][0] or None)
 
 
+def checked_url(value: str) -> str:
+    """A URL without a slash at its end.
+
+    Raises:
+        ValueError: it is not http(s)://host, or holds what does not belong there, such as a password.
+    """
+    parts = urlsplit(value)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        text = "it must not hold a user, password, query or fragment; give a key by api_key_env or api_key_file"
+        raise PydanticCustomError(_PRIVATE, text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it must be http://host:port or https://host:port")
+    return value.rstrip("/")
+
+
+def _checked_variable(value: str) -> str:
+    if not value.isidentifier() or not value.isascii():
+        raise PydanticCustomError(_PRIVATE, "the name of an environment variable is needed, not what it holds")
+    return value
+
+
+EnvironmentVariable = Annotated[str, AfterValidator(_checked_variable), Field(json_schema_extra={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
+"""Name of an environment variable that holds a secret; what is given in its place by mistake is not quoted."""
+
+
 def _read_mapping(path: Path) -> Mapping[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -131,7 +159,7 @@ def _describe(problem: dict[str, Any], model_class: type[BaseModel]) -> tuple[st
         return path, f"{path}: is required and was not given"
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if not location or isinstance(problem["input"], dict | list):
+    if not location or isinstance(problem["input"], dict | list) or problem["type"] == _PRIVATE:
         return path, f"{path}: {message}" if path else message
     given = repr(problem["input"])
     given = given if len(given) <= _GIVEN_CHARACTERS else given[: _GIVEN_CHARACTERS - 3] + "..."

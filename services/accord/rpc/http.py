@@ -1,0 +1,51 @@
+"""What callers of other programs' HTTP servers share: a whole answer, the server's own words about an error, and how long it asks us to wait.
+
+What does not belong here: whose server it is, paths, bodies, and which error of ours a status means.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete answer; `body` is None where it is not JSON."""
+
+    status: int
+    body: Any
+    headers: httpx.Headers
+    text: str
+
+    @property
+    def refusal(self) -> str:
+        """The server's own words about an error, empty where it has none of the shapes that OpenAI, vLLM and TGI use."""
+        error = self.body.get("error", self.body) if isinstance(self.body, dict) else None
+        words = error.get("message") if isinstance(error, dict) else error
+        return words if isinstance(words, str) else ""
+
+
+def read_reply(response: httpx.Response) -> Reply:
+    """The answer of a response that has been read."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    return Reply(response.status_code, body, response.headers, response.text)
+
+
+def retry_after_seconds(headers: httpx.Headers) -> float | None:
+    """Seconds that `Retry-After` asks for (RFC 9110, 10.2.3: a number or a date), not negative; None where it is absent or unreadable."""
+    given = headers.get("retry-after", "").strip()
+    if given.isascii() and given.replace(".", "", 1).isdigit():
+        return float(given)
+    try:
+        date = email.utils.parsedate_to_datetime(given)
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - time.time())
