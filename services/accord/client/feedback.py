@@ -47,7 +47,7 @@ _JOB_STATES: dict[int, JobState] = {
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Which judge, and how it is asked; what is empty or None takes the service's default (see feedback.proto)."""
+    """Which judge, by `name` (of the YAML), and how it is asked; what is empty or None takes the service's default (see feedback.proto)."""
 
     kind: JudgeKind = "default"
     rubric: str = ""
@@ -56,6 +56,7 @@ class Judge:
     rationale: bool | None = None
     max_rationale_tokens: int | None = None
     tie_margin: float | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ def judge_to_proto(judge: Judge) -> pb.JudgeOptions:
         rationale=judge.rationale,
         max_rationale_tokens=judge.max_rationale_tokens,
         tie_margin=judge.tie_margin,
+        judge=judge.name,
     )
 
 
@@ -382,10 +384,13 @@ class FeedbackClient:
         *,
         rubric: str = "",
         adapter: str = "",
+        judge: str = "",
         timeout_seconds: float | None = None,
     ) -> Rating:
         """Returns the rating of one response."""
-        request = pb.RateResponseRequest(task=TASKS[task], prompt=messages_to_proto(messages), response=response, rubric=rubric, adapter=adapter)
+        request = pb.RateResponseRequest(
+            task=TASKS[task], prompt=messages_to_proto(messages), response=response, rubric=rubric, adapter=adapter, judge=judge
+        )
         wire = self._stub.RateResponse(request, timeout=timeout_seconds)
         return Rating(tuple(wire.distribution), wire.expected_rating, wire.score, wire.rubric, wire.rubric_digest)
 

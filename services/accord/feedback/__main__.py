@@ -10,12 +10,10 @@ from accord.api.feedback.v1 import feedback_pb2_grpc as rpc
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Desk
 from accord.feedback.jobs import LabelJobs
-from accord.feedback.judge_model import JudgeModel, RemotePolicy
-from accord.feedback.judges import make_judges
 from accord.feedback.labeller import Labeller
 from accord.feedback.ledger import Ledger
+from accord.feedback.roster import Roster, make_roster
 from accord.feedback.servicer import FeedbackServicer, Served
-from accord.rpc.channels import ChannelConfig
 from accord.rpc.server import Component, ServiceBinding, main
 from accord.serving.holder import Holder
 
@@ -27,7 +25,7 @@ class FeedbackComponent:
         self._config = config
         self._holder: Holder[Served] = Holder()
         self._ledger: Ledger | None = None
-        self._model: JudgeModel | None = None
+        self._roster: Roster | None = None
         self._desk: Desk | None = None
         self._jobs: LabelJobs | None = None
 
@@ -38,13 +36,12 @@ class FeedbackComponent:
         return (ServiceBinding("accord.api.feedback.v1.FeedbackService", lambda server: rpc.add_FeedbackServiceServicer_to_server(servicer, server)),)
 
     async def start(self) -> None:
-        """Opens the ledger and takes up the jobs. The judge may be away: calls that need it say so, jobs wait for it."""
+        """Opens the ledger and takes up the jobs. Judges may be away: calls that need them say so, jobs wait for them. Their keys must be there."""
         config = self._config
         self._ledger = await asyncio.to_thread(Ledger, config.ledger)
-        channel = ChannelConfig(address=config.policy, tls=config.policy_tls, load_balancing=config.policy_balancing)
-        self._model = JudgeModel(RemotePolicy(channel), config.policy, timeout_seconds=config.judge_timeout_seconds)
-        self._desk = Desk(self._ledger, make_judges(self._model), concurrency=config.concurrency, batch_pairs=config.batch_pairs)
-        labeller = Labeller(self._ledger, self._model, self._desk, config)
+        self._roster = make_roster(config)
+        self._desk = Desk(self._ledger, self._roster.lanes)
+        labeller = Labeller(self._ledger, self._roster, self._desk, config)
         self._jobs = LabelJobs(labeller, self._ledger, config)
         await self._jobs.start()
         self._holder.value = Served(labeller, self._jobs, self._ledger, config)
@@ -60,8 +57,8 @@ class FeedbackComponent:
             await self._jobs.close()
         if self._desk is not None:
             await self._desk.close()
-        if self._model is not None:
-            await self._model.close()
+        if self._roster is not None:
+            await self._roster.close()
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
+from accord.feedback.judge_config import JudgeName, NamedJudge, OpenAIJudge, PolicyJudge, Price, check_parts
 from accord.feedback.records import Kind
 from accord.rpc.channels import ChannelTls, LoadBalancing
 from accord.rpc.config import FrozenModel, ServerConfig
 
 _MESSAGE_BYTES = 32 * 2**20
 _TEXTS_A_PAIR = 8  # prompt and responses, some of them twice, and what fencing and a rubric add
+DEFAULT_JUDGE = "default"
 WATCH_METHOD = "/accord.api.feedback.v1.FeedbackService/WatchLabelJob"
 
 
@@ -17,11 +19,14 @@ class FeedbackConfig(FrozenModel):
     """Configuration of `python -m accord.feedback`."""
 
     server: ServerConfig = Field(default=ServerConfig(), validate_default=True)
-    policy: str = Field(min_length=1, description="address of the PolicyService that judges")
+    policy: str | None = Field(default=None, min_length=1, description="address of the PolicyService that is the judge named default")
     policy_tls: ChannelTls | None = Field(default=None, description="use TLS towards the judge; plain text where absent")
     policy_balancing: LoadBalancing = Field(
         default="round_robin", description="how the judge's replicas are chosen; prefix keeps a rubric's template on one of them"
     )
+    judges: dict[JudgeName, NamedJudge] = Field(default={}, description="more judges by name: policy, openai, ensemble or escalation")
+    default_judge_name: JudgeName = Field(default=DEFAULT_JUDGE, description="the judge where a caller names none")
+    prices: dict[str, Price] = Field(default={}, description="price table, by model name: every openai judge needs an entry; currency is yours")
     ledger: str = Field(min_length=1, description="path of the SQLite file that holds every judgement and label")
     jobs: str = Field(min_length=1, description="folder of the label jobs, one file each")
     default_judge: Kind = Field(default="likelihood", description="the kind of judge where a caller names none")
@@ -40,6 +45,29 @@ class FeedbackConfig(FrozenModel):
         if WATCH_METHOD in server.long_lived_methods:
             return server
         return server.model_copy(update={"long_lived_methods": (*server.long_lived_methods, WATCH_METHOD)})
+
+    @property
+    def named_judges(self) -> dict[str, NamedJudge]:
+        """All judges by name; `policy` is the one named default."""
+        if self.policy is None:
+            return dict(self.judges)
+        return {DEFAULT_JUDGE: PolicyJudge(kind="policy", address=self.policy, tls=self.policy_tls, balancing=self.policy_balancing), **self.judges}
+
+    @model_validator(mode="after")
+    def _judges_are_whole(self) -> FeedbackConfig:
+        if self.policy is not None and DEFAULT_JUDGE in self.judges:
+            raise ValueError(f"policy and judges.{DEFAULT_JUDGE} are both given; policy is the judge of that name")
+        names = self.named_judges
+        if not names:
+            raise ValueError("policy: is required and was not given; or name judges")
+        if self.default_judge_name not in names:
+            raise ValueError(f"default_judge_name: {self.default_judge_name!r} is no judge; there are {', '.join(sorted(names))}")
+        check_parts(names)
+        for name, judge in names.items():
+            entry = judge.price or judge.model if isinstance(judge, OpenAIJudge) else None
+            if entry is not None and entry not in self.prices:
+                raise ValueError(f"judges.{name}: prices has no entry {entry!r}; give its price, 0 where it costs nothing")
+        return self
 
     @model_validator(mode="after")
     def _calls_fit_into_a_message(self) -> FeedbackConfig:

@@ -45,6 +45,7 @@ def read_judge(wire: pb.JudgeOptions) -> Judge:
         rationale=wire.rationale if wire.HasField("rationale") else None,
         max_rationale_tokens=wire.max_rationale_tokens if wire.HasField("max_rationale_tokens") else None,
         tie_margin=wire.tie_margin if wire.HasField("tie_margin") else None,
+        name=wire.judge,
     )
 
 

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import structlog
-from prometheus_client import Counter, Gauge
 
 from accord.errors import AccordError, UnavailableError
+from accord.feedback.judge_model import JudgeChangedError
 from accord.feedback.judges.asking import Judge, empty_response_answer
 from accord.feedback.ledger import Ledger
+from accord.feedback.metrics import JUDGEMENTS, WAITING
 from accord.feedback.records import Answer, Kind, Origin, Question
 
 _log = structlog.get_logger(__name__)
-_JUDGEMENTS = Counter("accord_feedback_judgements_total", "Judgements answered", ["kind", "source"])
-_TOKENS = Counter("accord_feedback_judge_tokens_total", "Tokens that the judge read, and wrote or scored", ["direction"])
-_WAITING = Gauge("accord_feedback_waiting_judgements", "Judgements that wait for a call to the judge")
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """How one judge is asked: by kind, with so many calls in flight, each of at most so many questions, fewer for a kind with a weight."""
+
+    judges: Mapping[Kind, Judge]
+    concurrency: int
+    batch_pairs: int
 
 
 @dataclass(eq=False)
@@ -37,9 +45,14 @@ class _Entry:
     batch: _Batch | None = None
     asked_at: float = field(default_factory=time.monotonic)
 
-    def timed(self, answer: Answer | AccordError) -> Answer | AccordError:
+    def timed(self, answer: Answer) -> Answer:
         """The answer with how long the question has waited for it."""
-        return replace(answer, latency_seconds=time.monotonic() - self.asked_at) if isinstance(answer, Answer) else answer
+        return replace(answer, latency_seconds=time.monotonic() - self.asked_at)
+
+    @property
+    def lane(self) -> str:
+        """Name of the judge that is asked."""
+        return self.question.judge.configured
 
     @property
     def group(self) -> Hashable:
@@ -56,22 +69,23 @@ class _Batch:
     answered: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
+    @property
+    def lane(self) -> str:
+        """Name of the judge that is asked."""
+        return self.entries[0].lane
+
 
 class Desk:
-    """Answers questions from the ledger or the judge. Lives on one event loop.
+    """Answers questions from the ledger or their judges. Lives on one event loop.
 
     Args:
         ledger: where answers are looked for and kept.
-        judges: one for each kind.
-        concurrency: most calls to the judge in flight.
-        batch_pairs: most questions of one call, fewer for a judge with a weight.
+        lanes: how each judge of the configuration is asked; a slow one holds up no other.
     """
 
-    def __init__(self, ledger: Ledger, judges: Mapping[Kind, Judge], *, concurrency: int, batch_pairs: int) -> None:
+    def __init__(self, ledger: Ledger, lanes: Mapping[str, Lane]) -> None:
         self._ledger = ledger
-        self._judges = judges
-        self._concurrency = concurrency
-        self._batch_pairs = batch_pairs
+        self._lanes = lanes
         self._entries: dict[str, _Entry] = {}
         self._new: list[_Entry] = []
         self._waiting: dict[Hashable, dict[str, _Entry]] = {}
@@ -95,7 +109,7 @@ class Desk:
             entry.waiters -= 1
             if not entry.waiters and not entry.future.done():
                 self._leave(entry)
-        _JUDGEMENTS.labels(question.kind, "ledger" if joined or stored else "judge").inc()
+        JUDGEMENTS.labels(entry.lane, question.kind, "ledger" if joined or stored else "judge").inc()
         return answer, joined or stored
 
     async def close(self) -> None:
@@ -141,32 +155,39 @@ class Desk:
                 self._settle(entry, found[key], stored=True)
             elif self._entries.get(key) is entry:
                 self._waiting.setdefault(entry.group, {})[key] = entry
-                _WAITING.inc()
+                WAITING.inc()
 
     def _pump(self) -> None:
-        """Starts calls to the judge while there is work and room; groups take turns."""
-        while self._waiting and len(self._batches) < self._concurrency:
-            group = next(iter(self._waiting))
+        """Starts calls to judges while there is work and room; groups take turns."""
+        while (group := self._next_group()) is not None:
             queue = self._waiting.pop(group)
-            judge = self._judges[next(iter(queue.values())).question.kind]
-            keys = list(queue)[: max(1, self._batch_pairs // judge.weight)]
+            first = next(iter(queue.values()))
+            lane = self._lanes[first.lane]
+            keys = list(queue)[: max(1, lane.batch_pairs // lane.judges[first.question.kind].weight)]
             batch = _Batch([queue.pop(key) for key in keys])
             if queue:
                 self._waiting[group] = queue
-            _WAITING.dec(len(keys))
+            WAITING.dec(len(keys))
             for entry in batch.entries:
                 entry.batch = batch
             self._batches.add(batch)
             batch.task = asyncio.create_task(self._run(batch))
             batch.task.add_done_callback(partial(self._end, batch))  # not a `finally`: a task cancelled before its first step runs nothing
 
+    def _next_group(self) -> Hashable | None:
+        """The group whose turn it is among those whose judge has room."""
+        in_flight = Counter(batch.lane for batch in self._batches)
+        for group, queue in self._waiting.items():
+            lane = next(iter(queue.values())).lane
+            if in_flight[lane] < self._lanes[lane].concurrency:
+                return group
+        return None
+
     async def _run(self, batch: _Batch) -> None:
         try:
             answers = await self._ask(batch.entries)
             batch.answered = True
-            rows = [
-                (entry.question, answer, entry.origin) for entry, answer in zip(batch.entries, answers, strict=True) if isinstance(answer, Answer)
-            ]
+            rows = [row for entry, answer in zip(batch.entries, answers, strict=True) if (row := _row(entry, answer)) is not None]
             await asyncio.to_thread(self._ledger.append_judgements, rows)
             for entry, answer in zip(batch.entries, answers, strict=True):
                 if isinstance(answer, Answer):
@@ -185,13 +206,10 @@ class Desk:
         """Answers in the order of the entries; the judge is not asked about empty responses."""
         known: list[Answer | AccordError | None] = [empty_response_answer(entry.question) for entry in entries]
         questions = [entry.question for entry, answer in zip(entries, known, strict=True) if answer is None]
-        asked = iter(await self._judges[entries[0].question.kind].ask(questions) if questions else [])
-        answers = [entry.timed(next(asked) if answer is None else answer) for entry, answer in zip(entries, known, strict=True)]
-        for answer in answers:
-            if isinstance(answer, Answer):
-                _TOKENS.labels("read").inc(answer.prompt_tokens)
-                _TOKENS.labels("written_or_scored").inc(answer.response_tokens)
-        return answers
+        judge = self._lanes[entries[0].lane].judges[entries[0].question.kind]
+        asked = iter(await judge.ask(questions) if questions else [])
+        answers = [next(asked) if answer is None else answer for answer in known]
+        return [entry.timed(answer) if isinstance(answer, Answer) else answer for entry, answer in zip(entries, answers, strict=True)]
 
     def _leave(self, entry: _Entry) -> None:
         """Nobody waits for an entry any more."""
@@ -200,7 +218,7 @@ class Desk:
             self._entries.pop(key, None)
             queue = self._waiting.get(entry.group, {})
             if queue.pop(key, None) is not None:
-                _WAITING.dec()
+                WAITING.dec()
             if not queue:
                 self._waiting.pop(entry.group, None)
         elif not batch.answered and batch.task is not None and not any(other.waiters for other in batch.entries):
@@ -222,3 +240,12 @@ class Desk:
     def _forget(self, entry: _Entry) -> None:
         if self._entries.get(entry.question.key) is entry:
             del self._entries[entry.question.key]
+
+
+def _row(entry: _Entry, answer: Answer | AccordError) -> tuple[Question, Answer, Origin] | None:
+    """What the ledger keeps: an answer, also one by a judge that has taken the place of the one that was asked."""
+    if isinstance(answer, Answer):
+        return entry.question, answer, entry.origin
+    if isinstance(answer, JudgeChangedError) and answer.judge is not None and answer.answer is not None:
+        return replace(entry.question, judge=answer.judge), entry.timed(answer.answer), entry.origin
+    return None

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
-
-from prometheus_client import Counter
 
 from accord.client.messages import ModelDigests
 from accord.client.policy import AsyncPolicyClient, GenerateItem, Generation, Logprobs, LogprobsItem, ModelInfo, Origin, PolicyClient
@@ -24,17 +22,33 @@ from accord.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from accord.feedback.records import JudgeIdentity
+from accord.feedback.metrics import CALLS, count_tokens
+from accord.feedback.records import Answer, JudgeIdentity
 from accord.rpc.channels import ChannelConfig
 
-JUDGE_CALLS = Counter("accord_feedback_judge_calls_total", "Calls to the judge's PolicyService that compute", ["method"])
 _IDENTITY_SECONDS = 10.0
 _IDENTIFY_TIMEOUT_SECONDS = 30.0
 _RETRY_AFTER_SECONDS = 1.0
 
 
 class JudgeChangedError(FailedPreconditionError):
-    """The judge's PolicyService serves another model than it did when the question was asked."""
+    """The judge is another one than it was when the question was asked.
+
+    Where the other one has answered all the same, and been paid, `judge` and `answer` say who and what.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        judge: JudgeIdentity | None = None,
+        answer: Answer | None = None,
+    ) -> None:
+        super().__init__(message, field=field, metadata=metadata)
+        self.judge = judge
+        self.answer = answer
 
 
 class PolicyCalls(Protocol):
@@ -89,10 +103,12 @@ class JudgeModel:
         policy: the service.
         address: of the service, for messages.
         timeout_seconds: deadline of one call; a caller that leaves ends it sooner.
+        name: of the judge in the configuration.
     """
 
-    def __init__(self, policy: PolicyCalls, address: str, *, timeout_seconds: float) -> None:
+    def __init__(self, policy: PolicyCalls, address: str, *, timeout_seconds: float, name: str = "default") -> None:
         self._policy = policy
+        self._name = name
         self._timeout_seconds = timeout_seconds
         self.address = address
         self._info: ModelInfo | None = None
@@ -111,7 +127,7 @@ class JudgeModel:
         """
         info = await self._model_info()
         if not adapter:
-            return JudgeIdentity(info.base_model, info.digests)
+            return JudgeIdentity(info.base_model, info.digests, configured=self._name)
         version, digest = self._adapters.get((adapter, info.digests), ("", ""))
         if not version:
             try:
@@ -119,7 +135,7 @@ class JudgeModel:
             except AccordError as error:
                 raise self._translated(error) from error
             self._adapters[version, info.digests] = (version, digest)
-        return JudgeIdentity(info.base_model, info.digests, version, digest)
+        return JudgeIdentity(info.base_model, info.digests, version, digest, configured=self._name)
 
     async def generate(self, items: Sequence[GenerateItem], judge: JudgeIdentity) -> Generation:
         """As `AsyncPolicyClient.generate`, by exactly this judge.
@@ -128,23 +144,29 @@ class JudgeModel:
             JudgeChangedError: the service holds another model by now.
             AccordError: as `identify`, ResourceExhaustedError and DeadlineExceededError besides.
         """
-        JUDGE_CALLS.labels("Generate").inc()
+        CALLS.labels(self._name, "Generate").inc()
         try:
-            return await self._policy.generate(
+            found = await self._policy.generate(
                 items, adapter=judge.adapter_version, expected_digests=judge.digests, timeout_seconds=self._timeout_seconds
             )
         except AccordError as error:
             raise self._translated(error) from error
+        read = sum(len(result.prompt_token_ids) for result in found.results)
+        count_tokens(self._name, read, sum(len(sample.token_ids) for result in found.results for sample in result.samples))
+        return found
 
     async def compute_logprobs(self, items: Sequence[LogprobsItem], judge: JudgeIdentity) -> Logprobs:
         """As `AsyncPolicyClient.compute_logprobs`, by exactly this judge. Raises as `generate`."""
-        JUDGE_CALLS.labels("ComputeLogprobs").inc()
+        CALLS.labels(self._name, "ComputeLogprobs").inc()
         try:
-            return await self._policy.compute_logprobs(
+            found = await self._policy.compute_logprobs(
                 items, adapter=judge.adapter_version, expected_digests=judge.digests, timeout_seconds=self._timeout_seconds
             )
         except AccordError as error:
             raise self._translated(error) from error
+        read = sum(len(result.prompt_token_ids) for result in found.results)
+        count_tokens(self._name, read, sum(len(response.token_ids) for result in found.results for response in result.responses))
+        return found
 
     async def close(self) -> None:
         """Closes the channel."""

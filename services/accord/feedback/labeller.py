@@ -6,19 +6,22 @@ What does not belong here: protobuf (`accord.feedback.convert`), data sets (`acc
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from accord.client.feedback import Judge, Label, LabelPairItem, Rating
-from accord.errors import AccordError, InternalError, InvalidArgumentError, OutOfRangeError
+from accord.errors import AccordError, FailedPreconditionError, InternalError, InvalidArgumentError, OutOfRangeError
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Desk
-from accord.feedback.judge_model import JudgeChangedError, JudgeModel
-from accord.feedback.labels import Answered, check_prompt, check_text, entry_of, label_of, questions_of
+from accord.feedback.judge_model import JudgeChangedError
+from accord.feedback.labels import Answered, check_prompt, check_text, entry_of, finding_of, label_of, questions_of
 from accord.feedback.ledger import Ledger
-from accord.feedback.records import Answer, JudgeIdentity, LabelEntry, Origin, Question
+from accord.feedback.panels import Ensemble, Escalation, Finding, Seat, combined, escalated, is_unsure, mean_distribution
+from accord.feedback.records import JudgeIdentity, LabelEntry, Origin, Question
 from accord.feedback.room import Room
+from accord.feedback.roster import Roster
 from accord.feedback.settings import Settings, read_settings
 from accord.text.chat import Message
 from accord.text.judge import scaled_rating
@@ -29,10 +32,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Settings with the judge that will answer; a pinned plan fails where that judge is no longer there, others go on with the new one."""
+    """Settings with who will answer; a pinned plan fails where that judge is no longer there, others go on with the new one."""
 
     settings: Settings
-    judge: JudgeIdentity
+    judge: Seat
     pinned: bool = False
 
 
@@ -41,25 +44,28 @@ class Labeller:
 
     Args:
         ledger: where labels go.
-        model: who judges.
+        roster: who judges.
         desk: where questions are answered.
-        config: limits and the default kind.
+        config: limits.
     """
 
-    def __init__(self, ledger: Ledger, model: JudgeModel, desk: Desk, config: FeedbackConfig) -> None:
+    def __init__(self, ledger: Ledger, roster: Roster, desk: Desk, config: FeedbackConfig) -> None:
         self._ledger = ledger
-        self._model = model
+        self._roster = roster
         self._desk = desk
         self._config = config
         self.room = Room(config.max_queue_pairs)
 
     def settings(self, judge: Judge) -> Settings:
-        """What a request asks for, with this server's defaults. Raises as `read_settings`."""
-        return read_settings(judge, self._config.default_judge)
+        """What a request asks for, with this server's defaults. Raises as `read_settings`, `Roster.name_of` and `Roster.check`."""
+        name = self._roster.name_of(judge.name)
+        settings = replace(read_settings(judge, self._roster.default_kind(name)), judge=name)
+        self._roster.check(name, settings.kind, settings.adapter)
+        return settings
 
     async def plan(self, settings: Settings, *, pinned: bool = False) -> Plan:
-        """Settings with the judge as it is now. Raises as `JudgeModel.identify`."""
-        return Plan(settings, await self._model.identify(settings.adapter), pinned)
+        """Settings with the judge as it is now. Raises as `Roster.seat`."""
+        return Plan(settings, await self._roster.seat(settings.judge, settings.adapter), pinned)
 
     def check_pair(self, pair: LabelPairItem, field: str) -> None:
         """Raises InvalidArgumentError naming the field where no judge could read a pair."""
@@ -95,7 +101,7 @@ class Labeller:
 
     async def abstain(self, pair: LabelPairItem, plan: Plan, reason: str, origin: Origin) -> Label:
         """Records that a pair has no label although no judge was asked, as for one that `check_pair` refuses."""
-        label = label_of(pair, plan.settings, plan.judge, (), reason=reason)
+        label = label_of(pair, plan.settings, plan.judge, Finding(None, reason))
         await asyncio.to_thread(self._ledger.append_labels, [entry_of(pair, plan.settings, label, origin)])
         return label
 
@@ -113,27 +119,45 @@ class Labeller:
         if rubric is None:
             raise InternalError("a rating needs a rubric")
 
-        async def asked(plan: Plan) -> Answer:
-            return (await self._desk.answer(Question("rating", task, messages, response, None, rubric, plan.judge), origin))[0]
+        async def asked(plan: Plan) -> tuple[float, ...]:
+            return await self._distribution(lambda judge: Question("rating", task, messages, response, None, rubric, judge), plan.judge, origin)
 
-        answer = await self._with_judge(asked, await self.plan(settings))
+        distribution = await self._with_judge(asked, await self.plan(settings))
+        mean = math.fsum(rating * share for rating, share in enumerate(distribution, start=1))
+        return Rating(distribution, mean, scaled_rating(mean), rubric.id, rubric.digest)
+
+    async def _distribution(self, ask: Callable[[JudgeIdentity], Question], seat: Seat, origin: Origin) -> tuple[float, ...]:
+        """The distribution over ratings that a judge, or the mean of an ensemble, gives; every member must have one."""
+        if isinstance(seat, Escalation) or (isinstance(seat, Ensemble) and seat.combine == "majority"):
+            raise FailedPreconditionError("a single rating has no majority and no side to be unsure of: take a judge, or a mean", field="judge.judge")
+        if isinstance(seat, Ensemble):
+            return mean_distribution(await _together(self._distribution(ask, member, origin) for member in seat.members))
+        answer, _ = await self._desk.answer(ask(seat), origin)
         if answer.evidence_first is None:
             refusal = OutOfRangeError if answer.abstention_reason.startswith("context overflow") else InvalidArgumentError
-            raise refusal(f"the judge cannot rate this: {answer.abstention_reason}", field="response")
-        mean = answer.evidence_first
-        return Rating(answer.distributions[0], mean, scaled_rating(mean), rubric.id, rubric.digest)
+            raise refusal(f"{seat.name} cannot rate this: {answer.abstention_reason}", field="response")
+        return answer.distributions[0]
 
     async def _judged(self, pair: LabelPairItem, plan: Plan, origin: Origin) -> tuple[Label, LabelEntry]:
         """A label and its ledger entry, which is not in the ledger yet."""
 
         async def judged(plan: Plan) -> tuple[Label, LabelEntry]:
-            shown = questions_of(pair, plan.settings, plan.judge)
-            answers = await _together(self._desk.answer(item.question, origin) for item in shown)
-            answered = [Answered(item, answer, cached) for item, (answer, cached) in zip(shown, answers, strict=True)]
-            label = label_of(pair, plan.settings, plan.judge, answered)
+            label = label_of(pair, plan.settings, plan.judge, await self._finding(pair, plan.settings, plan.judge, origin))
             return label, entry_of(pair, plan.settings, label, origin)
 
         return await self._with_judge(judged, plan)
+
+    async def _finding(self, pair: LabelPairItem, settings: Settings, seat: Seat, origin: Origin) -> Finding[Answered]:
+        """What a judge, or several with their rule, say of a pair."""
+        if isinstance(seat, Ensemble):
+            findings = await _together(self._finding(pair, settings, member, origin) for member in seat.members)
+            return combined(findings, seat.combine, settings.tie_margin)
+        if isinstance(seat, Escalation):
+            first = await self._finding(pair, settings, seat.first, origin)
+            return escalated(first, await self._finding(pair, settings, seat.then, origin)) if is_unsure(first, seat.threshold) else first
+        shown = questions_of(pair, settings, seat)
+        answers = await _together(self._desk.answer(item.question, origin) for item in shown)
+        return finding_of([Answered(item, answer, cached) for item, (answer, cached) in zip(shown, answers, strict=True)])
 
     async def _with_judge(self, work: Callable[[Plan], Awaitable[T]], plan: Plan) -> T:
         """The work's result under the plan's judge, or under the one that has taken its place."""
@@ -146,13 +170,21 @@ class Labeller:
 
 
 async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; where one fails, or the caller leaves, the others are cancelled."""
+    """All results in order, or the first error once all have ended: what one judge is being paid for is not broken off for another's failure.
+
+    Where the caller leaves, all are cancelled.
+    """
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
-        return list(await asyncio.gather(*tasks))
+        if tasks:
+            await asyncio.wait(tasks)
     finally:
         for task in tasks:
             task.cancel()
+    error = next((found for found in [task.exception() for task in tasks] if found is not None), None)
+    if error is not None:
+        raise error
+    return [task.result() for task in tasks]
 
 
 async def _caught(coroutine: Coroutine[Any, Any, T]) -> T | AccordError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from accord.client.feedback import Judgement, Label, LabelPairItem
 from accord.errors import InvalidArgumentError
+from accord.feedback.panels import Finding, Seat
 from accord.feedback.records import Answer, JudgeIdentity, LabelEntry, LabelUse, Origin, Question
 from accord.feedback.settings import Settings
 from accord.text.chat import Message
@@ -54,26 +55,32 @@ def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) 
     return found
 
 
-def label_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity, answered: Sequence[Answered], *, reason: str = "") -> Label:
-    """The label that answers come to: P(A better) averaged over the orders.
+def finding_of(answered: Sequence[Answered]) -> Finding[Answered]:
+    """What one judge's answers come to: P(A better) averaged over the orders.
 
-    One order without a usable answer makes the whole label an abstention; so does a `reason`. Swapping A and B turns a preference p into
-    exactly 1 - p.
+    One order without a usable answer makes the whole an abstention. Swapping A and B turns a preference p into exactly 1 - p.
     """
-    reason = reason or next((item.answer.abstention_reason for item in answered if item.answer.probability_first is None), "")
-    preference = None if reason else _preference(answered)
+    reason = next((item.answer.abstention_reason for item in answered if item.answer.probability_first is None), "")
+    return Finding(None if reason else _preference(answered), reason, tuple(answered))
+
+
+def label_of(pair: LabelPairItem, settings: Settings, judge: Seat, finding: Finding[Answered]) -> Label:
+    """The label that a finding is."""
+    preference = finding.preference
     rubric = settings.rubric_for(pair.task)
     return Label(
         pair_id=pair.pair_id,
         preference=preference,
         outcome="abstain" if preference is None else outcome(preference, settings.tie_margin),
-        abstention_reason=reason,
-        judgements=tuple(_judgement(item) for item in answered),
+        abstention_reason=finding.reason,
+        judgements=tuple(_judgement(item) for item in finding.answered),
         kind=settings.kind,
         rubric=rubric.id if rubric else "",
         rubric_digest=rubric.digest if rubric else "",
         judge=judge.name,
         judge_digest=judge.digest,
+        agreement=finding.agreement,
+        escalated=finding.escalated,
     )
 
 

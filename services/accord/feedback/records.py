@@ -25,12 +25,18 @@ KINDS: tuple[Kind, ...] = ("verdict", "rating", "likelihood")
 
 @dataclass(frozen=True, slots=True)
 class JudgeIdentity:
-    """Who judges: the base model with its digests, and the adapter version over it (both empty for the bare base model)."""
+    """Who judges: the base model with its digests, and the adapter version over it (both empty for the bare base model).
+
+    `configured` is the judge's name in the configuration, which says where to ask and is no part of who it is. An endpoint shows no weights: it
+    has `endpoint_digest`, of what is known of it, instead of digests.
+    """
 
     base_model: str
     digests: ModelDigests
     adapter_version: str = ""
     adapter_digest: str = ""
+    configured: str = "default"
+    endpoint_digest: str = ""
 
     @property
     def name(self) -> str:
@@ -39,8 +45,8 @@ class JudgeIdentity:
 
     @property
     def digest(self) -> str:
-        """sha256 over the digests of base model, tokenizer, chat template and adapter version."""
-        return digest_of(asdict(self.digests), self.adapter_digest)
+        """sha256 over the digests of base model, tokenizer, chat template and adapter version; that of an endpoint is its own."""
+        return self.endpoint_digest or digest_of(asdict(self.digests), self.adapter_digest)
 
 
 @dataclass(frozen=True)

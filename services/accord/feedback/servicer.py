@@ -64,7 +64,7 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
 
     async def RateResponse(self, request: pb.RateResponseRequest, context: CallContext) -> pb.RateResponseResponse:
         labeller = self._holder.get().labeller
-        judge, messages = Judge("rating", request.rubric, request.adapter), messages_from_proto(request.prompt)
+        judge, messages = Judge("rating", request.rubric, request.adapter, name=request.judge), messages_from_proto(request.prompt)
         with labeller.room.take(1):
             try:
                 rating = await labeller.rate(convert.read_task(request.task), messages, request.response, judge, Origin(context.request_id))

@@ -1,6 +1,6 @@
 """How a caller wants to be judged for, with defaults filled in and contradictions refused.
 
-What does not belong here: who judges (`accord.feedback.judge_model`).
+What does not belong here: who judges (`accord.feedback.roster`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DEFAULT_RATIONALE_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a caller asks for; `rubric` is None for the task's default, and for likelihood, which has none."""
+    """What a caller asks for; `rubric` is None for the task's default, and for likelihood, which has none. `judge` is a name of the configuration."""
 
     kind: Kind
     rubric: Rubric | None
@@ -28,6 +28,7 @@ class Settings:
     rationale: bool
     max_rationale_tokens: int
     tie_margin: float
+    judge: str = "default"
 
     def rubric_for(self, task: Task) -> Rubric | None:
         """The rubric for a pair of that task.

@@ -18,7 +18,7 @@ _START_SECONDS = 60.0
 
 
 class Double(contextlib.AbstractContextManager["Double"]):
-    """`vllm` or `tgi`.
+    """`vllm`, `tgi` or `openai`.
 
     Args:
         kind: which.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 @pytest.fixture
 def make_bench(ledger: Ledger, tmp_path: Path) -> MakeBench:
-    """A function that makes a bench over the test's ledger: a policy (unbiased by default) and fields of the configuration."""
+    """A function that makes a bench over the test's ledger: a policy (unbiased by default), judges beside it, and fields of the configuration."""
 
-    def make(policy: FakePolicy | None = None, **fields: Any) -> Bench:
+    def make(policy: FakePolicy | None = None, others: Mapping[str, FakePolicy] | None = None, **fields: Any) -> Bench:
         values = {"policy": "fake:1", "ledger": str(ledger.path), "jobs": str(tmp_path / "jobs"), **fields}
-        return Bench(ledger, policy or FakePolicy(), FeedbackConfig(**values))
+        return Bench(ledger, policy or FakePolicy(), FeedbackConfig(**values), others or {})
 
     return make

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from accord.client.messages import EmptyPrompt, ModelDigests, PromptForm, Usage
 from accord.client.policy import (
@@ -22,11 +22,12 @@ from accord.client.policy import (
 )
 from accord.errors import AccordError, FailedPreconditionError, NotFoundError, OutOfRangeError
 from accord.feedback.config import FeedbackConfig
-from accord.feedback.desk import Desk
+from accord.feedback.desk import Desk, Lane
 from accord.feedback.judge_model import JudgeModel
 from accord.feedback.judges import make_judges
 from accord.feedback.labeller import Labeller
 from accord.feedback.ledger import Ledger
+from accord.feedback.roster import Backend, Roster
 
 _VERDICT = re.compile(r"### (?:Summary|Response) 1\n(.*?)\n\n### (?:Summary|Response) 2\n(.*?)\n\n### Your task", re.DOTALL)
 _RATING = re.compile(r"### (?:Summary|Response)\n(.*?)\n\n### Your task", re.DOTALL)
@@ -196,12 +197,20 @@ def text_of(prompt: PromptForm) -> str:
 
 
 class Bench:
-    """A labeller over a fake judge, with its parts at hand."""
+    """A labeller over fake judges, with its parts at hand: `policy` is the judge named default, `others` those of `config.judges` by name."""
 
-    def __init__(self, ledger: Ledger, policy: FakePolicy, config: FeedbackConfig) -> None:
+    def __init__(self, ledger: Ledger, policy: FakePolicy, config: FeedbackConfig, others: Mapping[str, FakePolicy]) -> None:
         self.ledger = ledger
         self.policy = policy
+        self.others = others
         self.config = config
         self.model = JudgeModel(policy, "fake:1", timeout_seconds=config.judge_timeout_seconds)
-        self.desk = Desk(ledger, make_judges(self.model), concurrency=config.concurrency, batch_pairs=config.batch_pairs)
-        self.labeller = Labeller(ledger, self.model, self.desk, config)
+        backends = {"default": self._backend(self.model)}
+        for name, other in others.items():
+            backends[name] = self._backend(JudgeModel(other, f"{name}:1", timeout_seconds=config.judge_timeout_seconds, name=name))
+        self.roster = Roster(config, backends)
+        self.desk = Desk(ledger, self.roster.lanes)
+        self.labeller = Labeller(ledger, self.roster, self.desk, config)
+
+    def _backend(self, model: JudgeModel) -> Backend:
+        return Backend(model, Lane(make_judges(model), self.config.concurrency, self.config.batch_pairs))

@@ -1,4 +1,7 @@
-"""How judges judge, one module a kind: `verdict`, `rating`, `likelihood`. What does not belong here: batching, the ledger, averaging of orders."""
+"""How judges judge: `verdict`, `rating` and `likelihood` by the logprobs of given texts, and `written`, as an endpoint writes them.
+
+What does not belong here: batching, the ledger, averaging of orders.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,15 @@ from accord.feedback.judges.asking import Judge
 from accord.feedback.judges.likelihood import LikelihoodJudge
 from accord.feedback.judges.rating import RatingJudge
 from accord.feedback.judges.verdict import VerdictJudge
+from accord.feedback.judges.written import Endpoint, WrittenRatingJudge, WrittenVerdictJudge
 from accord.feedback.records import Kind
 
 
 def make_judges(model: JudgeModel) -> dict[Kind, Judge]:
     """A judge of each kind over one model."""
     return {"verdict": VerdictJudge(model), "rating": RatingJudge(model), "likelihood": LikelihoodJudge(model)}
+
+
+def make_written_judges(endpoint: Endpoint) -> dict[Kind, Judge]:
+    """A judge of each kind that an endpoint can do."""
+    return {"verdict": WrittenVerdictJudge(endpoint), "rating": WrittenRatingJudge(endpoint)}

@@ -49,13 +49,20 @@ def rating_preference(first: Sequence[float], second: Sequence[float]) -> float:
     return larger if higher >= lower else 1.0 - larger
 
 
+def rating_prompt(question: Question, response: str) -> str:
+    """The rubric with the prompt and one response, fenced so that it stays material to judge."""
+    if question.rubric is None:
+        raise InternalError("a rating needs a rubric")
+    values = {"prompt": render_conversation(question.messages), "response": fenced(response)}
+    return render_template(question.rubric.template, values)
+
+
 def _item(question: Question, response: str) -> LogprobsItem:
     rubric = question.rubric
     if rubric is None:
         raise InternalError("a rating needs a rubric")
-    values = {"prompt": render_conversation(question.messages), "response": fenced(response)}
     answers = tuple(f"{rubric.verdict_prefix}{rating}{_CLOSING}" for rating in RATINGS)
-    return LogprobsItem(user_turn(render_template(rubric.template, values)), answers)
+    return LogprobsItem(user_turn(rating_prompt(question, response)), answers)
 
 
 def _answer(results: Sequence[LogprobsResult]) -> Answer | AccordError:
