@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "build" / "llamacpp-peer"
 PACKAGE = "xllamacpp==2026.10.11549"
+_STAMP = ".installed"
 _SERVE = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
@@ -30,13 +31,19 @@ sys.stdin.read()
 """
 
 
+def installed(home: Path = HOME) -> bool:
+    """Whether the environment is there, in this version."""
+    stamp = home / _STAMP
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == PACKAGE
+
+
 def install(home: Path = HOME) -> Path:
     """Returns the environment's Python, after installing where that has not been done."""
-    python, stamp = home / "bin" / "python", home / ".installed"
-    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == PACKAGE):
+    python = home / "bin" / "python"
+    if not installed(home):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
         subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", PACKAGE], check=True)
-        stamp.write_text(PACKAGE, encoding="utf-8")
+        (home / _STAMP).write_text(PACKAGE, encoding="utf-8")
     return python
 
 

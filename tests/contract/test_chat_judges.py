@@ -142,6 +142,8 @@ def test_a_soft_label_with_its_tokens_and_money(feedback: FeedbackClient, endpoi
     assert server.metric("accord_feedback_judge_cost_total") - spent >= first.cost + second.cost - 1e-12
     again = feedback.label_pair(pair("soft"), VERDICT)
     assert [judgement.cached for judgement in again.judgements] == [True, True]
+    assert [judgement.cost for judgement in again.judgements] == [first.cost, second.cost]
+    assert first.latency_seconds is not None
     assert len(chats(endpoint)) <= 3  # the first call of a server asks who is there
     body = chats(endpoint)[-1]
     assert (body["temperature"], body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (0.0, True, 20, 24)

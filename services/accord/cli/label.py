@@ -37,6 +37,7 @@ def label(
     split: Annotated[str, typer.Option("--split", help="Split of the data.")] = "train",
     data_format: Annotated[str, typer.Option("--format", help="Format of the data; default: found out.", show_default=False)] = "",
     rubric: Annotated[str, typer.Option("--rubric", metavar="ID", help="For verdict and rating; default: the task's.", show_default=False)] = "",
+    judge_name: Annotated[str, typer.Option("--judge", metavar="NAME", help="A judge of the service's configuration.", show_default=False)] = "",
     adapter: Annotated[str, typer.Option("--adapter", metavar="NAME", help="Adapter of the judge.", show_default=False)] = "",
     rationale: Annotated[bool, typer.Option("--rationale", help="Have the judge give reasons before its verdict.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which pairs a limit takes, and which response is A.")] = 0,
@@ -63,7 +64,7 @@ def label(
 
     if task is None:
         raise InvalidArgumentError(f"say what the responses are meant to do: {' or '.join(Task)}", field="--task")
-    judge = Judge(kind=kind, rubric=rubric, adapter=adapter, rationale=rationale or None)  # type: ignore[arg-type]
+    judge = Judge(kind=kind, rubric=rubric, adapter=adapter, rationale=rationale or None, name=judge_name)  # type: ignore[arg-type]
     with reach("feedback", home, feedback, _CALL_SECONDS) as target, FeedbackClient(target) as client:
         if prompt or response_a is not None or response_b is not None:
             _one_pair(client, task, judge, (dataset, prompt, response_a, response_b), timeout, as_json=as_json)
