@@ -17,7 +17,7 @@ from accord.data.writers import write_pairs
 from accord.feedback.cards import make_cards
 from accord.feedback.job_files import JobRecord
 from accord.feedback.ledger import Ledger
-from accord.feedback.records import LabelFacts
+from accord.feedback.records import ADDED, LabelFacts, is_added
 from accord.rundir import write_atomically
 
 LABELS_FILE, CARD_FILE = "labels.jsonl", "card.json"
@@ -34,6 +34,10 @@ def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[
     pairs = [pair for pair in found.rows if pair.task == spec.task]
     if len(pairs) < len(found.rows):
         rejected[f"of another task than {spec.task.value}"] = len(found.rows) - len(pairs)
+    added = sum(is_added(pair.pair_id) for pair in pairs)
+    if added:
+        rejected[f"id begins with {ADDED}, as those of pairs that jobs add"] = added
+        pairs = [pair for pair in pairs if not is_added(pair.pair_id)]
     if spec.limit and spec.limit < len(pairs):
         taken = sorted(pairs, key=lambda pair: _hash(spec.seed, pair.pair_id))[: spec.limit]
         kept = {pair.pair_id for pair in taken}

@@ -9,24 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from accord.client.feedback import Label
 from accord.data.records import PreferencePair
-from accord.errors import AccordError, DeadlineExceededError, FailedPreconditionError, InvalidArgumentError, UnavailableError
+from accord.errors import FailedPreconditionError, InvalidArgumentError
 from accord.feedback.config import FeedbackConfig
-from accord.feedback.job_data import read_job_pairs, shown_pair, write_output
+from accord.feedback.job_data import read_job_pairs, write_output
 from accord.feedback.job_files import JobFiles, JobRecord
+from accord.feedback.job_stages import STAGES, Asked, JobWork, Stage
 from accord.feedback.labeller import Labeller, Plan
 from accord.feedback.ledger import Ledger
-from accord.feedback.records import Origin
-
-T = TypeVar("T")
-_FIRST_PAUSE_SECONDS = 0.25
-_LONGEST_PAUSE_SECONDS = 15.0
+from accord.feedback.patience import Patience
+from accord.feedback.records import Origin, is_added
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +38,10 @@ class JobCounts:
     def plus(self, label: Label) -> JobCounts:
         """The counts with one more label."""
         paid = [judgement for judgement in label.judgements if not judgement.cached]
+        of_the_data = not is_added(label.pair_id)
         return JobCounts(
-            self.done + 1,
-            self.abstained + (label.outcome == "abstain"),
+            self.done + of_the_data,
+            self.abstained + (of_the_data and label.outcome == "abstain"),
             self.cached_judgements + len(label.judgements) - len(paid),
             self.tokens + sum(judgement.prompt_tokens + judgement.response_tokens for judgement in paid),
         )
@@ -78,11 +76,13 @@ class JobRun:
         self._config = config
         self._on_change = on_change
         self._origin = Origin(request_id=record.spec.request_id, job=record.name)
+        self._patience = Patience(config.judge_wait_seconds, self.say, self._check_stopping)
 
     async def count(self) -> frozenset[str]:
         """Takes the counts from the ledger and returns the ids of the pairs that have a label."""
         progress = await asyncio.to_thread(self._ledger.job_progress, self.record.name)
-        self.counts = JobCounts(len(progress.labelled), progress.abstained, progress.cached_judgements, progress.tokens)
+        done = sum(not is_added(pair_id) for pair_id in progress.labelled)
+        self.counts = JobCounts(done, progress.abstained, progress.cached_judgements, progress.tokens)
         self._on_change()
         return progress.labelled
 
@@ -118,12 +118,21 @@ class JobRun:
             self._on_change()
 
     async def _run(self) -> None:
-        labelled = await self.count()
+        await self.count()
         self._check_stopping()
         pairs = await self._read()
-        plan = await self._patiently(self._plan)
-        todo = (pair for pair in pairs if pair.pair_id not in labelled)
-        workers = [asyncio.create_task(self._work(todo, plan)) for _ in range(self._config.concurrency * self._config.batch_pairs)]
+        work = JobWork(self.record.name, self.record.spec, pairs, await self._patience.of(self._plan), self._ledger)
+        for stage in STAGES:
+            await self._label_all(stage, work)
+        self.finishing = True
+        await self._finish(pairs)
+
+    async def _label_all(self, stage: Stage, work: JobWork) -> None:
+        """Labels what a stage asks for and has no label yet."""
+        labelled = await self.count()
+        asked = await asyncio.to_thread(stage, work)
+        todo = ((pair, plan) for pair, plan in asked if pair.pair_id not in labelled)
+        workers = [asyncio.create_task(self._work(todo)) for _ in range(self._config.concurrency * self._config.batch_pairs)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -131,8 +140,6 @@ class JobRun:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         self._check_stopping()
-        self.finishing = True
-        await self._finish(pairs)
 
     async def _read(self) -> tuple[PreferencePair, ...]:
         pairs, rejected, digest = await asyncio.to_thread(read_job_pairs, self.record)
@@ -151,48 +158,20 @@ class JobRun:
         await self.save(judge_digest=plan.judge.digest)
         return plan
 
-    async def _work(self, todo: Iterator[PreferencePair], plan: Plan) -> None:
-        for pair in todo:
+    async def _work(self, todo: Iterator[Asked]) -> None:
+        for pair, plan in todo:
             if self.stopping:
                 return
-            item = shown_pair(pair, self.record.spec.seed)
             try:
-                self._labeller.check_pair(item, "pair")
+                self._labeller.check_pair(pair, "pair")
             except InvalidArgumentError as error:
-                call = partial(self._labeller.abstain, item, plan, f"unusable pair: {error}", self._origin)
+                call = partial(self._labeller.abstain, pair, plan, f"unusable pair: {error}", self._origin)
             else:
-                call = partial(self._labeller.label, item, plan, self._origin)
+                call = partial(self._labeller.label, pair, plan, self._origin)
             async with self._labeller.room.wait():
-                label = await self._patiently(call)
+                label = await self._patience.of(call)
             self.counts = self.counts.plus(label)
             self._on_change()
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The call's result, tried again while that can help, for at most `judge_wait_seconds`; the message says what is waited for.
-
-        Raises:
-            UnavailableError: what is needed stayed away for too long.
-            AccordError: an error that a retry cannot help.
-        """
-        first_failure: float | None = None
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                result = await call()
-            except AccordError as error:
-                if not (error.retryable or isinstance(error, DeadlineExceededError)):
-                    raise
-                now = time.monotonic()
-                first_failure = now if first_failure is None else first_failure
-                if now - first_failure >= self._config.judge_wait_seconds:
-                    raise UnavailableError(f"waited {now - first_failure:.0f} s; last reason: {error}") from error
-                self._check_stopping()
-                self.say(f"waiting: {error}")
-                await asyncio.sleep(min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS))
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-            else:
-                self.say("")
-                return result
 
     def _check_stopping(self) -> None:
         if self.stopping:

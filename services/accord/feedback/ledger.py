@@ -22,7 +22,7 @@ from accord.errors import AccordError, AlreadyExistsError, DataLossError, Failed
 from accord.feedback import ledger_rows as rows
 from accord.feedback import schema
 from accord.feedback.migration import migrate
-from accord.feedback.records import Answer, HumanLabel, JudgementFacts, Kind, LabelEntry, LabelFacts, Origin, Question
+from accord.feedback.records import Answer, HumanLabel, JudgementFacts, Kind, LabelEntry, LabelFacts, Origin, Question, is_added
 from accord.text.tasks import Task
 
 _log = structlog.get_logger(__name__)
@@ -32,7 +32,7 @@ _BUSY_MILLISECONDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What the ledger says of a job: pair ids that have a label, abstentions among them, reused judgements, tokens paid for."""
+    """What the ledger says of a job: pair ids that have a label, abstentions among those of its data, reused judgements, tokens paid for."""
 
     labelled: frozenset[str]
     abstained: int
@@ -136,7 +136,8 @@ class Ledger:
             cached = run("SELECT count(*) FROM label_judgements JOIN labels ON labels.id = label_id WHERE job = ? AND cached", (job,)).fetchone()[0]
             tokens = run("SELECT total(prompt_tokens + response_tokens) FROM judgements WHERE job = ?", (job,)).fetchone()[0]
         labelled = frozenset(row["pair_id"] for row in pairs)
-        return JobProgress(labelled, sum(row["outcome"] == "abstain" for row in pairs), int(cached), int(tokens))
+        abstained = sum(row["outcome"] == "abstain" for row in pairs if not is_added(row["pair_id"]))
+        return JobProgress(labelled, abstained, int(cached), int(tokens))
 
     def label_keys(self, job: str) -> dict[str, tuple[str, ...]]:
         """The keys of the judgements behind each label of a job, by pair id."""

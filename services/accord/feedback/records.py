@@ -21,6 +21,8 @@ from accord.text.tasks import Task
 
 Kind = Literal["verdict", "rating", "likelihood"]
 KINDS: tuple[Kind, ...] = ("verdict", "rating", "likelihood")
+ADDED = "accord-"
+"""Ids of pairs that a label job adds to its data, to measure the judge, begin so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,11 @@ class HumanLabel:
     def preference(self) -> float:
         """P(A better) as the person sees it."""
         return {"a": 1.0, "b": 0.0}.get(self.outcome, 0.5)
+
+
+def is_added(pair_id: str) -> bool:
+    """Whether a label job added this pair to its data: the same pair once more, or a changed twin of it."""
+    return pair_id.startswith(ADDED)
 
 
 def content_key(task: Task, messages: Sequence[Message], response_a: str, response_b: str) -> str:

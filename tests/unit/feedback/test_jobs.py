@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from accord.errors import (
     NotFoundError,
     UnavailableError,
 )
-from accord.feedback.job_data import chosen_is_a
+from accord.feedback import job_run
+from accord.feedback.job_data import chosen_is_a, shown_pair
+from accord.feedback.job_stages import Asked, JobWork, pairs_of_the_data
 from accord.feedback.jobs import LabelJobs
-from accord.feedback.records import Origin
+from accord.feedback.records import ADDED, Origin, is_added
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -299,6 +301,40 @@ class TestRestarts:
         (tmp_path / "jobs" / "abc.json").write_text('{"name": "labelJobs/x"}')
         with pytest.raises(DataLossError, match=r"abc\.json"):
             await make_jobs()
+
+
+class TestStages:
+    async def test_a_stage_begins_after_the_one_before_and_its_pairs_are_no_pairs_of_the_data(
+        self, make_jobs: Any, spec: LabelJobSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stage that judges the decided pairs once more, under ids of its own: it sees all labels of the first, and a restart asks for nothing."""
+        seen: list[int] = []
+
+        def again(work: JobWork) -> Iterator[Asked]:
+            decided = [label.pair_id for label in work.ledger.labels(job=work.name) if label.outcome in ("a", "b") and not is_added(label.pair_id)]
+            seen.append(len(decided))
+            by_id = {pair.pair_id: shown_pair(pair, work.spec.seed) for pair in work.pairs}
+            return ((replace(by_id[name], pair_id=f"{ADDED}test:{name}", response_b="quite another response"), work.plan) for name in decided[:5])
+
+        monkeypatch.setattr(job_run, "STAGES", (pairs_of_the_data, again))
+        jobs, bench = await make_jobs()
+        await jobs.create(spec)
+        job = await ended(jobs)
+        assert (job.state, job.total_pairs, job.done_pairs, seen) == ("succeeded", 12, 12, [12])
+        assert len(bench.ledger.labels(job=job.name)) == 17
+        assert list(labelled(job)) == [f"p{number:02}" for number in range(12)]
+        assert bench.ledger.job_progress(job.name).abstained == 0
+        again_jobs, _ = await make_jobs()
+        assert again_jobs.get(job.name).done_pairs == 12
+
+    async def test_a_row_may_not_pass_for_an_added_pair(self, make_jobs: Any, spec: LabelJobSpec, data: Path) -> None:
+        rows = pairs(4)
+        write_pairs(data, [replace(rows[0], pair_id=f"{ADDED}twin:p00"), *rows[1:]])
+        jobs, _ = await make_jobs()
+        await jobs.create(spec)
+        job = await ended(jobs)
+        assert (job.state, job.done_pairs) == ("succeeded", 3)
+        assert dict(job.rejected_rows) == {"id begins with accord-, as those of pairs that jobs add": 1}
 
 
 class TestPatience:

@@ -1,0 +1,40 @@
+"""What a label job has judged, stage by stage. A stage begins when the one before has ended, and what it asks for follows from the data and the
+ledger alone, so that a restart finds the same.
+
+A new kind of pair to judge is a function here and a place in `STAGES`. What does not belong here: judging (`accord.feedback.job_run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from accord.client.feedback import LabelJobSpec, LabelPairItem
+from accord.data.records import PreferencePair
+from accord.feedback.job_data import shown_pair
+from accord.feedback.labeller import Plan
+from accord.feedback.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class JobWork:
+    """What a stage works on: the job's name and options, the pairs of its data, who judges them and how, and what is labelled already."""
+
+    name: str
+    spec: LabelJobSpec
+    pairs: tuple[PreferencePair, ...]
+    plan: Plan
+    ledger: Ledger
+
+
+Asked = tuple[LabelPairItem, Plan]
+Stage = Callable[[JobWork], Iterator[Asked]]
+"""Pairs with how they are to be judged; called in a thread. Those that have a label in this job are left out by the caller."""
+
+
+def pairs_of_the_data(work: JobWork) -> Iterator[Asked]:
+    """Every pair of the data."""
+    return ((shown_pair(pair, work.spec.seed), work.plan) for pair in work.pairs)
+
+
+STAGES: tuple[Stage, ...] = (pairs_of_the_data,)
