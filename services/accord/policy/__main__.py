@@ -13,6 +13,7 @@ from accord.rpc.server import Component, ServiceBinding, main
 from accord.serving.holder import Holder
 
 _STOP_SECONDS = 10.0
+_SWITCH_SECONDS = 0.0005  # CPython's 5 ms let a flood of calls, which the event loop refuses, hold up each step of the compute thread
 
 
 class PolicyComponent:
@@ -59,6 +60,7 @@ def _load(config: PolicyConfig) -> Served:
     from accord.policy.convert import RequestReader
     from accord.policy.inprocess import InProcessEngine
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     base = load_base_model(config.base_model, device=config.device, threads=config.threads)
     engine = InProcessEngine(base, ArtefactStore(config.artefacts), config)
     return Served(engine, RequestReader(base.encoder, engine.info, config), config)
