@@ -174,6 +174,8 @@ class LabelJob:
     card_uri: str
     create_time: float
     rejected_rows: Mapping[str, int] = field(default_factory=dict)
+    source_uri: str = ""
+    rows_digest: str = ""
 
     @property
     def ended(self) -> bool:
@@ -231,7 +233,8 @@ def judge_to_proto(judge: Judge) -> pb.JudgeOptions:
     )
 
 
-def _pair(item: LabelPairItem) -> pb.Pair:
+def pair_to_proto(item: LabelPairItem) -> pb.Pair:
+    """The wire form of a pair."""
     return pb.Pair(
         pair_id=item.pair_id,
         task=TASKS[item.task],
@@ -263,7 +266,8 @@ def _judgement(wire: pb.Judgement) -> Judgement:
     )
 
 
-def _label(wire: pb.Label) -> Label:
+def label_from_proto(wire: pb.Label) -> Label:
+    """The label of an answer."""
     return Label(
         wire.pair_id,
         wire.preference if wire.HasField("preference") else None,
@@ -282,10 +286,11 @@ def _label(wire: pb.Label) -> Label:
 
 def _label_result(wire: pb.LabelPairResult) -> LabelResult:
     error = error_or_none(wire.status)
-    return LabelResult(wire.pair_id, error, None if error else _label(wire.label))
+    return LabelResult(wire.pair_id, error, None if error else label_from_proto(wire.label))
 
 
-def _job(wire: pb.LabelJob) -> LabelJob:
+def job_from_proto(wire: pb.LabelJob) -> LabelJob:
+    """The job of an answer."""
     return LabelJob(
         wire.name,
         _JOB_STATES[wire.state],
@@ -300,6 +305,8 @@ def _job(wire: pb.LabelJob) -> LabelJob:
         wire.card_uri,
         wire.create_time.seconds + wire.create_time.nanos / 1e9,
         dict(wire.rejected_rows),
+        source_uri=wire.source_uri,
+        rows_digest=wire.rows_digest,
     )
 
 
@@ -348,8 +355,8 @@ class FeedbackClient:
 
     def label_pair(self, pair: LabelPairItem, judge: Judge = Judge(), *, timeout_seconds: float | None = None) -> Label:
         """Returns the label of one pair; see FeedbackService.LabelPair for the errors."""
-        request = pb.LabelPairRequest(pair=_pair(pair), judge=judge_to_proto(judge))
-        return _label(self._stub.LabelPair(request, timeout=timeout_seconds).label)
+        request = pb.LabelPairRequest(pair=pair_to_proto(pair), judge=judge_to_proto(judge))
+        return label_from_proto(self._stub.LabelPair(request, timeout=timeout_seconds).label)
 
     def label_pairs(
         self,
@@ -359,7 +366,7 @@ class FeedbackClient:
         timeout_seconds: float | None = None,
     ) -> tuple[LabelResult, ...]:
         """Returns a label or an error for each pair, in their order."""
-        request = pb.LabelPairsRequest(pairs=[_pair(pair) for pair in pairs], judge=judge_to_proto(judge))
+        request = pb.LabelPairsRequest(pairs=[pair_to_proto(pair) for pair in pairs], judge=judge_to_proto(judge))
         reply = self._stub.LabelPairs(request, timeout=timeout_seconds)
         return tuple(_label_result(item) for item in reply.results)
 
@@ -372,7 +379,7 @@ class FeedbackClient:
     ) -> Iterator[LabelResult]:
         """Yields labels as they come, out of order."""
         options = judge_to_proto(judge)
-        requests = (pb.LabelStreamRequest(pair=_pair(pair), judge=options) for pair in pairs)
+        requests = (pb.LabelStreamRequest(pair=pair_to_proto(pair), judge=options) for pair in pairs)
         for wire in self._stub.LabelStream(requests, timeout=timeout_seconds):
             yield _label_result(wire.result)
 
@@ -412,21 +419,21 @@ class FeedbackClient:
             output_uri=spec.output_uri,
             seed=spec.seed,
         )
-        return _job(self._stub.CreateLabelJob(request, timeout=timeout_seconds).job)
+        return job_from_proto(self._stub.CreateLabelJob(request, timeout=timeout_seconds).job)
 
     def get_label_job(self, name: str, *, timeout_seconds: float | None = None) -> LabelJob:
         """Returns a job."""
-        return _job(self._stub.GetLabelJob(pb.GetLabelJobRequest(name=name), timeout=timeout_seconds).job)
+        return job_from_proto(self._stub.GetLabelJob(pb.GetLabelJobRequest(name=name), timeout=timeout_seconds).job)
 
     def watch_label_job(self, name: str, *, timeout_seconds: float | None = None) -> Iterator[LabelJob]:
         """Yields the job each time that it changed, until it ends."""
         request = pb.WatchLabelJobRequest(name=name)
         for wire in self._stub.WatchLabelJob(request, timeout=timeout_seconds):
-            yield _job(wire.job)
+            yield job_from_proto(wire.job)
 
     def cancel_label_job(self, name: str, *, timeout_seconds: float | None = None) -> LabelJob:
         """Cancels a job."""
-        return _job(self._stub.CancelLabelJob(pb.CancelLabelJobRequest(name=name), timeout=timeout_seconds).job)
+        return job_from_proto(self._stub.CancelLabelJob(pb.CancelLabelJobRequest(name=name), timeout=timeout_seconds).job)
 
     def record_human_label(
         self,
@@ -442,7 +449,7 @@ class FeedbackClient:
         """Records a person's label; returns its key in the ledger."""
         request = pb.RecordHumanLabelRequest(
             request_id=request_id,
-            pair=_pair(pair),
+            pair=pair_to_proto(pair),
             outcome=OUTCOMES[outcome],
             annotator_id=annotator_id,
             reason=reason,

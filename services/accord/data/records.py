@@ -16,6 +16,8 @@ from accord.text.tasks import Task
 
 ANNOTATOR, CONFIDENCE, SECONDS, REASON, LABELLED_AT = "annotator", "confidence", "seconds", "reason", "labelled_at"
 """Keys of `PreferencePair.metadata` that say who labelled the pair, how sure, in how much time, why and when; the same for every format."""
+LABEL_JOB = "label_job"
+"""Key of `PreferencePair.metadata`: the label job whose judge labelled the pair."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,8 @@ def job_to_proto(job: LabelJob) -> pb.LabelJob:
         card_uri=job.card_uri,
         create_time=created,
         rejected_rows=dict(job.rejected_rows),
+        source_uri=job.source_uri,
+        rows_digest=job.rows_digest,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accord.client.feedback import LabelPairItem
 from accord.data.readers import read_pairs
-from accord.data.records import PreferencePair
+from accord.data.records import LABEL_JOB, PreferencePair, digest_of
 from accord.data.writers import write_pairs
 from accord.feedback.cards import make_cards
 from accord.feedback.job_files import JobRecord
@@ -95,7 +95,7 @@ def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair,
     for pair in pairs:
         label = by_id[pair.pair_id]
         origin = {
-            "label_job": record.name, "judge": label.judge, "judge_digest": label.judge_digest, "judge_kind": label.kind,
+            LABEL_JOB: record.name, "judge": label.judge, "judge_digest": label.judge_digest, "judge_kind": label.kind,
             "judge_options": label.options, "ledger_keys": ",".join(keys.get(pair.pair_id, ())),
         }  # fmt: skip
         if label.rubric:
@@ -108,7 +108,8 @@ def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair,
     cards = [asdict(card) for card in make_cards(labels)]
     card = {"job": record.name, "dataset_digest": digest, "rows": len(rows), "rejected_rows": dict(record.rejected_rows), "cards": cards}
     write_atomically(output / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
-    return {"dataset_uri": str(output / LABELS_FILE), "dataset_digest": digest, "card_uri": str(output / CARD_FILE)}
+    digests = {"dataset_digest": digest, "rows_digest": digest_of(tuple(rows))}
+    return {"dataset_uri": str(output / LABELS_FILE), **digests, "card_uri": str(output / CARD_FILE)}
 
 
 def _hash(seed: int, text: str) -> bytes:

@@ -23,7 +23,8 @@ class JobRecord:
     """One job as its file has it.
 
     `data_uri` and `output` are absolute where they are paths. `input_digest` and `judge_digest` are set once the job has begun: it goes on
-    with the same rows and the same judge, or fails. The last four are set at the end.
+    with the same rows and the same judge, or fails. The last five are set at the end: `dataset_digest` is that of the file, `rows_digest` that of
+    its rows as every reader names them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class JobRecord:
     rejected_rows: Mapping[str, int] = field(default_factory=dict)
     dataset_uri: str = ""
     dataset_digest: str = ""
+    rows_digest: str = ""
     card_uri: str = ""
     end_time: float | None = None
 

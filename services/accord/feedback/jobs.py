@@ -102,6 +102,17 @@ class LabelJobs:
         """
         return self._find(name).snapshot()
 
+    def newest(self, *, dataset_digest: str, before: int | None, limit: int) -> list[tuple[int, LabelJob]]:
+        """Jobs older than a place (None is the beginning), the newest first, each with its own place: when it was created, in nanoseconds.
+
+        With a digest, jobs whose labelled data set has it, of its file or of its rows.
+        """
+        placed = sorted(((round(job.run.record.create_time * 1e9), job) for job in self._jobs.values()), key=lambda item: item[0], reverse=True)
+        found = [(place, job) for place, job in placed if before is None or place < before]
+        if dataset_digest:
+            found = [(place, job) for place, job in found if dataset_digest in (job.run.record.dataset_digest, job.run.record.rows_digest)]
+        return [(place, job.snapshot()) for place, job in found[:limit]]
+
     async def watch(self, name: str) -> AsyncIterator[LabelJob]:
         """A job each time that it changed, until it ends. Raises as `get`."""
         job = self._find(name)
@@ -164,6 +175,7 @@ class _Job:
         return LabelJob(
             record.name, record.state, record.total_pairs, counts.done, counts.abstained, counts.cached_judgements, counts.tokens,
             record.message, record.dataset_uri, record.dataset_digest, record.card_uri, record.create_time, dict(record.rejected_rows),
+            source_uri=record.spec.dataset_uri, rows_digest=record.rows_digest,
         )  # fmt: skip
 
     def begin(self, turns: asyncio.Semaphore) -> None:

@@ -104,6 +104,31 @@ def entry_of(pair: LabelPairItem, settings: Settings, label: Label, origin: Orig
     )
 
 
+def judgement_of(answer: Answer, use: LabelUse, judge: str, judge_digest: str) -> Judgement:
+    """An answer, which speaks of the responses as shown, as what it says of A and B."""
+    a_first, probability = use.a_first, answer.probability_first
+    evidence = (answer.evidence_first, answer.evidence_second)
+    names = {"first": "a" if a_first else "b", "second": "b" if a_first else "a"}
+    return Judgement(
+        a_first=a_first,
+        probability_a=probability if a_first or probability is None else 1.0 - probability,
+        evidence_a=evidence[0] if a_first else evidence[1],
+        evidence_b=evidence[1] if a_first else evidence[0],
+        rationale=answer.rationale,
+        parsed=names.get(answer.parsed, answer.parsed),
+        abstention_reason=answer.abstention_reason,
+        prompt_tokens=answer.prompt_tokens,
+        response_tokens=answer.response_tokens,
+        ledger_key=use.key,
+        cached=use.cached,
+        cost=answer.cost,
+        judge=judge,
+        judge_digest=judge_digest,
+        sample=answer.sample,
+        latency_seconds=answer.latency_seconds,
+    )
+
+
 def check_prompt(messages: Sequence[Message], field: str, max_bytes: int) -> None:
     """Raises InvalidArgumentError naming the field where a conversation does not end with the user, is too long or holds NUL."""
     if not messages or messages[-1].role != "user":
@@ -137,25 +162,6 @@ def _preference(answered: Sequence[Answered]) -> float | None:
 
 
 def _judgement(item: Answered) -> Judgement:
-    a_first, answer = item.shown.a_first, item.answer
-    probability = answer.probability_first
-    evidence = (answer.evidence_first, answer.evidence_second)
-    names = {"first": "a" if a_first else "b", "second": "b" if a_first else "a"}
-    return Judgement(
-        a_first=a_first,
-        probability_a=probability if a_first or probability is None else 1.0 - probability,
-        evidence_a=evidence[0] if a_first else evidence[1],
-        evidence_b=evidence[1] if a_first else evidence[0],
-        rationale=answer.rationale,
-        parsed=names.get(answer.parsed, answer.parsed),
-        abstention_reason=answer.abstention_reason,
-        prompt_tokens=answer.prompt_tokens,
-        response_tokens=answer.response_tokens,
-        ledger_key=item.shown.question.key,
-        cached=item.cached,
-        cost=answer.cost,
-        judge=item.shown.question.judge.name,
-        judge_digest=item.shown.question.judge.digest,
-        sample=answer.sample,
-        latency_seconds=answer.latency_seconds,
-    )
+    question = item.shown.question
+    use = LabelUse(question.key, item.shown.a_first, item.cached)
+    return judgement_of(item.answer, use, question.judge.name, question.judge.digest)

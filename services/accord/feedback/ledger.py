@@ -18,9 +18,11 @@ from typing import Any
 
 import structlog
 
+from accord.client.ledger import HumanLabelRecord, LabelQuery, LabelRecord
 from accord.errors import AccordError, AlreadyExistsError, DataLossError, FailedPreconditionError, UnavailableError
 from accord.feedback import ledger_rows as rows
 from accord.feedback import schema
+from accord.feedback.ledger_pages import read_human_labels, read_labels
 from accord.feedback.migration import migrate
 from accord.feedback.records import Answer, HumanLabel, JudgementFacts, Kind, LabelEntry, LabelFacts, Origin, Question, is_added
 from accord.text.tasks import Task
@@ -148,6 +150,16 @@ class Ledger:
             ):
                 found.setdefault(row["pair_id"], []).append(row["key"])
         return {pair_id: tuple(keys) for pair_id, keys in found.items()}
+
+    def list_labels(self, query: LabelQuery, *, after: int, limit: int) -> list[tuple[int, LabelRecord]]:
+        """The next labels of a query behind a place (0 is the beginning), oldest first, each with its own place."""
+        with self._reading() as run:
+            return read_labels(run, query, after, limit)
+
+    def list_human_labels(self, *, content_key: str, annotator_id: str, after: int, limit: int) -> list[tuple[int, HumanLabelRecord]]:
+        """As `list_labels`, of labels by people: of a pair, by a person, or of and by all where these are empty."""
+        with self._reading() as run:
+            return read_human_labels(run, content_key, annotator_id, after, limit)
 
     def _open(self) -> sqlite3.Connection:
         with self._translated():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from accord.api.feedback.v1 import feedback_pb2 as pb
@@ -12,12 +12,13 @@ from accord.api.feedback.v1 import feedback_pb2_grpc as rpc
 from accord.client.feedback import Judge, Label, LabelPairItem
 from accord.client.messages import messages_from_proto
 from accord.errors import AccordError, NotFoundError
-from accord.feedback import convert
+from accord.feedback import convert, convert_ledger
 from accord.feedback.cards import make_cards
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.jobs import LabelJobs
 from accord.feedback.labeller import Labeller, Plan
 from accord.feedback.ledger import Ledger
+from accord.feedback.paging import Paging
 from accord.feedback.records import Origin
 from accord.prompts import list_rubrics
 from accord.rpc.calls import CallContext
@@ -104,6 +105,26 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
         if not cards:
             raise NotFoundError("no label of the ledger matches", field="job" if request.job else None)
         return pb.GetLabelCardResponse(cards=[convert.card_to_proto(card) for card in cards])
+
+    async def ListLabels(self, request: pb.ListLabelsRequest, context: CallContext) -> pb.ListLabelsResponse:
+        ledger, query = self._holder.get().ledger, convert_ledger.read_label_query(request)
+        paging = Paging(("labels", asdict(query)), request.page_size, request.page_token)
+        found = await asyncio.to_thread(ledger.list_labels, query, after=paging.after or 0, limit=paging.size + 1)
+        labels, token = paging.page([(place, convert_ledger.label_record_to_proto(record)) for place, record in found])
+        return pb.ListLabelsResponse(labels=labels, next_page_token=token)
+
+    async def ListHumanLabels(self, request: pb.ListHumanLabelsRequest, context: CallContext) -> pb.ListHumanLabelsResponse:
+        ledger, asked = self._holder.get().ledger, {"content_key": request.content_key, "annotator_id": request.annotator_id}
+        paging = Paging(("human labels", asked), request.page_size, request.page_token)
+        found = await asyncio.to_thread(ledger.list_human_labels, **asked, after=paging.after or 0, limit=paging.size + 1)
+        labels, token = paging.page([(place, convert_ledger.human_record_to_proto(record)) for place, record in found])
+        return pb.ListHumanLabelsResponse(labels=labels, next_page_token=token)
+
+    async def ListLabelJobs(self, request: pb.ListLabelJobsRequest, context: CallContext) -> pb.ListLabelJobsResponse:
+        paging = Paging(("jobs", request.dataset_digest), request.page_size, request.page_token)
+        found = self._holder.get().jobs.newest(dataset_digest=request.dataset_digest, before=paging.after, limit=paging.size + 1)
+        jobs, token = paging.page([(place, convert.job_to_proto(job)) for place, job in found])
+        return pb.ListLabelJobsResponse(jobs=jobs, next_page_token=token)
 
     async def _label(
         self, pairs: Sequence[pb.Pair], fields: Sequence[str], options: pb.JudgeOptions, context: CallContext
