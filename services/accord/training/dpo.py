@@ -34,6 +34,7 @@ class DirectPreferenceOptimization:
         self._loss = PairLoss(context, spec)
         self._parents: tuple[str, ...] = ()
         self._data_digest = ""
+        self._labelled_by: dict[str, list[str]] = {}
         self._pairs: Sequence[EncodedPair] = ()
         self._eval_pairs: Sequence[EncodedPair] = ()
 
@@ -43,6 +44,7 @@ class DirectPreferenceOptimization:
         ordered = spec.loss != "sigmoid"
         pairs, self._data_digest = read_encoded_pairs(self._context, spec.data, ordered=ordered)
         self._pairs = pairs.at_least_one("pairs", "dpo.data").rows
+        self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._loss.ratings = read_ratings(self._pairs, margin=spec.rating_margin, weights=spec.rating_weights, part="dpo")
         if spec.eval_data is not None:
             self._eval_pairs = read_encoded_pairs(self._context, spec.eval_data, ordered=ordered)[0].rows
@@ -80,7 +82,8 @@ class DirectPreferenceOptimization:
 
     def publication(self) -> dict[str, Any]:
         """A policy."""
-        facts = {"algorithm": "dpo", "loss": self._spec.loss, "beta": self._spec.beta, "spec_digest": self._context.spec.digest}
+        spec = self._spec
+        facts = {"algorithm": "dpo", "loss": spec.loss, "beta": spec.beta, "spec_digest": self._context.spec.digest, **self._labelled_by}
         return {"kind": "policy", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts}
 
     def _batch(self, step: int) -> list[EncodedPair]:

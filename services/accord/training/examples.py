@@ -65,11 +65,12 @@ ItemT = TypeVar("ItemT", bound=HasId)
 
 @dataclass(frozen=True)
 class Encoded(Generic[ItemT]):
-    """Rows that fit, in a stable order, and how many did not for which reason."""
+    """Rows that fit, in a stable order, how many did not for which reason, and the label jobs that the data's rows say they come from."""
 
     rows: tuple[ItemT, ...]
     left_out: Counter[str]
     source: str = ""
+    label_jobs: tuple[str, ...] = ()
 
     def account(self, what: str) -> str:
         """What was kept and why the rest was not, as a sentence, behind the reader's account in `source`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accord.data.readers import read_pairs
+from accord.data.records import LABEL_JOB
 from accord.errors import InvalidArgumentError
 from accord.runspec import DataSpec
 from accord.training.context import RunContext
@@ -24,7 +25,8 @@ def read_encoded_pairs(context: RunContext, data: DataSpec, *, ordered: bool = F
     """
     spec = context.spec
     found = read_pairs(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
-    encoded = replace(encode_pairs(context.base.encoder, found.rows, context.limits), source=found.report.account())
+    label_jobs = tuple(sorted({row.metadata[LABEL_JOB] for row in found.rows if LABEL_JOB in row.metadata}))
+    encoded = replace(encode_pairs(context.base.encoder, found.rows, context.limits), source=found.report.account(), label_jobs=label_jobs)
     encoded = better_first(encoded) if ordered else encoded
     context.events.message(f"{data.uri} ({data.split}): {encoded.account('pairs')}")
     return encoded, found.report.digest
@@ -39,7 +41,7 @@ def better_first(encoded: Encoded[EncodedPair]) -> Encoded[EncodedPair]:
             left_out["with a tie, for which this loss has no place"] += 1
         else:
             kept.append(replace(pair if pair.preference > 0.5 else pair.turned, preference=1.0))
-    return Encoded(tuple(kept), left_out, encoded.source)
+    return replace(encoded, rows=tuple(kept), left_out=left_out)
 
 
 def passes(context: RunContext, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:

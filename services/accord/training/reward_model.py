@@ -47,6 +47,7 @@ class RewardModelTraining:
         self._facts: dict[str, float | None] = {"mean": 0.0, "std": 1.0, "held_out_accuracy": None}
         self._parents: tuple[str, ...] = ()
         self._data_digest = ""
+        self._labelled_by: dict[str, list[str]] = {}
         self._pairs: Sequence[EncodedPair] = ()
         self._eval_pairs: Sequence[EncodedPair] = ()
         self._ratings = Ratings()
@@ -55,6 +56,7 @@ class RewardModelTraining:
         """Reads the pairs, starts adapter and head."""
         pairs, self._data_digest = read_encoded_pairs(self._context, self._spec.data)
         self._pairs = pairs.at_least_one("pairs", "reward_model.data").rows
+        self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._ratings = read_ratings(self._pairs, margin=self._spec.rating_margin, weights=self._spec.rating_weights, part="reward_model")
         if self._spec.eval_data is not None:
             self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data)[0].rows
@@ -129,7 +131,7 @@ class RewardModelTraining:
             mean=float(self._facts["mean"] or 0.0), std=float(self._facts["std"] or 1.0), training_data_digest=self._data_digest,
             held_out_accuracy=self._facts["held_out_accuracy"], max_tokens=spec.max_prompt_tokens + spec.max_response_tokens,
         )  # fmt: skip
-        more = {"algorithm": "reward_model", "spec_digest": spec.digest}
+        more = {"algorithm": "reward_model", "spec_digest": spec.digest, **self._labelled_by}
         return {"kind": "reward", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts.to_facts() | more}
 
     def _scores(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
