@@ -47,7 +47,7 @@ class PairFile(contextlib.AbstractContextManager["PairFile"]):
             raise InvalidArgumentError(f"{self.path} ends in neither .jsonl nor .jsonl.gz", field="output")
         self.rows = self.left_out = 0
         self.digest = ""
-        self._row: Callable[[PreferencePair], dict[str, object] | None] = _trl_row if form == "trl" else _row
+        self._row: Callable[[PreferencePair], dict[str, object] | None] = _trl_row if form == "trl" else accord_row
         self._sha = hashlib.sha256()
         self._stack = contextlib.ExitStack()
 
@@ -99,7 +99,8 @@ def _atomic(path: Path, took: Callable[[bytes], object]) -> Iterator[Callable[[b
         raise
 
 
-def _row(pair: PreferencePair) -> dict[str, object]:
+def accord_row(pair: PreferencePair) -> dict[str, object]:
+    """The pair as a row that is read back without loss."""
     rated = {} if pair.rating_gap is None else {"rating_gap": pair.rating_gap}
     return {
         "pair_id": pair.pair_id,

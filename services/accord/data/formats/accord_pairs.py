@@ -36,7 +36,7 @@ def _parse(row: Mapping[str, Any]) -> Row:
         messages(row.get("prompt"), "prompt"), text(row, "pair_id"), chosen=chosen[0].content, rejected=rejected[0].content,
         preference=preference, human_preference=None if human is None else probability(human, "human_preference"), response=chosen[0].content,
         reference=None if reference is None else checked(reference, "reference"), task=task, split=optional_text(row, "split"),
-        group=optional_text(row, "group") or "", metadata={str(key): str(value) for key, value in metadata.items()},
+        group=optional_text(row, "group") or "", metadata={str(key): str(value) for key, value in metadata.items() if value is not None},
         rating_gap=rating_gap(row),
     )  # fmt: skip
 

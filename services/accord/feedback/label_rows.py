@@ -1,0 +1,90 @@
+"""Labels of the ledger as rows of a preference data set, each with where it comes from. Pure.
+
+What does not belong here: files (`accord.data.writers`, `accord.data.parquet`) and reading the ledger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+from accord.client.feedback import Label
+from accord.client.ledger import LabelRecord
+from accord.data.records import LABEL_JOB, LABELLED_AT, PreferencePair
+from accord.feedback.records import digest_of
+
+_GROUP_CHARACTERS = 16
+PROVENANCE = (
+    LABEL_JOB, "judge", "judge_digest", "judge_kind", "judge_options", "rubric", "rubric_digest", "ledger_keys", "content_key", "request_id",
+    LABELLED_AT,
+)  # fmt: skip
+"""Keys of a row's metadata, in this order."""
+
+
+class LabelledRows:
+    """Rows out of labels, one at a time. `left_out` counts by reason what makes none: abstentions, labels without text, pairs that were there before.
+
+    Of several labels of a pair (of the same id and content) the first counts. What stays in memory are some 100 bytes a row, for that.
+    """
+
+    def __init__(self, records: Iterable[LabelRecord]) -> None:
+        self._records = records
+        self._known: set[bytes] = set()
+        self.left_out: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for record in self._records:
+            row = labelled_row(record)
+            known = bytes.fromhex(digest_of(record.label.pair_id or record.content_key))[:16]
+            if row is None:
+                self.left_out["abstentions" if record.pair is not None else "whose text is not in the ledger"] += 1
+            elif known in self._known:
+                self.left_out["of pairs that were there before"] += 1
+            else:
+                self._known.add(known)
+                yield row
+
+
+def labelled_row(record: LabelRecord) -> PreferencePair | None:
+    """The pair as the judge sees it: `chosen` is what it prefers, `preference` its P(chosen better), at least one half.
+
+    A tie keeps A in front, with preference 0.5. `rating_gap` is the difference of the expected ratings where the judge rated. None on abstention, and
+    where the ledger has no text of the pair.
+    """
+    label, pair = record.label, record.pair
+    if label.preference is None or pair is None:
+        return None
+    a_wins = label.outcome != "b"
+    preference = {"a": label.preference, "b": 1.0 - label.preference}.get(label.outcome, 0.5)
+    chosen, rejected = (pair.response_a, pair.response_b) if a_wins else (pair.response_b, pair.response_a)
+    human, gap = pair.human_preference, rating_gap(label)
+    if not a_wins:
+        human, gap = None if human is None else 1.0 - human, None if gap is None else -gap
+    return PreferencePair(
+        label.pair_id or record.content_key, pair.task, pair.messages, chosen, rejected, preference,
+        group=digest_of([[message.role, message.content] for message in pair.messages])[:_GROUP_CHARACTERS],
+        human_preference=human, metadata=provenance(record), rating_gap=gap,
+    )  # fmt: skip
+
+
+def rating_gap(label: Label) -> float | None:
+    """A's expected rating less B's, out of a rating judge's answers; None where the judge was another or was not asked."""
+    gaps = [
+        judgement.evidence_a - judgement.evidence_b
+        for judgement in (label.judgements if label.kind == "rating" else ())
+        if judgement.evidence_a is not None and judgement.evidence_b is not None
+    ]
+    return sum(gaps) / len(gaps) if gaps else None
+
+
+def provenance(record: LabelRecord) -> dict[str, str]:
+    """Where a label comes from, as a row's metadata; what is empty is left out."""
+    label = record.label
+    keys = ",".join(judgement.ledger_key for judgement in label.judgements)
+    moment = datetime.fromtimestamp(record.create_time, UTC).isoformat(timespec="seconds")
+    values = (
+        record.job, label.judge, label.judge_digest, label.kind, record.options, label.rubric, label.rubric_digest, keys, record.content_key,
+        record.request_id, moment,
+    )  # fmt: skip
+    return {name: value for name, value in zip(PROVENANCE, values, strict=True) if value}
