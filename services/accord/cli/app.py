@@ -26,7 +26,7 @@ COMMANDS: tuple[str, ...] = (
     "study", "report", "version",
 )  # fmt: skip
 """Each is a function of the module of its name, in the order of the help."""
-GROUPS: tuple[str, ...] = ("data",)
+GROUPS: tuple[str, ...] = ("data", "labels")
 """Each is a module with a function of its name, which has the help, and a table of its commands."""
 _INTERRUPTED = 130
 

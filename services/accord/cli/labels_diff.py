@@ -1,0 +1,128 @@
+"""`accord labels diff`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from accord.cli.labels_options import Job, Kind, Rubric, Since, TaskOption, Until, is_by, ledger_at, query_of, records_of, shortened
+from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
+from accord.cli.output import print_json, print_line, print_table
+from accord.errors import InvalidArgumentError, NotFoundError
+
+if TYPE_CHECKING:
+    from accord.client.feedback import LabelPairItem, Share
+    from accord.client.ledger import LabelRecord
+    from accord.feedback.comparing import Comparison, Kappa, Opinions
+
+_TEXT = 60
+_DIGEST = 12
+JudgeName = Annotated[str, typer.Argument(metavar="JUDGE", help="A judge's name, or the beginning of its digest.")]
+
+
+def diff(
+    first: JudgeName,
+    second: JudgeName,
+    job: Job = "",
+    kind: Kind = "",
+    task: TaskOption = None,
+    rubric: Rubric = "",
+    since: Since = "",
+    until: Until = "",
+    worst: Annotated[int, typer.Option("--worst", min=0, help="How many pairs to show on which they differ most.")] = 5,
+    feedback: FeedbackAddress = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Compares two judges on the pairs that both labelled: how often they agree, beyond chance too, and where they differ.
+
+    Pairs are the same by content, whichever response was A; of several labels of a pair a judge's last one counts. Texts of these labels are held in
+    memory.
+
+    \b
+    Example:
+        accord labels diff SmolLM2-135M-Instruct SmolLM2-360M-Instruct
+        accord labels diff 4be1c0 91aa07 --task summarization --worst 10
+    """
+    from accord.feedback.comparing import Opinions, compare
+
+    query = query_of(job=job, kind=kind, task=task, rubric=rubric, since=since, until=until)
+    opinions = (Opinions(), Opinions())
+    with ledger_at(home, feedback) as client:
+        judges, pairs = _read(records_of(client, query), (first, second), opinions)
+    found = compare(opinions[0].found, opinions[1].found, pairs, worst=worst)
+    if not found.pairs:
+        raise NotFoundError(f"there is no pair that both {judges[0]} and {judges[1]} labelled")
+    without_text = sum(opinion.without_text for opinion in opinions)
+    if as_json:
+        print_json({"judges": judges, "without_text": without_text, "comparison": found})
+        return
+    _show(found, judges)
+    if without_text:
+        print_line(f"{without_text} labels are not compared: the ledger has no text of their pairs")
+
+
+def _read(records: Iterable[LabelRecord], wanted: tuple[str, str], opinions: tuple[Opinions, Opinions]) -> tuple[list[str], dict[str, LabelPairItem]]:
+    """Takes the labels of both judges; returns who they are and the pairs by content.
+
+    Raises:
+        NotFoundError: a judge has no label.
+        InvalidArgumentError: several judges are meant by one name, or both names mean the same one.
+    """
+    found: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    seen: dict[str, str] = {}
+    pairs: dict[str, LabelPairItem] = {}
+    for record in records:
+        digest, name = record.label.judge_digest, f"{record.label.judge} {record.label.judge_digest[:_DIGEST]}"
+        seen[digest] = name
+        for place in (0, 1):
+            if is_by(record, wanted[place]):
+                found[place][digest] = name
+                opinions[place].add(record)
+                if record.pair is not None:
+                    pairs[record.content_key] = record.pair
+    for place in (0, 1):
+        if not found[place]:
+            there = ", ".join(sorted(seen.values())) or "none"
+            raise NotFoundError(f"there is no label by {wanted[place]!r}; judges of these labels: {there}", field="JUDGE")
+        if len(found[place]) > 1:
+            raise InvalidArgumentError(f"{wanted[place]!r} is more than one judge: {', '.join(sorted(found[place].values()))}", field="JUDGE")
+    if found[0] == found[1]:
+        raise InvalidArgumentError(f"both names are the same judge: {next(iter(found[0].values()))}", field="JUDGE")
+    return [next(iter(names.values())) for names in found], pairs
+
+
+def _show(found: Comparison, judges: list[str]) -> None:
+    print_line(f"first: {judges[0]}\nsecond: {judges[1]}")
+    rows = [
+        ("agree", *_share(found.agreement)), ("Cohen's kappa", *_kappa(found.kappa)),
+        ("the first takes the longer one", *_share(found.first_takes_longer)),
+        ("the second takes the longer one", *_share(found.second_takes_longer)),
+        ("the first agrees with people", *_share(found.first_human_agreement)),
+        ("the second agrees with people", *_share(found.second_human_agreement)),
+        *((f"agree: {part.name}", *_share(part.agreement)) for part in found.parts),
+    ]  # fmt: skip
+    print_table(("on the same pairs", "value>", "95 % interval", "n>"), rows)
+    distance = "" if found.mean_distance is None else f"; their preferences are {found.mean_distance:.3f} apart on average"
+    print_line(f"{found.pairs} pairs, {found.abstained} on which one of them abstains{distance}")
+    if found.differences:
+        columns = ("pair", "first P(A)>", "second P(A)>", "prompt", "A", "B")
+        print_table(columns, [
+            (item.pair.pair_id, f"{item.first:.3f}", f"{item.second:.3f}", shortened(item.pair.messages[-1].content, _TEXT),
+             shortened(item.pair.response_a, _TEXT), shortened(item.pair.response_b, _TEXT))
+            for item in found.differences
+        ], title="farthest apart")  # fmt: skip
+
+
+def _share(share: Share | None) -> tuple[str, str, str]:
+    return _estimate(share, "not measured")
+
+
+def _kappa(kappa: Kappa | None) -> tuple[str, str, str]:
+    return _estimate(kappa, "not defined")
+
+
+def _estimate(found: Share | Kappa | None, otherwise: str) -> tuple[str, str, str]:
+    return (otherwise, "", "") if found is None else (f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}", str(found.n))

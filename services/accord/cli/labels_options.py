@@ -1,0 +1,106 @@
+"""What the commands of `accord labels` share: which labels, and reading them with a line that says how far it is.
+
+What does not belong here: options of one command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from accord.cli.connect import reach
+from accord.cli.progress import ProgressBar
+from accord.errors import InvalidArgumentError
+from accord.text.tasks import Task
+
+if TYPE_CHECKING:
+    from accord.client.ledger import LabelQuery, LabelRecord, LedgerClient
+
+_CALL_SECONDS = 60.0
+_PAGE = 500
+_SHOW_EVERY = 500
+_DIGEST_CHARACTERS, _LEAST_DIGEST = 64, 6
+_KINDS = ("likelihood", "verdict", "rating")
+_OUTCOMES = ("a", "b", "tie", "abstain")
+
+Job = Annotated[str, typer.Option("--job", metavar="NAME", help="Labels of this job: labelJobs/ID.", show_default=False)]
+Judge = Annotated[str, typer.Option("--judge", metavar="NAME|DIGEST", help="By this judge: its name, or its digest's beginning.", show_default=False)]
+Kind = Annotated[str, typer.Option("--kind", help="likelihood, verdict or rating.", show_default=False)]
+TaskOption = Annotated[Task | None, typer.Option("--task", help="Of this task.", show_default=False)]
+Rubric = Annotated[str, typer.Option("--rubric", metavar="ID", help="Under this rubric.", show_default=False)]
+OutcomeOption = Annotated[str, typer.Option("--outcome", help="a, b, tie or abstain.", show_default=False)]
+Pair = Annotated[str, typer.Option("--pair", metavar="ID|KEY", help="Of this pair: its id, or its content key.", show_default=False)]
+Since = Annotated[str, typer.Option("--since", metavar="TIME", help="Made then or later: 2026-11-25, or 2026-11-25T14:00.", show_default=False)]
+Until = Annotated[str, typer.Option("--until", metavar="TIME", help="Made before.", show_default=False)]
+
+
+def query_of(
+    *, job: str = "", judge: str = "", kind: str = "", task: Task | None = None, rubric: str = "", outcome: str = "", pair: str = "",
+    since: str = "", until: str = "",
+) -> LabelQuery:  # fmt: skip
+    """The labels that options ask for, as far as the service can choose; `by_judge` does the rest.
+
+    Raises:
+        InvalidArgumentError: an option has a value that is not allowed.
+    """
+    from accord.client.ledger import LabelQuery
+
+    _check(kind, _KINDS, "--kind")
+    _check(outcome, _OUTCOMES, "--outcome")
+    by_content = len(pair) == _DIGEST_CHARACTERS and set(pair) <= set("0123456789abcdef")
+    return LabelQuery(
+        job=job, kind=kind or "default", task=task, judge_digest=judge if len(judge) == _DIGEST_CHARACTERS else "", rubric=rubric,  # type: ignore[arg-type]
+        outcome=outcome or "unspecified", content_key=pair if by_content else "", pair_id="" if by_content else pair,  # type: ignore[arg-type]
+        made_after=_moment(since, "--since"), made_before=_moment(until, "--until"),
+    )  # fmt: skip
+
+
+def is_by(record: LabelRecord, judge: str) -> bool:
+    """Whether a label is by the judge of this name, or of a digest that begins so, with six characters or more; an empty one is any."""
+    by_digest = len(judge) >= _LEAST_DIGEST and record.label.judge_digest.startswith(judge)
+    return not judge or record.label.judge == judge or by_digest
+
+
+@contextlib.contextmanager
+def ledger_at(home: Path, address: str | None) -> Iterator[LedgerClient]:
+    """The ledger of a feedback service."""
+    from accord.client.ledger import LedgerClient
+
+    with reach("feedback", home, address, _CALL_SECONDS) as target, LedgerClient(target) as client:
+        yield client
+
+
+def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:
+    """The labels, by a judge where one is given, while a line says how many were read."""
+    with ProgressBar("reading the ledger") as bar:
+        for number, record in enumerate(client.labels(query, page_size=_PAGE), start=1):
+            if number % _SHOW_EVERY == 0:
+                bar.set(text=f"{number} labels")
+            if is_by(record, judge):
+                yield record
+
+
+def shortened(text: str, width: int) -> str:
+    """A text in one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def _moment(text: str, flag: str) -> float | None:
+    """Unix seconds of a local time."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        raise InvalidArgumentError(f"{text!r} is no time such as 2026-11-25 or 2026-11-25T14:00", field=flag) from error
+
+
+def _check(value: str, allowed: tuple[str, ...], flag: str) -> None:
+    if value and value not in allowed:
+        raise InvalidArgumentError(f"{value!r} is not one of {', '.join(allowed)}", field=flag)
