@@ -26,7 +26,7 @@ Output = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="W
 
 def reaggregate(
     orders: Annotated[str, typer.Option("--orders", help="both: averaged; first: as a judge that is asked in one order.")] = "both",
-    combine: Annotated[str, typer.Option("--combine", help="Over samples and judges: mean, or majority of their votes.")] = "mean",
+    combine: Annotated[str, typer.Option("--combine", help="Over samples and judges: mean, or majority of votes; default: as it was.")] = "",
     tie_margin: Annotated[float | None, typer.Option("--tie-margin", help="Within this of one half is a tie; default: as it was.")] = None,
     hard: Annotated[bool, typer.Option("--hard", help="Preferences become 1, 0 or one half.", show_default=False)] = False,
     output: Output = None,
@@ -52,10 +52,10 @@ def reaggregate(
     """
     from accord.feedback.reaggregate import Changes, Rules
 
-    for value, allowed, flag in ((orders, ("both", "first"), "--orders"), (combine, ("mean", "majority"), "--combine")):
+    for value, allowed, flag in ((orders, ("both", "first"), "--orders"), (combine, ("", "mean", "majority"), "--combine")):
         if value not in allowed:
-            raise InvalidArgumentError(f"{value!r} is not one of {', '.join(allowed)}", field=flag)
-    rules, changes = Rules(orders, combine, tie_margin, hard), Changes()  # type: ignore[arg-type]
+            raise InvalidArgumentError(f"{value!r} is not one of {', '.join(filter(None, allowed))}", field=flag)
+    rules, changes = Rules(orders, combine or None, tie_margin, hard), Changes()  # type: ignore[arg-type]
     query = query_of(job=job, judge=judge, kind=kind, task=task, rubric=rubric, since=since, until=until)
     with ledger_at(home, feedback) as client:
         made = _made(records_of(client, query, judge), rules, changes)

@@ -102,7 +102,7 @@ class Labeller:
     async def abstain(self, pair: LabelPairItem, plan: Plan, reason: str, origin: Origin) -> Label:
         """Records that a pair has no label although no judge was asked, as for one that `check_pair` refuses."""
         label = label_of(pair, plan.settings, plan.judge, Finding(None, reason))
-        await asyncio.to_thread(self._ledger.append_labels, [entry_of(pair, plan.settings, label, origin)])
+        await asyncio.to_thread(self._ledger.append_labels, [entry_of(pair, plan.settings, plan.judge, label, origin)])
         return label
 
     async def rate(self, task: Task, messages: tuple[Message, ...], response: str, judge: Judge, origin: Origin) -> Rating:
@@ -143,7 +143,7 @@ class Labeller:
 
         async def judged(plan: Plan) -> tuple[Label, LabelEntry]:
             label = label_of(pair, plan.settings, plan.judge, await self._finding(pair, plan.settings, plan.judge, origin))
-            return label, entry_of(pair, plan.settings, label, origin)
+            return label, entry_of(pair, plan.settings, plan.judge, label, origin)
 
         return await self._with_judge(judged, plan)
 

@@ -5,12 +5,13 @@ What does not belong here: asking (`accord.feedback.desk`) and keeping (`accord.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accord.client.feedback import Judgement, Label, LabelPairItem
 from accord.errors import InvalidArgumentError
-from accord.feedback.panels import Finding, Seat
+from accord.feedback.panels import Finding, Seat, described
 from accord.feedback.records import Answer, JudgeIdentity, LabelEntry, LabelUse, Origin, Question
 from accord.feedback.settings import Settings
 from accord.text.chat import Message
@@ -84,8 +85,9 @@ def label_of(pair: LabelPairItem, settings: Settings, judge: Seat, finding: Find
     )
 
 
-def entry_of(pair: LabelPairItem, settings: Settings, label: Label, origin: Origin) -> LabelEntry:
-    """The label as the ledger keeps it."""
+def entry_of(pair: LabelPairItem, settings: Settings, judge: Seat, label: Label, origin: Origin) -> LabelEntry:
+    """The label as the ledger keeps it; where several judges took part, its options say by which rule."""
+    options = settings.values if isinstance(judge, JudgeIdentity) else {**settings.values, "panel": described(judge)}
     return LabelEntry(
         pair=pair,
         kind=settings.kind,
@@ -93,7 +95,7 @@ def entry_of(pair: LabelPairItem, settings: Settings, label: Label, origin: Orig
         rubric_digest=label.rubric_digest,
         judge=label.judge,
         judge_digest=label.judge_digest,
-        options=settings.json,
+        options=json.dumps(options, sort_keys=True),
         preference=label.preference,
         outcome=label.outcome,
         abstention_reason=label.abstention_reason,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from accord.feedback.judge_config import Combine
 from accord.feedback.records import JudgeIdentity, digest_of
@@ -54,6 +54,7 @@ class Escalation:
         return digest_of("escalation/1", self.first.digest, self.then.digest, self.threshold)
 
 
+JSON = Any  # str, float, and lists and string-keyed dicts of these
 Seat = JudgeIdentity | Ensemble | Escalation
 """Who labels: one judge, or several with a rule."""
 
@@ -72,8 +73,17 @@ class Finding(Generic[AnsweredT]):
     escalated: bool = False
 
 
-def combined(findings: Sequence[Finding[AnsweredT]], combine: Combine, tie_margin: float) -> Finding[AnsweredT]:
-    """What an ensemble comes to.
+def described(seat: Seat) -> JSON:
+    """Who labels, as JSON: a judge is its digest, an ensemble its rule and members, an escalation both its judges and the threshold."""
+    if isinstance(seat, Ensemble):
+        return {"combine": seat.combine, "members": [described(member) for member in seat.members]}
+    if isinstance(seat, Escalation):
+        return {"first": described(seat.first), "then": described(seat.then), "threshold": seat.threshold}
+    return seat.digest
+
+
+def combined(findings: Sequence[Finding[AnsweredT]], combine: Combine, tie_margin: float, *, who: str = "judges") -> Finding[AnsweredT]:
+    """What an ensemble comes to; `who` its members are, for people.
 
     `mean`: the mean of the members' preferences. `majority`: the share of members whose outcome is A, ties as half. A member that abstains has
     no say; where not more than half have one, the ensemble abstains. Swapping A and B turns a preference p into exactly 1 - p. Agreement counts
@@ -84,7 +94,7 @@ def combined(findings: Sequence[Finding[AnsweredT]], combine: Combine, tie_margi
     escalated = any(finding.escalated for finding in findings)
     if 2 * len(known) <= len(findings):
         first = next(finding.reason for finding in findings if finding.preference is None)
-        return Finding(None, f"no quorum: {len(findings) - len(known)} of {len(findings)} judges abstain: {first}", answered, escalated=escalated)
+        return Finding(None, f"no quorum: {len(findings) - len(known)} of {len(findings)} {who} abstain: {first}", answered, escalated=escalated)
     votes = [outcome(preference, tie_margin) for preference in known]
     values = known if combine == "mean" else [{"a": 1.0, "b": 0.0, "tie": 0.5}[vote] for vote in votes]
     preference = _mean(values)

@@ -5,7 +5,6 @@ What does not belong here: who judges (`accord.feedback.roster`).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from accord.client.feedback import Judge
@@ -43,13 +42,13 @@ class Settings:
         return load_rubric(self.rubric.id, task=task, kind=self.kind)
 
     @property
-    def json(self) -> str:
-        """The settings that a label depends on besides kind and rubric, for the ledger."""
+    def values(self) -> dict[str, object]:
+        """The settings that a label depends on besides kind and rubric, as JSON holds them."""
         values: dict[str, object] = {"tie_margin": self.tie_margin}
         if self.kind == "verdict":
             values |= {"both_orders": self.both_orders, "rationale": self.rationale}
             values |= {"max_rationale_tokens": self.max_rationale_tokens} if self.rationale else {}
-        return json.dumps(values, sort_keys=True)
+        return values
 
 
 def read_settings(judge: Judge, default_kind: Kind) -> Settings:

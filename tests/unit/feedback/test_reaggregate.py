@@ -11,8 +11,9 @@ import pytest
 from tests.unit.feedback.fakes import Bench, FakePolicy
 
 from accord.client.feedback import Judge, Judgement, Label, LabelPairItem
+from accord.client.ledger import LabelQuery
 from accord.errors import InvalidArgumentError
-from accord.feedback.reaggregate import Changes, Rules, deciding, reaggregated
+from accord.feedback.reaggregate import Changes, Rules, reaggregated
 from accord.feedback.records import Origin
 from accord.text.chat import Message
 from accord.text.tasks import Task
@@ -20,6 +21,8 @@ from accord.text.tasks import Task
 MakeBench = Callable[..., Bench]
 AS_IT_WAS = Rules()
 MAJORITY = Rules(combine="majority")
+THREE = json.dumps({"panel": {"combine": "mean", "members": ["j1", "j2", "j3"]}})
+TWO = json.dumps({"panel": {"combine": "mean", "members": ["j1", "j2"]}})
 
 
 def judgement(p: float | None, *, a_first: bool = True, sample: int = 0, judge: str = "j1") -> Judgement:
@@ -46,12 +49,12 @@ async def test_rules_that_are_the_labellers_own_change_nothing(make_bench: MakeB
     for number, (a, b) in enumerate(itertools.permutations(["good good x", "good y", "z", "good tie"], 2)):
         pair = LabelPairItem(Task.CONVERSATION, (Message("user", "q"),), a, b, f"p{number}")
         found = await bench.labeller.label(pair, await bench.labeller.plan(settings), Origin())
-        same = reaggregated(found, AS_IT_WAS, settings.json)
+        same = reaggregated(found, AS_IT_WAS, json.dumps(settings.values))
         assert same is not None
         assert same.preference == pytest.approx(found.preference, abs=1e-15)
         assert replace(same, preference=found.preference) == found
         single = await bench.labeller.label(pair, await bench.labeller.plan(one_order), Origin())
-        first = reaggregated(found, Rules(orders="first"), settings.json)
+        first = reaggregated(found, Rules(orders="first"), json.dumps(settings.values))
         assert first is not None
         assert (first.preference, first.outcome) == (pytest.approx(single.preference, abs=1e-15), single.outcome)
 
@@ -86,13 +89,13 @@ def test_samples_are_averaged_or_vote() -> None:
 
 def test_each_judge_counts_once_however_many_samples_it_has() -> None:
     panel = label(judgement(0.9, judge="j1"), judgement(0.9, judge="j1", sample=1), judgement(0.9, judge="j1", sample=2), judgement(0.2, judge="j2"))
-    found = reaggregated(panel, AS_IT_WAS, "{}")
+    found = reaggregated(panel, AS_IT_WAS, TWO)
     assert made(found) == (pytest.approx(0.55), "a")
     assert found is not None
     assert found.agreement == 0.5
     three = label(judgement(0.99, judge="j1"), judgement(0.4, judge="j2"), judgement(0.45, judge="j3"))
-    assert made(reaggregated(three, AS_IT_WAS, "{}"))[1] == "a"
-    voted = reaggregated(three, MAJORITY, "{}")
+    assert made(reaggregated(three, AS_IT_WAS, THREE))[1] == "a"
+    voted = reaggregated(three, MAJORITY, THREE)
     assert made(voted) == (pytest.approx(1 / 3), "b")
     assert voted is not None
     assert voted.agreement == pytest.approx(2 / 3)
@@ -100,11 +103,11 @@ def test_each_judge_counts_once_however_many_samples_it_has() -> None:
 
 def test_who_abstains_has_no_say_and_half_is_no_quorum() -> None:
     panel = label(judgement(0.9, judge="j1"), judgement(0.8, judge="j2"), judgement(None, judge="j3"))
-    found = reaggregated(panel, AS_IT_WAS, "{}")
+    found = reaggregated(panel, AS_IT_WAS, THREE)
     assert made(found) == (pytest.approx(0.85), "a")
     assert found is not None
     assert found.agreement == pytest.approx(2 / 3)
-    half = reaggregated(label(judgement(0.9, judge="j1"), judgement(None, judge="j2")), AS_IT_WAS, "{}")
+    half = reaggregated(label(judgement(0.9, judge="j1"), judgement(None, judge="j2")), AS_IT_WAS, TWO)
     assert made(half) == (None, "abstain")
     assert half is not None
     assert half.abstention_reason == "no quorum: 1 of 2 judges abstain: no answer from j2"
@@ -121,12 +124,52 @@ def test_an_order_without_an_answer_takes_the_others_with_it_but_not_the_first_a
 
 
 def test_where_the_larger_judge_was_asked_it_decides_alone() -> None:
-    asked = label(judgement(0.5, judge="small"), judgement(0.9, judge="large"), escalated=True)
-    assert [item.judge_digest for item in deciding(asked)] == ["large"]
-    assert made(reaggregated(asked, AS_IT_WAS, "{}")) == (0.9, "a")
-    several = label(judgement(0.5, judge="s"), judgement(0.9, judge="l1"), judgement(0.9, judge="l2"), escalated=True)
-    assert reaggregated(several, AS_IT_WAS, "{}") is None
-    assert reaggregated(label(), AS_IT_WAS, "{}") is None
+    options = json.dumps({"panel": {"first": "small", "then": {"combine": "majority", "members": ["l1", "l2", "l3"]}, "threshold": 0.2}})
+    larger = [judgement(p, judge=f"l{number}") for number, p in enumerate([0.9, 0.6, 0.1], start=1)]
+    asked = reaggregated(label(judgement(0.55, judge="small"), *larger, escalated=True), AS_IT_WAS, options)
+    assert made(asked) == (pytest.approx(2 / 3), "a")
+    assert asked is not None
+    assert (asked.escalated, asked.agreement) == (True, pytest.approx(2 / 3))
+    mean = reaggregated(label(judgement(0.55, judge="small"), *larger, escalated=True), Rules(combine="mean"), options)
+    assert made(mean) == (pytest.approx(1.6 / 3), "a")
+    alone = reaggregated(label(judgement(0.9, judge="small")), AS_IT_WAS, options)
+    assert made(alone) == (0.9, "a")
+    assert alone is not None
+    assert (alone.escalated, alone.agreement) == (False, None)
+
+
+def test_what_has_no_rule_in_the_ledger_is_not_made_anew() -> None:
+    assert reaggregated(label(judgement(0.5, judge="j1"), judgement(0.9, judge="j2")), AS_IT_WAS, "{}") is None
+    assert reaggregated(label(), AS_IT_WAS, TWO) is None
+
+
+@pytest.mark.parametrize("judge", ["mean", "majority", "careful", "nested"])
+async def test_a_panels_label_comes_out_of_the_ledger_as_it_was(make_bench: MakeBench, judge: str) -> None:
+    """Ensembles, an escalation, and an ensemble of escalations, over judges of differing bias, read back from the ledger."""
+    judges = {
+        "b": {"kind": "policy", "address": "b:1"}, "c": {"kind": "policy", "address": "c:1"},
+        "mean": {"kind": "ensemble", "members": ["default", "b", "c"], "combine": "mean"},
+        "majority": {"kind": "ensemble", "members": ["default", "b", "c"], "combine": "majority"},
+        "careful": {"kind": "escalation", "first": "default", "then": "b", "threshold": 0.4},
+        "nested": {"kind": "ensemble", "members": ["careful", "c"], "combine": "mean"},
+    }  # fmt: skip
+    bench = make_bench(FakePolicy(bias=0.7), {"b": FakePolicy(bias=-1.5, base="b"), "c": FakePolicy(bias=2.0, base="c")}, judges=judges)
+    settings = bench.labeller.settings(Judge("verdict", name=judge, both_orders=False))
+    plan = await bench.labeller.plan(settings)
+    for number, (a, b) in enumerate(itertools.permutations(["good good x", "good y", "z", "good tie"], 2)):
+        await bench.labeller.label(LabelPairItem(Task.CONVERSATION, (Message("user", "q"),), a, b, f"p{number}"), plan, Origin())
+    records = [record for _, record in bench.ledger.list_labels(LabelQuery(), after=0, limit=100)]
+    assert len(records) == 12
+    for record in records:
+        found = reaggregated(record.label, AS_IT_WAS, record.options)
+        assert found is not None
+        assert found.preference == pytest.approx(record.label.preference, abs=1e-15)
+        assert replace(found, preference=record.label.preference) == record.label
+    if judge in ("careful", "nested"):
+        assert {record.label.escalated for record in records} == {True, False}
+    if judge == "mean":
+        voted = [reaggregated(record.label, MAJORITY, record.options) for record in records]
+        assert any(found is not None and found.preference != record.label.preference for found, record in zip(voted, records, strict=True))
 
 
 @pytest.mark.parametrize("rules", [AS_IT_WAS, MAJORITY, Rules(hard=True), Rules(tie_margin=0.15, combine="majority")], ids=str)
@@ -135,7 +178,7 @@ def test_swapping_a_and_b_turns_p_into_exactly_1_minus_p(rules: Rules) -> None:
     for p, q, r in itertools.product(values, repeat=3):
         original = label(judgement(p), judgement(q, a_first=False), judgement(r, judge="j2"), judgement(p, judge="j3"))
         turned = replace(original, judgements=tuple(replace(item, probability_a=1.0 - (item.probability_a or 0.0)) for item in original.judgements))
-        one, two = reaggregated(original, rules, "{}"), reaggregated(turned, rules, "{}")
+        one, two = reaggregated(original, rules, THREE), reaggregated(turned, rules, THREE)
         assert one is not None
         assert two is not None
         assert one.preference is not None
