@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.labels_options import Job, Kind, Rubric, Since, TaskOption, Until, is_by, ledger_at, query_of, records_of, shortened
+from accord.cli.labels_options import Job, Kind, Rubric, Since, TaskOption, Until, is_by, labels_of_data, ledger_at, query_of, shortened
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import print_json, print_line, print_table
 from accord.errors import InvalidArgumentError, NotFoundError
@@ -51,7 +51,7 @@ def diff(
     query = query_of(job=job, kind=kind, task=task, rubric=rubric, since=since, until=until)
     opinions = (Opinions(), Opinions())
     with ledger_at(home, feedback) as client:
-        judges, pairs = _read(records_of(client, query), (first, second), opinions)
+        judges, pairs = _read(labels_of_data(client, query), (first, second), opinions)
     found = compare(opinions[0].found, opinions[1].found, pairs, worst=worst)
     if not found.pairs:
         raise NotFoundError(f"there is no pair that both {judges[0]} and {judges[1]} labelled")

@@ -19,9 +19,9 @@ from accord.cli.labels_options import (
     Since,
     TaskOption,
     Until,
+    labels_of_data,
     ledger_at,
     query_of,
-    records_of,
 )
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import print_json, print_line
@@ -61,7 +61,7 @@ def export_labels(
     """
     query = query_of(job=job, judge=judge, kind=kind, task=task, rubric=rubric, outcome=outcome, pair=pair, since=since, until=until)
     with ledger_at(home, feedback) as client:
-        file, left_out = write_labels(output, records_of(client, query, judge))
+        file, left_out = write_labels(output, labels_of_data(client, query, judge))
     if as_json:
         print_json({"file": file.path, "rows": file.rows, "sha256": file.digest, "left_out": left_out})
     else:

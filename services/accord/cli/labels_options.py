@@ -76,12 +76,19 @@ def ledger_at(home: Path, address: str | None) -> Iterator[LedgerClient]:
 
 
 def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:
-    """The labels, by a judge where one is given, while a line says how many were read."""
+    """The labels, by a judge where one is given, as the ledger has them."""
+    return (record for record in client.labels(query, page_size=_PAGE) if is_by(record, judge))
+
+
+def labels_of_data(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:
+    """As `records_of`, while a line says how many there were, without pairs that jobs add to measure a judge."""
+    from accord.feedback.records import is_added
+
     with ProgressBar("reading the ledger") as bar:
-        for number, record in enumerate(client.labels(query, page_size=_PAGE), start=1):
+        for number, record in enumerate(records_of(client, query, judge), start=1):
             if number % _SHOW_EVERY == 0:
                 bar.set(text=f"{number} labels")
-            if is_by(record, judge):
+            if not is_added(record.label.pair_id):
                 yield record
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from accord.client.feedback import FeedbackClient, LabelJob
 from accord.client.ledger import LabelQuery, LabelRecord, LedgerClient
 from accord.errors import NotFoundError
+from accord.feedback.records import is_added
 
 if TYPE_CHECKING:
     from accord.artefacts.manifest import Manifest
@@ -83,6 +84,8 @@ def _read(feedback: FeedbackClient, ledger: LedgerClient, name: str, *, keep_lab
     except NotFoundError:
         return found  # another ledger's, or its file is gone: the run's own word of it stays
     for record in ledger.labels(LabelQuery(job=name), page_size=_PAGE):
+        if is_added(record.label.pair_id):
+            continue  # judged to measure the judge; no data set has it
         found.add(record)
         if keep_labels:
             found.labels.append(record)

@@ -58,9 +58,10 @@ class LedgerService(rpc.FeedbackServiceServicer):
         return pb.LabelJob(name=JOB, state=pb.LABEL_JOB_STATE_SUCCEEDED, source_uri="sample:conversation", rows_digest=DATA_DIGEST)
 
 
-def add_label(ledger: Ledger, judge: JudgeIdentity, number: int, orders: tuple[float | None, float], *, job: str = "") -> None:
+def add_label(ledger: Ledger, judge: JudgeIdentity, number: int, orders: tuple[float | None, float], *, job: str = "", pair_id: str = "") -> None:
     """A label by both orders: P(A better) as each says it."""
-    pair = LabelPairItem(Task.CONVERSATION, (Message("user", f"question {number}"),), f"answer {number}", f"reply {number} at length", f"p{number}")
+    prompt, name = (Message("user", f"question {number}"),), pair_id or f"p{number}"
+    pair = LabelPairItem(Task.CONVERSATION, prompt, f"answer {number}", f"reply {number} at length", name)
     ab = Question("verdict", Task.CONVERSATION, pair.messages, pair.response_a, pair.response_b, None, judge)
     ba = replace(ab, first=pair.response_b, second=pair.response_a)
     first, second = orders
@@ -180,6 +181,18 @@ def test_labels_become_data(accord: Accord, address: str, tmp_path: Path, name: 
     ]  # fmt: skip
     assert rows[0].human_preference == 0.0
     assert all(row.metadata["judge_digest"] == SMALL.digest and row.metadata["label_job"] == JOB for row in rows)
+
+
+def test_pairs_that_measure_a_judge_are_listed_and_in_nothing_else(accord: Accord, address: str, ledger: Ledger, tmp_path: Path) -> None:
+    for judge in (SMALL, LARGE):
+        add_label(ledger, judge, 9, (0.9, 0.9), job=JOB if judge is SMALL else "", pair_id="accord-repeat:p0")
+    assert "accord-repeat:p0" in accord("labels", "list", "--feedback", address).stdout
+    accord("labels", "export", "l.jsonl", "--job", JOB, "--feedback", address)
+    assert len(read_pairs(str(tmp_path / "l.jsonl")).rows) == 4
+    assert json.loads(accord("labels", "reaggregate", "--json", "--feedback", address).stdout)["labels"] == 9
+    assert json.loads(accord("labels", "diff", "small", "large", "--json", "--feedback", address).stdout)["comparison"]["pairs"] == 4
+    _, reward, _ = store_with(tmp_path, data_digest=DATA_DIGEST)
+    assert json.loads(accord("lineage", reward, "--json", "--feedback", address).stdout)[0]["label_jobs"][0]["count"] == 5
 
 
 def test_an_export_of_nothing_fails(accord: Accord, address: str) -> None:
