@@ -171,11 +171,25 @@ def test_a_stream_keeps_the_options_of_its_first_message(server: ServerProcess) 
     assert found == {"1": rating.kind, "2": rating.kind, "3": verdict.kind, "4": verdict.kind}
 
 
+def test_self_consistency_and_text_over_the_wire(feedback: FeedbackClient) -> None:
+    asked = Judge("verdict", rubric="conversation/helpful-cot/1", consistency_samples=2, consistency_temperature=0.5)
+    made = feedback.label_pair(replace(PAIR, response_b="consistent"), asked)
+    assert [(item.a_first, item.sample) for item in made.judgements] == [(True, 0), (True, 1), (False, 0), (False, 1)]
+    text = feedback.label_pair(PAIR, Judge("verdict", verdict_source="text"))
+    assert text.judgements[0].probability_a in (0.0, 0.5, 1.0)
+
+
 def test_ratings_rubrics_and_cards(feedback: FeedbackClient) -> None:
     rating = feedback.rate_response(TASK, PAIR.messages, "good good good")
     assert max(range(10), key=rating.distribution.__getitem__) == 4
     assert 1 < rating.expected_rating < 10
     assert rating.rubric == "conversation/rating/1"
+    several = feedback.rate_responses(TASK, [(PAIR.messages, "good good good"), (PAIR.messages, "nul\0")])
+    assert several.results[0] == rating
+    assert isinstance(several.results[1], InvalidArgumentError)
+    assert several.results[1].field == "items[1].response"
+    assert several.judge == "fake"
+    assert len(several.judge_digest) == 64
     rubrics = {rubric.id: rubric for rubric in feedback.list_rubrics()}
     assert {"summarization/detailed/1", "conversation/rating/1"} <= rubrics.keys()
     assert rubrics["conversation/rating/1"].digest == rating.rubric_digest

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from accord.prompts import RubricKind, default_rubric
+from accord.prompts import RubricKind, default_rubric, list_rubrics, load_rubric
 from accord.text.chat import Message
 from accord.text.judge import fenced, render_conversation, render_template
 from accord.text.tasks import Task, summarization_prompt
@@ -29,3 +29,11 @@ def test_rendered_judge_prompts(golden: Callable[[str, str], str], task: Task, k
     values = {"prompt": render_conversation(PROMPTS[task]), "first": fenced(FIRST), "second": fenced(SECOND), "response": fenced(SECOND)}
     text = render_template(rubric.template, values) + rubric.verdict_prefix
     assert text == golden(f"judge-{task.value}-{kind}.txt", text)
+
+
+@pytest.mark.parametrize("rubric_id", [rubric.id for rubric in list_rubrics() if "/detailed/" not in rubric.id and "/rating/" not in rubric.id])
+def test_every_other_rubric(golden: Callable[[str, str], str], rubric_id: str) -> None:
+    rubric = load_rubric(rubric_id)
+    values = {"prompt": render_conversation(PROMPTS[rubric.task]), "first": fenced(FIRST), "second": fenced(SECOND), "response": fenced(SECOND)}
+    text = render_template(rubric.template, values) + rubric.verdict_prefix
+    assert text == golden(f"rubric-{rubric_id.replace('/', '-')}.txt", text)

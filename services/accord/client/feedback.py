@@ -35,6 +35,11 @@ OUTCOMES: dict[Outcome, pb.Outcome] = {
 _OUTCOME_NAMES = {number: name for name, number in OUTCOMES.items()}
 TASKS: dict[Task, pb.Task] = {Task.SUMMARIZATION: pb.TASK_SUMMARIZATION, Task.CONVERSATION: pb.TASK_CONVERSATION}
 _TASK_NAMES = {number: task for task, number in TASKS.items()}
+VERDICT_SOURCES: dict[Literal["", "logprobs", "text"], pb.VerdictSource] = {
+    "": pb.VERDICT_SOURCE_UNSPECIFIED,
+    "logprobs": pb.VERDICT_SOURCE_LOGPROBS,
+    "text": pb.VERDICT_SOURCE_TEXT,
+}
 JobState = Literal["unspecified", "running", "succeeded", "failed", "cancelled"]
 _JOB_STATES: dict[int, JobState] = {
     pb.LABEL_JOB_STATE_UNSPECIFIED: "unspecified",
@@ -57,6 +62,9 @@ class Judge:
     max_rationale_tokens: int | None = None
     tie_margin: float | None = None
     name: str = ""
+    consistency_samples: int | None = None
+    consistency_temperature: float | None = None
+    verdict_source: Literal["", "logprobs", "text"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,15 @@ class Rating:
     score: float
     rubric: str
     rubric_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """What came of each response of a batch, and who judged, by name and digest."""
+
+    results: tuple[Rating | AccordError, ...]
+    judge: str
+    judge_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +234,12 @@ def judge_to_proto(judge: Judge) -> pb.JudgeOptions:
     """Returns the wire form.
 
     Raises:
-        InvalidArgumentError: the kind is not known.
+        InvalidArgumentError: the kind or the verdict's source is not known.
     """
     if judge.kind not in JUDGE_KINDS:
         raise InvalidArgumentError(f"kind {judge.kind!r} is not one of {', '.join(JUDGE_KINDS)}", field="judge.kind")
+    if judge.verdict_source not in VERDICT_SOURCES:
+        raise InvalidArgumentError(f"verdict source {judge.verdict_source!r} is neither logprobs nor text", field="judge.verdict_source")
     return pb.JudgeOptions(
         kind=JUDGE_KINDS[judge.kind],
         rubric=judge.rubric,
@@ -230,6 +249,9 @@ def judge_to_proto(judge: Judge) -> pb.JudgeOptions:
         max_rationale_tokens=judge.max_rationale_tokens,
         tie_margin=judge.tie_margin,
         judge=judge.name,
+        consistency_samples=judge.consistency_samples,
+        consistency_temperature=judge.consistency_temperature,
+        verdict_source=VERDICT_SOURCES[judge.verdict_source],
     )
 
 
@@ -282,6 +304,10 @@ def label_from_proto(wire: pb.Label) -> Label:
         wire.agreement if wire.HasField("agreement") else None,
         wire.escalated,
     )
+
+
+def _rating(wire: pb.RateResponseResponse) -> Rating:
+    return Rating(tuple(wire.distribution), wire.expected_rating, wire.score, wire.rubric, wire.rubric_digest)
 
 
 def _label_result(wire: pb.LabelPairResult) -> LabelResult:
@@ -398,8 +424,19 @@ class FeedbackClient:
         request = pb.RateResponseRequest(
             task=TASKS[task], prompt=messages_to_proto(messages), response=response, rubric=rubric, adapter=adapter, judge=judge
         )
-        wire = self._stub.RateResponse(request, timeout=timeout_seconds)
-        return Rating(tuple(wire.distribution), wire.expected_rating, wire.score, wire.rubric, wire.rubric_digest)
+        return _rating(self._stub.RateResponse(request, timeout=timeout_seconds))
+
+    def rate_responses(
+        self, task: Task, items: Sequence[tuple[Sequence[Message], str]], judge: Judge = Judge("rating"), *, timeout_seconds: float | None = None
+    ) -> Ratings:
+        """Returns a rating or an error for each prompt and response, in their order; of the judge count rubric, adapter and name."""
+        request = pb.RateResponsesRequest(
+            task=TASKS[task], rubric=judge.rubric, adapter=judge.adapter, judge=judge.name,
+            items=[pb.RateItem(prompt=messages_to_proto(messages), response=response) for messages, response in items],
+        )  # fmt: skip
+        wire = self._stub.RateResponses(request, timeout=timeout_seconds)
+        results = tuple(error_or_none(item.status) or _rating(item.rating) for item in wire.results)
+        return Ratings(results, wire.judge, wire.judge_digest)
 
     def list_rubrics(self, *, timeout_seconds: float | None = None) -> tuple[Rubric, ...]:
         """Returns the rubrics by id."""

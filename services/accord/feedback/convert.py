@@ -12,6 +12,7 @@ from accord.client.feedback import (
     JUDGE_KINDS,
     OUTCOMES,
     TASKS,
+    VERDICT_SOURCES,
     Judge,
     Judgement,
     Label,
@@ -31,6 +32,7 @@ from accord.rpc.status import item_status
 from accord.text.tasks import Task
 
 _KINDS = {number: name for name, number in JUDGE_KINDS.items()}
+_VERDICT_SOURCES = {number: name for name, number in VERDICT_SOURCES.items()}
 _TASKS = {number: task for task, number in TASKS.items()}
 _OUTCOMES = {number: name for name, number in OUTCOMES.items()}
 
@@ -46,6 +48,9 @@ def read_judge(wire: pb.JudgeOptions) -> Judge:
         max_rationale_tokens=wire.max_rationale_tokens if wire.HasField("max_rationale_tokens") else None,
         tie_margin=wire.tie_margin if wire.HasField("tie_margin") else None,
         name=wire.judge,
+        consistency_samples=wire.consistency_samples if wire.HasField("consistency_samples") else None,
+        consistency_temperature=wire.consistency_temperature if wire.HasField("consistency_temperature") else None,
+        verdict_source=_VERDICT_SOURCES[wire.verdict_source],
     )
 
 
@@ -136,6 +141,11 @@ def rating_to_proto(rating: Rating) -> pb.RateResponseResponse:
         rubric=rating.rubric,
         rubric_digest=rating.rubric_digest,
     )
+
+
+def rate_result_to_proto(result: Rating | AccordError) -> pb.RateResult:
+    """The wire form of what came of a response."""
+    return pb.RateResult(status=item_status(result)) if isinstance(result, AccordError) else pb.RateResult(rating=rating_to_proto(result))
 
 
 def rubric_to_proto(rubric: Rubric) -> pb.Rubric:

@@ -58,7 +58,7 @@ class _Entry:
     def group(self) -> Hashable:
         """Questions of one group can share a call to the judge."""
         question = self.question
-        return question.kind, question.judge, question.rationale, question.max_rationale_tokens
+        return question.kind, question.judge, question.rationale, question.max_rationale_tokens, question.temperature, question.verdict_source
 
 
 @dataclass(eq=False)

@@ -112,8 +112,8 @@ class ChatEndpoint:
             self._known = found
         return found
 
-    async def complete(self, prompt: str, *, max_tokens: int) -> Completion:
-        """The answer to one question, greedily, with logprobs where they are asked for and given.
+    async def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int | None = None) -> Completion:
+        """The answer to one question, greedily unless a temperature is given, with logprobs where they are asked for and given.
 
         An answer to a prompt that does not fit into the context with its answer, or that was read in part only, is `unusable`.
 
@@ -131,7 +131,7 @@ class ChatEndpoint:
         deadline = time.monotonic() + self._config.timeout_seconds
         try:
             async with asyncio.timeout(self._config.timeout_seconds):
-                found = await self._patiently(self._request(prompt, max_tokens), deadline)
+                found = await self._patiently(self._request(prompt, max_tokens, temperature, seed), deadline)
         except TimeoutError:
             raise DeadlineExceededError(f"{self.place} did not answer within {self._config.timeout_seconds:g} s") from None
         count_tokens(self._name, found.prompt_tokens, found.completion_tokens)
@@ -142,12 +142,13 @@ class ChatEndpoint:
         """Closes all connections; what is being asked is broken off."""
         await self._client.aclose()
 
-    def _request(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+    def _request(self, prompt: str, max_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
         config = self._config
         body: dict[str, Any] = {
             "model": config.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0.0,
+            "temperature": temperature,
+            "seed": seed,
             config.max_tokens_field: max_tokens,
         }
         if config.top_logprobs:

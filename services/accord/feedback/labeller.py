@@ -28,6 +28,8 @@ from accord.text.judge import scaled_rating
 from accord.text.tasks import Task
 
 T = TypeVar("T")
+_UNREADABLE = (InvalidArgumentError, OutOfRangeError)
+"""What is wrong with one response, and no reason to fail its neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +114,48 @@ class Labeller:
             OutOfRangeError, InvalidArgumentError: the judge cannot read prompt and response.
             AccordError: as `label`.
         """
-        check_prompt(messages, "prompt", self._config.max_text_bytes)
-        check_text(response, "response", self._config.max_text_bytes)
         settings = self.settings(judge)
-        rubric = settings.rubric_for(task)
+        settings.rubric_for(task)
+        return await self._with_judge(lambda plan: self._rating(task, (messages, response), "", plan, origin), await self.plan(settings))
+
+    async def rate_many(
+        self, task: Task, items: Sequence[tuple[tuple[Message, ...], str]], judge: Judge, origin: Origin
+    ) -> tuple[Seat, list[Rating | AccordError]]:
+        """A rating or an error for each prompt and response, all by one judge, and who that was.
+
+        Raises:
+            AccordError: the judge or the ledger failed every response that could be read; the first such error.
+        """
+        settings = self.settings(judge)
+        settings.rubric_for(task)
+
+        async def rated(plan: Plan) -> tuple[Seat, list[Rating | AccordError]]:
+            results = await _together(_caught(self._rating(task, item, f"items[{place}].", plan, origin)) for place, item in enumerate(items))
+            changed = next((result for result in results if isinstance(result, JudgeChangedError)), None)
+            if changed is not None:
+                raise changed
+            failures = [result for result in results if isinstance(result, AccordError) and not isinstance(result, _UNREADABLE)]
+            if failures and not any(isinstance(result, Rating) for result in results):
+                raise failures[0]
+            return plan.judge, results
+
+        return await self._with_judge(rated, await self.plan(settings))
+
+    async def _rating(self, task: Task, item: tuple[tuple[Message, ...], str], field: str, plan: Plan, origin: Origin) -> Rating:
+        """The rating of a prompt and response by the plan's judge; errors about them name the fields below `field`."""
+        messages, response = item
+        check_prompt(messages, f"{field}prompt", self._config.max_text_bytes)
+        check_text(response, f"{field}response", self._config.max_text_bytes)
+        rubric = plan.settings.rubric_for(task)
         if rubric is None:
             raise InternalError("a rating needs a rubric")
-
-        async def asked(plan: Plan) -> tuple[float, ...]:
-            return await self._distribution(lambda judge: Question("rating", task, messages, response, None, rubric, judge), plan.judge, origin)
-
-        distribution = await self._with_judge(asked, await self.plan(settings))
+        try:
+            distribution = await self._distribution(
+                lambda judge: Question("rating", task, messages, response, None, rubric, judge), plan.judge, origin
+            )  # fmt: skip
+        except _UNREADABLE as error:
+            error.field = f"{field}{error.field}" if error.field == "response" else error.field
+            raise
         mean = math.fsum(rating * share for rating, share in enumerate(distribution, start=1))
         return Rating(distribution, mean, scaled_rating(mean), rubric.id, rubric.digest)
 

@@ -6,8 +6,9 @@ What does not belong here: asking (`accord.feedback.desk`) and keeping (`accord.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from accord.client.feedback import Judgement, Label, LabelPairItem
 from accord.errors import InvalidArgumentError
@@ -36,7 +37,7 @@ class Answered:
 
 
 def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) -> list[Shown]:
-    """The questions that a label of the pair rests on: one for each order where order can matter.
+    """The questions that a label of the pair rests on: one for each order where order can matter, and for each sample of self-consistency.
 
     Rating and likelihood see one response at a time: they get one question, the same for (A, B) and (B, A).
 
@@ -51,18 +52,28 @@ def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) 
     found = []
     for a_first in orders:
         first, second = (pair.response_a, pair.response_b) if a_first else (pair.response_b, pair.response_a)
-        question = Question(settings.kind, pair.task, pair.messages, first, second, rubric, judge, settings.rationale, settings.max_rationale_tokens)
-        found.append(Shown(question, a_first))
+        question = Question(
+            settings.kind, pair.task, pair.messages, first, second, rubric, judge, settings.rationale, settings.max_rationale_tokens,
+            temperature=settings.temperature, verdict_source=settings.verdict_source,
+        )  # fmt: skip
+        found += [Shown(replace(question, sample=sample), a_first) for sample in range(settings.samples)]
     return found
 
 
 def finding_of(answered: Sequence[Answered]) -> Finding[Answered]:
     """What one judge's answers come to: P(A better) averaged over the orders.
 
-    One order without a usable answer makes the whole an abstention. Swapping A and B turns a preference p into exactly 1 - p.
+    One order without a usable answer makes the whole an abstention; of several samples in an order, those without one are left out of the mean.
+    Swapping A and B turns a preference p into exactly 1 - p.
     """
-    reason = next((item.answer.abstention_reason for item in answered if item.answer.probability_first is None), "")
-    return Finding(None if reason else _preference(answered), reason, tuple(answered))
+    firsts: dict[bool, float] = {}
+    for a_first in dict.fromkeys(item.shown.a_first for item in answered):
+        answers = [item.answer for item in answered if item.shown.a_first == a_first]
+        usable = [answer.probability_first for answer in answers if answer.probability_first is not None]
+        if not usable:
+            return Finding(None, answers[0].abstention_reason, tuple(answered))
+        firsts[a_first] = math.fsum(usable) / len(usable)
+    return Finding(_preference(firsts), "", tuple(answered))
 
 
 def label_of(pair: LabelPairItem, settings: Settings, judge: Seat, finding: Finding[Answered]) -> Label:
@@ -153,8 +164,8 @@ def check_text(text: str, field: str, max_bytes: int) -> None:
         raise InvalidArgumentError(f"the text has {size} bytes; at most {max_bytes} are allowed", field=field)
 
 
-def _preference(answered: Sequence[Answered]) -> float | None:
-    firsts = {item.shown.a_first: item.answer.probability_first for item in answered}
+def _preference(firsts: Mapping[bool, float]) -> float | None:
+    """P(A better) out of the probability of the response shown first, by whether that is A."""
     when_ab, when_ba = firsts.get(True), firsts.get(False)
     if when_ab is not None and when_ba is not None:
         return swap_average(when_ab, when_ba)
@@ -166,4 +177,4 @@ def _preference(answered: Sequence[Answered]) -> float | None:
 def _judgement(item: Answered) -> Judgement:
     question = item.shown.question
     use = LabelUse(question.key, item.shown.a_first, item.cached)
-    return judgement_of(item.answer, use, question.judge.name, question.judge.digest)
+    return judgement_of(replace(item.answer, sample=question.sample), use, question.judge.name, question.judge.digest)

@@ -21,6 +21,7 @@ from accord.text.tasks import Task
 
 Kind = Literal["verdict", "rating", "likelihood"]
 KINDS: tuple[Kind, ...] = ("verdict", "rating", "likelihood")
+VerdictSource = Literal["", "logprobs", "text"]
 ADDED = "accord-"
 """Ids of pairs that a label job adds to its data, to measure the judge, begin so."""
 
@@ -53,7 +54,11 @@ class JudgeIdentity:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a judge, in full; `second` is None where one response is rated alone, `rubric` for likelihood."""
+    """What is asked of a judge, in full; `second` is None where one response is rated alone, `rubric` for likelihood.
+
+    A `temperature` above 0 samples the rationale, with `sample` (from 0) as its seed; at 0 it is greedy, and there is one. `verdict_source` says
+    where the verdict is read: empty for logprobs where the judge gives them.
+    """
 
     kind: Kind
     task: Task
@@ -64,6 +69,9 @@ class Question:
     judge: JudgeIdentity
     rationale: bool = False
     max_rationale_tokens: int = 0
+    sample: int = 0
+    temperature: float = 0.0
+    verdict_source: VerdictSource = ""
 
     @cached_property
     def key(self) -> str:
@@ -74,8 +82,15 @@ class Question:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the answer depends on."""
-        return {"rationale": True, "max_rationale_tokens": self.max_rationale_tokens} if self.rationale else {}
+        """The options that the answer depends on; those left at their defaults are not in it, so that keys of questions without them stay."""
+        found: dict[str, Any] = {}
+        if self.rationale:
+            found |= {"rationale": True, "max_rationale_tokens": self.max_rationale_tokens}
+        if self.temperature:
+            found |= {"temperature": self.temperature, "sample": self.sample, "seed": self.sample}
+        if self.verdict_source:
+            found |= {"verdict_source": self.verdict_source}
+        return found
 
     @property
     def prompt_json(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,14 +67,19 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
     async def RateResponse(self, request: pb.RateResponseRequest, context: CallContext) -> pb.RateResponseResponse:
         labeller = self._holder.get().labeller
         judge, messages = Judge("rating", request.rubric, request.adapter, name=request.judge), messages_from_proto(request.prompt)
-        with labeller.room.take(1):
-            try:
-                rating = await labeller.rate(convert.read_task(request.task), messages, request.response, judge, Origin(context.request_id))
-            except AccordError as error:
-                if error.field is not None:
-                    error.field = error.field.removeprefix("judge.")
-                raise
+        with labeller.room.take(1), _fields_of_ratings():
+            rating = await labeller.rate(convert.read_task(request.task), messages, request.response, judge, Origin(context.request_id))
         return convert.rating_to_proto(rating)
+
+    async def RateResponses(self, request: pb.RateResponsesRequest, context: CallContext) -> pb.RateResponsesResponse:
+        labeller = self._holder.get().labeller
+        judge = Judge("rating", request.rubric, request.adapter, name=request.judge)
+        items = [(messages_from_proto(item.prompt), item.response) for item in request.items]
+        with labeller.room.take(len(items)), _fields_of_ratings():
+            seat, results = await labeller.rate_many(convert.read_task(request.task), items, judge, Origin(context.request_id))
+        return pb.RateResponsesResponse(
+            results=[convert.rate_result_to_proto(result) for result in results], judge=seat.name, judge_digest=seat.digest
+        )
 
     async def ListRubrics(self, request: pb.ListRubricsRequest, context: CallContext) -> pb.ListRubricsResponse:
         return pb.ListRubricsResponse(rubrics=[convert.rubric_to_proto(rubric) for rubric in list_rubrics()])
@@ -135,6 +141,17 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
             plan = await labeller.plan(settings)
             items = [_checked(labeller, pair, field) for pair, field in zip(pairs, fields, strict=True)]
             return await labeller.label_many(items, plan, Origin(context.request_id))
+
+
+@contextlib.contextmanager
+def _fields_of_ratings() -> Iterator[None]:
+    """Errors name the fields of a request for ratings, which has those of the judge without a part of their own."""
+    try:
+        yield
+    except AccordError as error:
+        if error.field is not None:
+            error.field = error.field.removeprefix("judge.")
+        raise
 
 
 class _Stream:

@@ -21,7 +21,11 @@ RubricKind = Literal["verdict", "rating"]
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """One rubric; `verdict_prefix` starts the judge's answer so that its next token is the verdict; `digest` is the file's sha256."""
+    """One rubric; `verdict_prefix` starts the judge's answer so that its next token is the verdict; `digest` is the file's sha256.
+
+    Examples of a few-shot rubric stand in its template before anything that differs from question to question, so that the prefix cache reads
+    them once. `rationale` says that the rubric is about a chain of thought: reasons come first, and the verdict is read behind them.
+    """
 
     id: str
     task: Task
@@ -29,6 +33,7 @@ class Rubric:
     template: str
     verdict_prefix: str
     digest: str
+    rationale: bool = False
 
 
 @cache
@@ -74,4 +79,5 @@ def _parse(stored: bytes) -> Rubric:
         values["template"],
         values["verdict_prefix"],
         hashlib.sha256(stored).hexdigest(),
+        values.get("rationale", False),
     )

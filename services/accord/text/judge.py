@@ -20,21 +20,34 @@ _FENCE = "###"
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
 _NOUN = r"(?:response|summary|reply|answer|option)"
 _ONE = rf"\b{_NOUN}\s*#?\s*([12])\b"
-_DIGIT = r"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d)"
+_OTHER = rf"(?!\s*(?:,|/|&|and\b|or\b|vs\b)\s*(?:{_NOUN}\s*)?#?[12]\b)"
+_DIGIT = rf"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d){_OTHER}"
 _HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
-_RANK = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[?\s*[\"']?([12])(?!\d|\.\d)[\"']?\s*\]?(?!\s*,\s*[\"']?[12])", re.IGNORECASE)
-_RANK_BOTH = re.compile(r"[\"']?rank[\"']?\s*[:=]\s*\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
+_GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
+_KEY = r"(?:[\"']?rank[\"']?|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s*[:=]\s*"
+_RANK = re.compile(rf"{_KEY}\[?\s*[\"']?(?:{_NOUN}\s*)?([12])(?!\d|\.\d)[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|\s*if\b)", re.IGNORECASE)
+_RANK_BOTH = re.compile(rf"{_KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
 _TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{_NOUN} )?is better)\b", re.IGNORECASE)
 _NAMED = re.compile(_ONE, re.IGNORECASE)
 _BETTER = re.compile(
-    rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:better|best|preferable|preferred|superior|stronger|winner)\b|"
-    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{_NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{_ONE}|{_DIGIT})",
+    rf"{_ONE}\W*(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|"
+    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{_NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{_ONE}{_OTHER}|{_DIGIT})",
     re.IGNORECASE,
 )
-_WORSE = re.compile(rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker)\b", re.IGNORECASE)
-_NEGATED = re.compile(r"(?:\b(?:not|never|hardly|no|nor)\b|n't\b)[^.,;!?\n]*$", re.IGNORECASE)
-_BARE = re.compile(rf"^\W*(?:(?:my\s+)?(?:verdict|choice|{_NOUN})\s*(?:is\b|:)\W*)?([12])\W*$", re.IGNORECASE)
-_ALONE = re.compile(rf"^\W*(?:(?:my\s+)?(?:verdict|choice)\s*(?:is\b|:)\W*)?{_ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b)", re.IGNORECASE)
+_WORSE = re.compile(rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker|less helpful|more harmful)\b(?!\s+or\b)", re.IGNORECASE)
+_SAYS = r"(?:(?:my|the|final)\s+)*(?:verdict|choice|decision|conclusion|preference|winner)"
+_CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{_SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{_ONE}|{_DIGIT})\W*$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"[^.!?\n]*\?")
+_BARE = re.compile(rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*{_NOUN})\s*(?:is\b|:)\W*)?([12])\W*$", re.IGNORECASE)
+_ALONE = re.compile(
+    rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*answer)\s*(?:is\b|:)\W*)?{_ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b){_OTHER}", re.IGNORECASE
+)
+_ORDINAL = re.compile(rf"\b(?:the\s+)?(first|second)\s+(?:{_NOUN}|one)\b(?!\s*#?\s*[12])|(?<=prefer )the\s+(first|second)\b(?=\W*$)", re.IGNORECASE)
+_LETTERED = re.compile(rf"^\W*[AB]\W*$|\b{_NOUN}\s+[AB]\b", re.IGNORECASE)
 _RATING = re.compile(r"(?<![\w.-])(10|[1-9])\b(?!\.\d)")
 
 
@@ -66,32 +79,44 @@ def render_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def parse_verdict(text: str) -> Verdict:
-    """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", or an answer that begins with one name.
+    """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", a conclusion, or a beginning with one name.
 
-    Ambiguous text (both named, two ranks), a denied verdict, a response that is only mentioned, and text without any give no choice, with
-    the reason.
+    "The second summary" is summary 2. Ambiguous text (both named, two ranks, a rank that what follows contradicts), a verdict that is denied, asked
+    or conditional, a response that is only mentioned, letters that the judge was not shown, and text without any give no choice, with the reason.
     """
     if not text.strip():
         return Verdict(None, reason="empty answer")
     if _RANK_BOTH.search(text):
         return Verdict(None, reason="ranks both responses")
+    text = _ORDINAL.sub(lambda match: "response " + ("1" if (match.group(1) or match.group(2)).lower() == "first" else "2"), text)
     named = set(_NAMED.findall(text))
-    for found in (set(_RANK.findall(text)), set(_BARE.findall(text)), _said_better(text), set(_ALONE.findall(text)) if len(named) == 1 else set()):
+    alone = set(_ALONE.findall(text)) if len(named) == 1 else set()
+    for found in (_ranked(text), set(_BARE.findall(text)), _said_better(text), alone):
         if len(found) == 1:
             return Verdict(1 if found == {"1"} else 2)
         if found:
             return Verdict(None, reason="names both responses")
     if _TIE.search(text):
         return Verdict(None, tie=True)
+    if not named and _LETTERED.search(text):
+        return Verdict(None, reason="names A or B, which the judge was not shown")
     return Verdict(None, reason=("names no response", "gives no verdict", "names both responses")[len(named)])
 
 
+def _ranked(text: str) -> set[str]:
+    """Responses that the machine-readable line ranks first, with those that the text behind it calls better."""
+    ranks = list(_RANK.finditer(text))
+    return {match.group(1) for match in ranks} | (_said_better(text[ranks[-1].end() :]) if ranks else set())
+
+
 def _said_better(text: str) -> set[str]:
-    """Responses that the text calls better, or the other one worse, where it does not deny it."""
-    better = [match for match in _BETTER.finditer(text) if not _NEGATED.search(text[: match.start()])]
-    worse = [match for match in _WORSE.finditer(text) if not _NEGATED.search(text[: match.start()])]
-    found = {group for match in better for group in match.groups() if group}
-    return found | {"1" if match.group(1) == "2" else "2" for match in worse}
+    """Responses that the text calls better, or the other one worse, or concludes with, where it does not deny, ask or suppose it."""
+
+    def said(pattern: re.Pattern[str]) -> set[str]:
+        meant = (match for match in pattern.finditer(text) if not (_DENIED.search(text[: match.start()]) or _ASKED.match(text, match.end())))
+        return {group for match in meant for group in match.groups() if group}
+
+    return said(_BETTER) | said(_CONCLUDED) | {"1" if worse == "2" else "2" for worse in said(_WORSE)}
 
 
 def parse_rating(text: str) -> int | None:

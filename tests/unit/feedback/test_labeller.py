@@ -158,6 +158,12 @@ async def test_a_human_preference_is_recorded_and_never_shown(make_bench: MakeBe
         (Judge("likelihood", rationale=True), InvalidArgumentError, "judge.rationale"),
         (Judge("rating", rationale=True), InvalidArgumentError, "judge.rationale"),
         (Judge("verdict", max_rationale_tokens=9), InvalidArgumentError, "judge.max_rationale_tokens"),
+        (Judge("verdict", consistency_samples=4), InvalidArgumentError, "judge.consistency_samples"),
+        (Judge("rating", consistency_samples=4), InvalidArgumentError, "judge.consistency_samples"),
+        (Judge("verdict", rationale=True, consistency_temperature=0.5), InvalidArgumentError, "judge.consistency_temperature"),
+        (Judge("verdict", rubric="summarization/cot/1", rationale=False), InvalidArgumentError, "judge.rationale"),
+        (Judge("rating", verdict_source="text"), InvalidArgumentError, "judge.verdict_source"),
+        (Judge("likelihood", verdict_source="logprobs"), InvalidArgumentError, "judge.verdict_source"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(judge: Judge, error: type[Exception], field: str) -> None:

@@ -222,9 +222,11 @@ class FakeEndpoint:
         self.answers = list(answers)
         self.judges = list(judges)
         self.asked: list[tuple[str, int]] = []
+        self.drawn: list[tuple[float, int | None]] = []
 
-    async def complete(self, prompt: str, *, max_tokens: int) -> Completion:
+    async def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int | None = None) -> Completion:
         self.asked.append((prompt, max_tokens))
+        self.drawn.append((temperature, seed))
         answer = self.answers.pop(0)
         if isinstance(answer, AccordError):
             raise answer
@@ -259,6 +261,22 @@ async def test_a_rationale_has_room_and_is_kept() -> None:
     assert isinstance(answer, Answer)
     assert (answer.rationale, answer.probability_first) == ('Two is warmer.\n"rank": [2]', 0.0)
     assert endpoint.asked[0][1] == 124
+
+
+async def test_a_sample_of_self_consistency_is_drawn_with_its_seed() -> None:
+    endpoint = FakeEndpoint(text('"rank": [2]'), text('"rank": [2]'))
+    await ask(endpoint, question("verdict", rationale=True, max_rationale_tokens=100, temperature=0.7, sample=3))
+    await ask(endpoint, question("verdict"))
+    assert endpoint.drawn == [(0.7, 3), (0.0, None)]
+
+
+def test_the_source_of_a_verdict_is_kept_to() -> None:
+    soft = completion([('"rank"', {}), (": [", {}), ("1", {"1": 0.6, "2": 0.2}), ("]", {})])
+    assert read_verdict(soft, RANK, "text").probability_first == 1.0
+    assert read_verdict(soft, RANK, "logprobs").probability_first == pytest.approx(0.75)
+    without = read_verdict(text('"rank": [1]'), RANK, "logprobs")
+    assert (without.probability_first, without.parsed) == (None, "first")
+    assert without.abstention_reason == "no logprobs of both verdicts where the verdict is written"
 
 
 async def test_a_rating_reads_each_response_alone() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 
 import pytest
 
 from accord.errors import InvalidArgumentError, NotFoundError
-from accord.prompts import default_rubric, list_rubrics, load_rubric
+from accord.prompts import Rubric, default_rubric, list_rubrics, load_rubric
 from accord.text.judge import render_template
 from accord.text.tasks import Task
 
@@ -33,17 +34,28 @@ def test_every_rubric_is_in_the_lock() -> None:
 
 
 @pytest.mark.parametrize("rubric", list_rubrics(), ids=lambda rubric: rubric.id)
-def test_every_rubric_names_the_four_criteria_and_takes_what_its_kind_needs(rubric) -> None:
+def test_every_rubric_takes_what_its_kind_needs(rubric: Rubric) -> None:
     lowered = rubric.template.lower()
-    assert all(criterion in lowered for criterion in CRITERIA)
     assert "never an instruction" in lowered
     needed = {"prompt", "first", "second"} if rubric.kind == "verdict" else {"prompt", "response"}
     values = {name: f"<{name}>" for name in ("prompt", "first", "second", "response")}
     shown = render_template(rubric.template, values)
     assert {name for name, value in values.items() if value in shown} == needed
     assert rubric.verdict_prefix in rubric.template, "the machine-readable line that is asked for begins as the forced answer does"
-    if rubric.kind == "verdict":
-        assert "rationale" in lowered
+    assert rubric.rationale == ("/cot" in rubric.id or "-cot" in rubric.id)
+    if "base" not in rubric.id and not rubric.id.startswith("conversation/h"):
+        assert all(criterion in lowered for criterion in CRITERIA)
+
+
+@pytest.mark.parametrize("prefix", ["summarization/", "conversation/helpful-", "conversation/harmless-"])
+@pytest.mark.parametrize("style", ["base", "detailed", "cot"])
+def test_each_style_has_both_numbers_of_examples(prefix: str, style: str) -> None:
+    """The rubrics of Lee et al. 2023, table 2: the examples stand before all that differs, and show each verdict once."""
+    bare, few = load_rubric(f"{prefix}{style}/1"), load_rubric(f"{prefix}{style}-few-shot/1")
+    shared, _, _ = few.template.partition("{prompt}")
+    assert re.findall(r'^"rank": \[([12])\]$', shared, re.MULTILINE) == ["1", "2"]
+    assert "### Example" not in bare.template
+    assert ("reasons" in few.template or "few sentences" in few.template) == (style == "cot")
 
 
 @pytest.mark.parametrize("task", Task)

@@ -1,7 +1,9 @@
 """The `verdict` judge: shown both responses, it names the better one; the label is soft, from the logprobs of the two verdicts.
 
-Lee et al. 2023, section 3.1. The judge's answer is made to begin with its rationale, if one is asked for (sampled greedily), and the rubric's
-`verdict_prefix`, so that what follows is the verdict. What does not belong here: the second order and the averaging (`accord.feedback.labeller`).
+Lee et al. 2023, section 3.1. The judge's answer is made to begin with its rationale, if one is asked for (greedy, or sampled for
+self-consistency), and the rubric's `verdict_prefix`, so that what follows is the verdict. With `verdict_source` text the judge writes its whole
+answer, and what it says is 1, 0, one half for a tie, or an abstention. What does not belong here: the second order and the averaging
+(`accord.feedback.labeller`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from accord.prompts import Rubric
 from accord.text.judge import fenced, parse_verdict, render_conversation, render_template, verdict_probability
 
 _VERDICTS = ("1", "2")
+ONLY_VERDICT = "Do not explain. Write only the verdict line: it begins with {prefix} and your verdict, 1 or 2, follows at once."
+"""Is said to a judge that is to write its verdict alone, since rubrics may ask for reasons."""
+_ONLY_VERDICT_TOKENS = 32
 _UNUSABLE = ("empty answer", "ranks both responses")
 """What makes a whole answer worthless. A text that names no response is only a rationale: the logprobs behind it still decide."""
 
@@ -57,12 +62,26 @@ class VerdictJudge:
         return [_answer(lead, next(results)) if isinstance(lead, _Rationale) else lead for lead in leads]
 
     async def _leads(self, questions: Sequence[Question], prompts: Sequence[str]) -> list[_Rationale | Answer | AccordError]:
-        if not questions[0].rationale:
+        written = questions[0].verdict_source == "text"
+        if not questions[0].rationale and not written:
             return [_Rationale(_rubric(question).verdict_prefix) for question in questions]
-        sampling = Sampling(max_tokens=questions[0].max_rationale_tokens, temperature=0.0)
-        items = [GenerateItem(user_turn(prompt), sampling) for prompt in prompts]
+        items = [
+            GenerateItem(user_turn(_asking_for_text(question, prompt)), _sampling(question))
+            for question, prompt in zip(questions, prompts, strict=True)
+        ]
         results = (await self._model.generate(items, questions[0].judge)).results
-        return [_rationale(_rubric(question), result) for question, result in zip(questions, results, strict=True)]
+        read = _written if written else _rationale
+        return [read(_rubric(question), result) for question, result in zip(questions, results, strict=True)]
+
+
+def _asking_for_text(question: Question, prompt: str) -> str:
+    return prompt if question.rationale else f"{prompt.rstrip()}\n{ONLY_VERDICT.format(prefix=_rubric(question).verdict_prefix)}"
+
+
+def _sampling(question: Question) -> Sampling:
+    """Greedy for one rationale; the samples of self-consistency have seeds of their own, so that each can be drawn again."""
+    room = question.max_rationale_tokens if question.rationale else _ONLY_VERDICT_TOKENS
+    return Sampling(max_tokens=room, temperature=question.temperature, seed=question.sample if question.temperature else None)
 
 
 def judge_prompt(question: Question) -> str:
@@ -99,6 +118,21 @@ def _rationale(rubric: Rubric, result: GenerateResult) -> _Rationale | Answer | 
     weighed = before_verdict(sample.text, rubric.verdict_prefix).strip()
     lead = f"{weighed}\n{rubric.verdict_prefix}" if weighed else rubric.verdict_prefix
     return _Rationale(lead, sample.text, parsed, prompt_tokens, response_tokens)
+
+
+def _written(rubric: Rubric, result: GenerateResult) -> Answer | AccordError:
+    """The verdict that the judge's own words are."""
+    lead = _rationale(rubric, result)
+    if not isinstance(lead, _Rationale):
+        return lead
+    probability = {"first": 1.0, "second": 0.0, "tie": 0.5}.get(lead.parsed)
+    reason = "" if probability is not None else lead.parsed.removeprefix("unusable: ")
+    if reason and result.samples[0].finish_reason == "length":
+        reason = "cut off: the answer's room ended before its verdict"
+    return Answer(
+        probability, rationale=lead.text, parsed=lead.parsed, abstention_reason=reason,
+        prompt_tokens=lead.prompt_tokens, response_tokens=lead.response_tokens,
+    )  # fmt: skip
 
 
 def _answer(lead: _Rationale, result: LogprobsResult) -> Answer | AccordError:

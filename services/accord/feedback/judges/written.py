@@ -18,12 +18,11 @@ from accord.feedback.completions import Completion, log_sum
 from accord.feedback.judge_model import JudgeChangedError
 from accord.feedback.judges.asking import no_answer
 from accord.feedback.judges.rating import rating_preference, rating_prompt
-from accord.feedback.judges.verdict import judge_prompt
-from accord.feedback.records import Answer, JudgeIdentity, Question
+from accord.feedback.judges.verdict import ONLY_VERDICT, judge_prompt
+from accord.feedback.records import Answer, JudgeIdentity, Question, VerdictSource
 from accord.prompts import Rubric
 from accord.text.judge import RATINGS, parse_rating, parse_verdict, verdict_probability
 
-_ONLY_VERDICT = "Do not explain. Write only the verdict line: it begins with {prefix} and your verdict, 1 or 2, follows at once."
 _ONLY_RATING = "Do not explain. Write only the line of the rating: it begins with {prefix} and your rating, from 1 to 10, follows at once."
 _AT_THE_END = "End with the verdict line: it begins with {prefix} and your verdict, 1 or 2, follows at once."
 _ROUNDING = 1e-9
@@ -33,8 +32,11 @@ _LOST_SHARE = 0.01
 class Endpoint(Protocol):
     """What a judge needs of a chat endpoint."""
 
-    async def complete(self, prompt: str, *, max_tokens: int) -> Completion:
-        """The answer to one question. Raises OutOfRangeError where the prompt does not fit, and other AccordErrors."""
+    async def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int | None = None) -> Completion:
+        """The answer to one question, greedily where no temperature is given.
+
+        Raises OutOfRangeError where the prompt does not fit, and other AccordErrors.
+        """
         ...
 
     def identity_of(self, completion: Completion) -> JudgeIdentity:
@@ -61,13 +63,18 @@ class WrittenVerdictJudge:
 
     async def _ask(self, question: Question) -> Answer | AccordError:
         rubric = _rubric(question)
-        wish = (_AT_THE_END if question.rationale else _ONLY_VERDICT).format(prefix=rubric.verdict_prefix)
+        wish = (_AT_THE_END if question.rationale else ONLY_VERDICT).format(prefix=rubric.verdict_prefix)
         room = self._endpoint.max_verdict_tokens + question.max_rationale_tokens
         try:
-            completion = await self._endpoint.complete(f"{judge_prompt(question).rstrip()}\n{wish}", max_tokens=room)
+            completion = await self._endpoint.complete(
+                f"{judge_prompt(question).rstrip()}\n{wish}", max_tokens=room, temperature=question.temperature,
+                seed=question.sample if question.temperature else None,
+            )  # fmt: skip
         except AccordError as error:
             return no_answer(error)
-        answer = replace(read_verdict(completion, rubric.verdict_prefix), rationale=completion.text if question.rationale else "")
+        answer = replace(
+            read_verdict(completion, rubric.verdict_prefix, question.verdict_source), rationale=completion.text if question.rationale else ""
+        )
         return _by(self._endpoint, question, [completion], answer)
 
 
@@ -106,8 +113,11 @@ class WrittenRatingJudge:
         return _by(self._endpoint, question, completions, answer)
 
 
-def read_verdict(completion: Completion, prefix: str) -> Answer:
-    """What a completion says of the responses as shown: P(first is better) is soft where the verdict's token has alternatives, else 1, 0 or 1/2."""
+def read_verdict(completion: Completion, prefix: str, source: VerdictSource = "") -> Answer:
+    """What a completion says of the responses as shown: P(first is better) is soft where the verdict's token has alternatives, else 1, 0 or 1/2.
+
+    With the source `text` it is never soft; with `logprobs` a verdict without alternatives is an abstention.
+    """
     if completion.unusable:
         return Answer(None, abstention_reason=completion.unusable)
     verdict = parse_verdict(completion.text)
@@ -117,10 +127,12 @@ def read_verdict(completion: Completion, prefix: str) -> Answer:
         return Answer(None, parsed=f"unusable: {verdict.reason}", abstention_reason=_cut_off(completion) or verdict.reason)
     parsed = "first" if verdict.choice == 1 else "second"
     position = _position(completion.text, prefix, "[12]")
-    if position is not None and completion.text[position] == str(verdict.choice):
+    if source != "text" and position is not None and completion.text[position] == str(verdict.choice):
         logprobs = verdict_logprobs(completion, position)
         if logprobs is not None:
             return Answer(verdict_probability(*logprobs), *logprobs, parsed=parsed)
+    if source == "logprobs":
+        return Answer(None, parsed=parsed, abstention_reason="no logprobs of both verdicts where the verdict is written")
     return Answer(float(verdict.choice == 1), parsed=parsed)
 
 
