@@ -40,6 +40,7 @@ def label(
     judge_name: Annotated[str, typer.Option("--judge", metavar="NAME", help="A judge of the service's configuration.", show_default=False)] = "",
     adapter: Annotated[str, typer.Option("--adapter", metavar="NAME", help="Adapter of the judge.", show_default=False)] = "",
     rationale: Annotated[bool, typer.Option("--rationale", help="Have the judge give reasons before its verdict.")] = False,
+    samples: Annotated[int, typer.Option("--samples", min=1, max=64, help="Self-consistency: rationales sampled for each verdict.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which pairs a limit takes, and which response is A.")] = 0,
     prompt: Annotated[str, typer.Option("--prompt", help="Label one pair: its prompt (a post, for summarization).", show_default=False)] = "",
     response_a: Annotated[str | None, typer.Option("--a", help="The pair's first response.", show_default=False)] = None,
@@ -64,7 +65,10 @@ def label(
 
     if task is None:
         raise InvalidArgumentError(f"say what the responses are meant to do: {' or '.join(Task)}", field="--task")
-    judge = Judge(kind=kind, rubric=rubric, adapter=adapter, rationale=rationale or None, name=judge_name)  # type: ignore[arg-type]
+    judge = Judge(
+        kind=kind, rubric=rubric, adapter=adapter, rationale=rationale or None, name=judge_name,  # type: ignore[arg-type]
+        consistency_samples=samples if samples > 1 else None,
+    )  # fmt: skip
     with reach("feedback", home, feedback, _CALL_SECONDS) as target, FeedbackClient(target) as client:
         if prompt or response_a is not None or response_b is not None:
             _one_pair(client, task, judge, (dataset, prompt, response_a, response_b), timeout, as_json=as_json)
