@@ -9,7 +9,7 @@ answer, and what it says is 1, 0, one half for a tie, or an abstention. What doe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from accord.client.policy import GenerateItem, GenerateResult, LogprobsItem, LogprobsResult, Sampling
@@ -70,7 +70,7 @@ class VerdictJudge:
             for question, prompt in zip(questions, prompts, strict=True)
         ]
         results = (await self._model.generate(items, questions[0].judge)).results
-        read = _written if written else _rationale
+        read: Callable[[Rubric, GenerateResult], _Rationale | Answer | AccordError] = _written if written else _rationale
         return [read(_rubric(question), result) for question, result in zip(questions, results, strict=True)]
 
 
