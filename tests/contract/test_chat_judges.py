@@ -6,6 +6,7 @@ The endpoint is a double in another process, with faults on demand. What does no
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -393,6 +394,31 @@ def test_tokens_that_are_not_said_cannot_be_priced(endpoint: Double, small: Fake
 
 
 # Several judges
+
+
+@pytest.mark.parametrize("kill_after", [2, 5, 9])
+def test_a_killed_job_of_an_ensemble_buys_nothing_twice(endpoint: Double, small: FakeJudge, tmp_path: Path, kill_after: int) -> None:
+    rows = [PreferencePair(f"p{n}", TASK, PROMPT, f"good killed {n}", f"another one, {n}", 1.0, f"g{n}", 1.0) for n in range(6)]
+    write_pairs(tmp_path / "pairs.jsonl", rows)
+    spec = LabelJobSpec("job", str(tmp_path / "pairs.jsonl"), TASK, str(tmp_path / "out"), judge=Judge("verdict", name="both"))
+    config = settings(endpoint, small, max_concurrency=1)
+    before = len(small.answered)
+    calm(endpoint, faults=[{}] * kill_after + [{"seconds": 60}])  # the first request asks who is there
+    with start(tmp_path, config) as server, client(server) as feedback:
+        feedback.create_label_job(spec)
+        eventually(lambda: len(chats(endpoint)) == kill_after + 1, timeout_seconds=30)  # the last one has no answer yet
+        eventually(lambda: len(small.answered) - before == 12, timeout_seconds=30)
+        time.sleep(0.5)  # the small judge's last answers reach the ledger
+        server.signal(signal.SIGKILL)
+        server.wait(10)
+    left = chats(endpoint)
+    calm(endpoint)
+    with start(tmp_path, config) as server, client(server) as feedback:
+        job = list(feedback.watch_label_job("labelJobs/job", timeout_seconds=60))[-1]
+        assert (job.state, job.done_pairs) == ("succeeded", 6)
+    prompts = [body["messages"][0]["content"] for body in [*left[1:-1], *chats(endpoint)[1:]]]
+    assert len(prompts) == len(set(prompts)) == 12
+    assert len(small.answered) - before == 12
 
 
 def of(label: Label, name: str) -> list[float]:

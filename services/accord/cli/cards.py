@@ -18,17 +18,22 @@ def show_label(label: Label) -> None:
     """Prints one label with its judgements."""
     preference = "" if label.preference is None else f"P(A is better) = {label.preference:.3f}"
     print_line(f"{label.outcome}  {preference}  by {label.kind}, {label.judge}".strip())
+    if label.agreement is not None:
+        print_line(f"{label.agreement:.0%} of the judges take this side")
+    if label.escalated:
+        print_line("the larger judge was asked, since the smaller one was unsure")
     if label.abstention_reason:
         print_line(f"abstained: {label.abstention_reason}")
     rows = [_judgement_row(judgement) for judgement in label.judgements]
-    print_table(("order", "P(A)>", "evidence A>", "evidence B>", "tokens>", "known", "rationale"), rows)
+    print_table(("judge", "order", "P(A)>", "evidence A>", "evidence B>", "tokens>", "cost>", "known", "rationale"), rows)
 
 
 def _judgement_row(judgement: Judgement) -> tuple[str, ...]:
     order = "A, B" if judgement.a_first else "B, A"
     numbers = [_number(value) for value in (judgement.probability_a, judgement.evidence_a, judgement.evidence_b)]
     tokens = str(judgement.prompt_tokens + judgement.response_tokens)
-    return (order, *numbers, tokens, "yes" if judgement.cached else "no", judgement.abstention_reason or judgement.rationale)
+    cost = f"{judgement.cost:.2g}" if judgement.cost else ""
+    return (judgement.judge, order, *numbers, tokens, cost, "yes" if judgement.cached else "no", judgement.abstention_reason or judgement.rationale)
 
 
 def show_cards(cards: Sequence[LabelCard]) -> None:

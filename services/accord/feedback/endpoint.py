@@ -37,6 +37,7 @@ from accord.rpc.secrets import read_secret
 
 _log = structlog.get_logger(__name__)
 _CONNECT_SECONDS = 10.0
+_FAILURE_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _QUOTED_CHARACTERS = 300
 _MOST_BYTES_PER_TOKEN = 16
@@ -65,6 +66,7 @@ class ChatEndpoint:
         self._price = price
         self._key = read_secret(config.api_key_env, config.api_key_file, f"judges.{name}")
         self._known: JudgeIdentity | None = None
+        self._failure: tuple[float, AccordError] | None = None
         self._looking = asyncio.Lock()
         self.place = f"the judge {name} ({config.model} at {config.base_url})"
         self._client = httpx.AsyncClient(
@@ -94,10 +96,14 @@ class ChatEndpoint:
             raise InvalidArgumentError(f"{self.place} is an endpoint, which has no adapters; leave it empty", field="judge.adapter")
         async with self._looking:
             if self._known is None:
+                if self._failure is not None and time.monotonic() - self._failure[0] < _FAILURE_SECONDS:
+                    raise self._failure[1]  # who waited for the same answer need not wait for another
                 try:
                     self._known = self.identity_of(await self.complete("Answer with yes.", max_tokens=1))
-                except (InvalidArgumentError, OutOfRangeError) as error:
-                    raise FailedPreconditionError(error.message, field="judge") from None
+                except AccordError as error:
+                    refused = isinstance(error, InvalidArgumentError | OutOfRangeError)
+                    self._failure = time.monotonic(), FailedPreconditionError(error.message, field="judge") if refused else error
+                    raise self._failure[1] from None
             return self._known
 
     def identity_of(self, completion: Completion) -> JudgeIdentity:

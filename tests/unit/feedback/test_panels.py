@@ -123,6 +123,9 @@ async def test_an_ensemble_names_each_judge_and_means_them(bench: Bench) -> None
     assert both.preference == pytest.approx((small.preference + large.preference) / 2)  # type: ignore[operator]
     assert both.agreement == 1.0
     assert not both.escalated
+    kept = bench.ledger.labels()[-1]
+    assert (kept.judge_digest, kept.agreement, kept.escalated) == (both.judge_digest, 1.0, False)
+    assert [judgement.judge_digest for judgement in kept.judgements] == [judgement.judge_digest for judgement in both.judgements]
     assert both.judge_digest not in (small.judge_digest, large.judge_digest)
     assert [judgement.judge_digest for judgement in both.judgements] == [small.judge_digest] * 2 + [large.judge_digest] * 2
     assert {judgement.judge for judgement in both.judgements} == {"fake"}

@@ -236,9 +236,9 @@ class FakeEndpoint:
         return self.judges.pop(0) if self.judges else IDENTITY
 
 
-def question(kind: Kind, second: str | None = "two", **changes: Any) -> Question:
+def question(kind: Kind, second: str | None = "birch", **changes: Any) -> Question:
     rubric = default_rubric(Task.CONVERSATION, kind)  # type: ignore[arg-type]
-    return Question(kind, Task.CONVERSATION, (Message("user", "hello"),), "one", second, rubric, IDENTITY, **changes)
+    return Question(kind, Task.CONVERSATION, (Message("user", "hello"),), "oak", second, rubric, IDENTITY, **changes)
 
 
 async def ask(endpoint: FakeEndpoint, asked: Question) -> Answer | AccordError:
@@ -250,7 +250,7 @@ async def test_a_verdict_is_asked_for_in_the_rubrics_form() -> None:
     answer = await ask(endpoint, question("verdict"))
     assert answer == Answer(0.0, parsed="second", prompt_tokens=90, response_tokens=4, cost=0.5)
     (prompt, room) = endpoint.asked[0]
-    assert "### Response 1\none\n" in prompt
+    assert prompt.index("### Response 1") < prompt.index("oak") < prompt.index("### Response 2") < prompt.index("birch")
     assert prompt.endswith('it begins with "rank": [ and your verdict, 1 or 2, follows at once.')
     assert room == 24
 
@@ -285,7 +285,7 @@ async def test_a_rating_reads_each_response_alone() -> None:
     assert isinstance(answer, Answer)
     assert (answer.probability_first, answer.evidence_first, answer.evidence_second) == (1.0, 8.0, 3.0)
     assert (answer.prompt_tokens, answer.response_tokens, answer.cost) == (110, 1, 0.75)
-    assert ["\none\n" in prompt for prompt, _ in endpoint.asked] == [True, False]
+    assert [("oak" in prompt, "birch" in prompt) for prompt, _ in endpoint.asked] == [(True, False), (False, True)]
     alone = await ask(FakeEndpoint(text("4")), question("rating", second=None))
     assert isinstance(alone, Answer)
     assert (alone.probability_first, alone.evidence_first, alone.evidence_second, len(alone.distributions)) == (None, 4.0, None, 1)
