@@ -74,6 +74,13 @@ def settings(endpoint: Double, small: FakeJudge, **changes: Any) -> dict[str, An
             "hopeful": {**big, "attempts": 2},
             "texts": {**big, "top_logprobs": 0},
             "nameless": {**big, "model": "no-such-model", "price": MODEL},
+            "thinker": {
+                **big,
+                "max_tokens_field": "max_completion_tokens",
+                "max_verdict_tokens": 500,
+                "body": {"temperature": None, "effort": "low"},
+            },
+            "proxied": {**big, "base_url": "http://judge.invalid/v1", "proxy": endpoint.url},
             "tight": {**big, "context_tokens": 600},
             "both": {"kind": "ensemble", "members": ["default", "big"]},
             "ladder": {"kind": "escalation", "first": "default", "then": "big", "threshold": 0.2},
@@ -237,6 +244,20 @@ def test_an_overflow_is_an_abstention_whoever_finds_it(feedback: FeedbackClient,
         assert label.abstention_reason.startswith("context overflow: ")
     with pytest.raises(OutOfRangeError):
         feedback.rate_response(TASK, PROMPT, "word " * 40_000, judge="big")
+
+
+def test_an_endpoint_is_asked_as_it_wants_to_be(feedback: FeedbackClient, endpoint: Double) -> None:
+    label = feedback.label_pair(pair("thinker"), replace(VERDICT, name="thinker"))
+    assert label.preference == pytest.approx(expected(pair("thinker")))
+    assert label.judge_digest != feedback.label_pair(pair("thinker"), VERDICT).judge_digest
+    body = next(body for body in chats(endpoint) if body.get("max_completion_tokens") == 500)
+    assert body["effort"] == "low"
+    assert not {"temperature", "max_tokens"} & body.keys()
+
+
+def test_a_proxy_is_used(feedback: FeedbackClient) -> None:
+    with pytest.raises(FailedPreconditionError, match=r"judge\.invalid/v1\) answered 404: .*Not Found"):  # the double knows no such address
+        feedback.label_pair(pair("proxied"), replace(VERDICT, name="proxied"))
 
 
 # Faults

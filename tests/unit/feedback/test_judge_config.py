@@ -122,6 +122,14 @@ async def test_a_key_that_is_not_one_stops_the_server_and_is_not_quoted(content:
     assert not content or not content.strip() or content.strip() not in str(caught.value)
 
 
+async def test_certificates_that_are_not_there_stop_the_server(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("")
+    for file in ("none.pem", "empty.pem"):
+        with pytest.raises(FailedPreconditionError, match="cannot be read") as caught:
+            make_roster(config(judges={"big": {**BIG, "ca_file": str(tmp_path / file)}}, prices=PRICES))
+        assert caught.value.field == "judges.big.ca_file"
+
+
 async def test_what_a_judge_can_do_is_known_before_it_is_asked() -> None:
     judges = {
         "big": BIG,
