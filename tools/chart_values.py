@@ -264,7 +264,7 @@ OWNED = {
     "ServerConfig": ("listen", "metrics_listen", "announce_path", "tls"),
     "PolicyConfig": ("artefacts", "base_model"),
     "RewardConfig": ("artefacts", "base_model"),
-    "FeedbackConfig": ("policy", "policy_tls", "ledger", "jobs"),
+    "FeedbackConfig": ("policy", "policy_tls", "reward", "reward_tls", "ledger", "jobs"),
     "TrainerConfig": ("runs", "database", "artefacts", "base_model", "model_folder", "endpoints", "launcher"),
     "KubernetesConfig": (
         "image",

@@ -10,7 +10,7 @@ from tests.chart.rendering import CASES, Object, case_id, of_kind, render
 
 PODS = ("policy", "reward", "feedback", "trainer", "run", "test")
 ARROWS = {
-    ("feedback", "policy"), ("run", "policy"), ("run", "reward"), ("run", "feedback"),
+    ("feedback", "policy"), ("feedback", "reward"), ("run", "policy"), ("run", "reward"), ("run", "feedback"),
     ("test", "policy"), ("test", "reward"), ("test", "feedback"), ("test", "trainer"),
 }  # fmt: skip
 RUNS_IN_TRAINER = {("trainer", "policy"), ("trainer", "reward"), ("trainer", "feedback")}

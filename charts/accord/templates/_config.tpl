@@ -58,6 +58,13 @@ policy: {{ include "accord.address" (dict "root" . "component" "policy") | quote
 policy_tls:
   {{- include "accord.tlsClient" . | nindent 2 }}
 {{- end }}
+{{- if .Values.reward.enabled }}
+reward: {{ include "accord.address" (dict "root" . "component" "reward") | quote }}
+{{- if .Values.tls.enabled }}
+reward_tls:
+  {{- include "accord.tlsClient" . | nindent 2 }}
+{{- end }}
+{{- end }}
 ledger: /var/lib/accord/state/ledger.sqlite
 jobs: /var/lib/accord/state/jobs
 {{- end -}}

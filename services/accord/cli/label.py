@@ -12,7 +12,7 @@ import typer
 from accord.cli.cards import show_cards, show_label
 from accord.cli.connect import command, reach
 from accord.cli.failures import FAILED, advice
-from accord.cli.labelling import absolute_source, create_job, job_states, request_id_of
+from accord.cli.labelling import JobPace, absolute_output, absolute_source, create_job, job_states, read_candidates, request_id_of
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import print_json, print_line
 from accord.cli.progress import ProgressBar
@@ -32,7 +32,9 @@ def label(
     ] = "",
     task: Annotated[Task | None, typer.Option("--task", help="What the responses are meant to do.", show_default=False)] = None,
     kind: Annotated[str, typer.Option("--kind", help="likelihood, verdict or rating; default: the service's.")] = "default",
-    output: Annotated[Path | None, typer.Option("--output", metavar="FOLDER", help="For labels.jsonl and card.json.", show_default=False)] = None,
+    output: Annotated[
+        str, typer.Option("--output", metavar="FOLDER", help="For labels.jsonl and card.json: a folder, or s3://, gs://.", show_default=False)
+    ] = "",
     limit: Annotated[int, typer.Option("--limit", min=0, help="Most pairs; 0 is all.")] = 0,
     split: Annotated[str, typer.Option("--split", help="Split of the data.")] = "train",
     data_format: Annotated[str, typer.Option("--format", help="Format of the data; default: found out.", show_default=False)] = "",
@@ -42,6 +44,19 @@ def label(
     rationale: Annotated[bool, typer.Option("--rationale", help="Have the judge give reasons before its verdict.")] = False,
     samples: Annotated[int, typer.Option("--samples", min=1, max=64, help="Self-consistency: rationales sampled for each verdict.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which pairs a limit takes, and which response is A.")] = 0,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            "--candidates",
+            metavar="KEY=VALUE,...",
+            help="Sample the pairs from the data's prompts: adapter_a, adapter_b, temperature_a, temperature_b, best_of, reward_model, max_tokens.",
+            show_default=False,
+        ),
+    ] = "",
+    max_cost: Annotated[float, typer.Option("--max-cost", min=0, help="Money that the job may spend; 0 is no limit.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Judge's tokens that the job may spend; 0 is no limit.")] = 0,
+    max_rate: Annotated[float, typer.Option("--max-rate", metavar="N", min=0, help="Most judgements asked for in a second; 0 is no limit.")] = 0.0,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", min=1, max=1024, help="Pairs judged at once.", show_default=False)] = None,
     prompt: Annotated[str, typer.Option("--prompt", help="Label one pair: its prompt (a post, for summarization).", show_default=False)] = "",
     response_a: Annotated[str | None, typer.Option("--a", help="The pair's first response.", show_default=False)] = None,
     response_b: Annotated[str | None, typer.Option("--b", help="The pair's second response.", show_default=False)] = None,
@@ -54,11 +69,14 @@ def label(
     """Has a judge label a data set, or one pair.
 
     Shows, for a data set, how far to trust the labels. The same command again goes on where it stopped, and a judgement that was paid for is never
-    bought twice. Interrupting it cancels the job; what was judged is kept.
+    bought twice. Interrupting it cancels the job; what was judged is kept. At --max-cost or --max-tokens it ends with what it has, and the same
+    command with a higher one goes on.
 
     \b
     Example:
         accord label sample:summarization --task summarization --kind likelihood --limit 20 --output labels/
+        accord label pairs.jsonl --task conversation --kind verdict --max-tokens 2000000 --max-rate 20 --output labels/
+        accord label sample:conversation --task conversation --candidates temperature_a=0.3,temperature_b=1.0 --output labels/
         accord label --task conversation --prompt "Name a river." --a "The Danube." --b "No."
     """
     from accord.client.feedback import FeedbackClient, Judge
@@ -73,11 +91,14 @@ def label(
         if prompt or response_a is not None or response_b is not None:
             _one_pair(client, task, judge, (dataset, prompt, response_a, response_b), timeout, as_json=as_json)
             return
-        if not dataset or output is None:
+        if not dataset or not output:
             raise InvalidArgumentError("give DATASET and --output, or --prompt, --a and --b", field="DATASET")
-        from accord.client.feedback import LabelJobSpec
+        from accord.client.feedback import LabelJobSpec, LabelLimits
 
-        spec = LabelJobSpec("", absolute_source(dataset), task, str(output.expanduser().absolute()), data_format, split, limit, judge, seed)
+        spec = LabelJobSpec(
+            "", absolute_source(dataset), task, absolute_output(output), data_format, split, limit, judge, seed,
+            limits=LabelLimits(max_cost, max_tokens, max_rate, concurrency), candidates=read_candidates(candidates),
+        )  # fmt: skip
         job = create_job(client, spec, request_id_of(spec))
         if detach:
             print_json(job) if as_json else print_line(job.name)
@@ -105,14 +126,16 @@ def _one_pair(
 
 def _follow(client: FeedbackClient, job: LabelJob, timeout: float | None) -> LabelJob:
     """Shows a job's progress until it ends; interrupting cancels it."""
-    last = job
+    last, pace = job, JobPace()
     try:
         with ProgressBar("labelling", job.total_pairs or None) as bar:
             for now in job_states(client, job, timeout_seconds=timeout):
                 last = now
                 known = f", {now.cached_judgements} known already" if now.cached_judgements else ""
                 waiting = f", {now.message}" if now.message and not now.ended else ""
-                text = f"{now.abstained_pairs} abstained, {now.tokens} tokens{known}{waiting}"
+                cost = f", {now.cost:.4g} spent" if now.cost else ""
+                rate = f"{speed}, " if (speed := pace.of(now)) else ""
+                text = f"{rate}{now.abstained_pairs} abstained, {now.tokens} tokens{cost}{known}{waiting}"
                 bar.set(now.done_pairs, total=now.total_pairs or None, text=text)
     except KeyboardInterrupt:
         client.cancel_label_job(job.name)

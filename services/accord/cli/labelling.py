@@ -8,20 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from accord.errors import DeadlineExceededError, NotFoundError, UnavailableError
+from accord.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
-    from accord.client.feedback import FeedbackClient, LabelJob, LabelJobSpec
+    from accord.client.feedback import Candidates, FeedbackClient, LabelJob, LabelJobSpec
 
 _STREAM_SECONDS = 3000.0
 _PAUSE_SECONDS = 1.0
 _PATIENCE = 60
 _ATTEMPTS = 1000
+_PACE_SECONDS = 60.0
 
 
 def absolute_source(dataset: str) -> str:
@@ -38,9 +40,39 @@ def absolute_source(dataset: str) -> str:
     return str(path)
 
 
+def absolute_output(output: str) -> str:
+    """The output folder as the service understands it: a path becomes absolute, a URL stays."""
+    return output if "://" in output else str(Path(output).expanduser().absolute())
+
+
+def read_candidates(text: str) -> Candidates | None:
+    """The options of ``--candidates KEY=VALUE,...``, the others at their defaults; None where the option is not given.
+
+    Raises:
+        InvalidArgumentError: a key that there is not, or a value of another type.
+    """
+    if not text:
+        return None
+    from accord.client.feedback import Candidates
+
+    types: dict[str, Callable[[str], Any]] = {name: type(value) for name, value in asdict(Candidates()).items()}
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.strip().partition("=")
+        if not equals or key not in types:
+            raise InvalidArgumentError(f"{part!r} is not KEY=VALUE with a key out of {', '.join(types)}", field="--candidates")
+        try:
+            values[key] = types[key](value)
+        except ValueError as error:
+            raise InvalidArgumentError(f"{key} cannot be {value!r}: it is a number", field="--candidates") from error
+    return Candidates(**values)
+
+
 def request_id_of(spec: LabelJobSpec) -> str:
-    """The id of a job: the same for the same command and the same file, so that a repeated command finds its job again."""
-    content = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    """The id of a job: the same for the same command and the same file, so that a repeated command finds its job again, under whatever limits."""
+    asked = asdict(spec)
+    del asked["limits"]
+    content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     path = Path(spec.dataset_uri)
     if path.is_file():
         content.update(path.read_bytes())
@@ -48,12 +80,47 @@ def request_id_of(spec: LabelJobSpec) -> str:
 
 
 def create_job(client: FeedbackClient, spec: LabelJobSpec, request_id: str) -> LabelJob:
-    """The job of this id, or where that was cancelled or has failed the next attempt, which finds all judgements in the ledger."""
+    """The job of this id, or where that was cancelled or has failed the next attempt, which finds all judgements in the ledger.
+
+    One that has ended at a limit is given back as it is: a new attempt would spend as much once more.
+    """
     for attempt in range(1, _ATTEMPTS):
         job = client.create_label_job(replace(spec, request_id=request_id if attempt == 1 else f"{request_id}-{attempt}"))
-        if job.state in ("running", "succeeded"):
+        if job.state in ("running", "succeeded") or job.at_limit:
             return job
     raise UnavailableError(f"{_ATTEMPTS} attempts of this job have failed; change --output to begin a new one")
+
+
+class JobPace:
+    """How fast a job has been of late, out of its states as they come.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, job: LabelJob) -> str:
+        """Pairs a second over the last minute and the time left at that rate; empty while nothing can be said."""
+        now = self._clock()
+        self._seen.append((now, job.done_pairs))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _PACE_SECONDS:
+            self._seen.popleft()
+        began, done = self._seen[0]
+        if now - began < 1.0 or job.done_pairs <= done:
+            return ""
+        rate = (job.done_pairs - done) / (now - began)
+        left = (job.total_pairs - job.done_pairs) / rate
+        return f"{rate:.3g} pairs/s, {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def job_states(client: FeedbackClient, job: LabelJob, *, timeout_seconds: float | None = None) -> Iterator[LabelJob]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
@@ -160,8 +160,34 @@ class Rubric:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelLimits:
+    """What a label job may spend and how fast; 0 is no limit. A job that ended at a limit goes on when it is asked for again under a higher one.
+
+    `concurrency` is how many pairs are judged at once, None for the server's default.
+    """
+
+    max_cost: float = 0.0
+    max_tokens: int = 0
+    max_judgements_per_second: float = 0.0
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Pairs that a job samples itself, one for each prompt: adapters (empty: the bare base model), temperatures, and best of how many by whom."""
+
+    adapter_a: str = ""
+    adapter_b: str = ""
+    temperature_a: float = 0.7
+    temperature_b: float = 0.7
+    best_of: int = 1
+    reward_model: str = ""
+    max_tokens: int = 128
+
+
+@dataclass(frozen=True, slots=True)
 class LabelJobSpec:
-    """A data set to label."""
+    """A data set to label; with `candidates`, the data's prompts alone are read."""
 
     request_id: str
     dataset_uri: str
@@ -172,6 +198,8 @@ class LabelJobSpec:
     limit: int = 0
     judge: Judge = Judge()
     seed: int = 0
+    limits: LabelLimits = LabelLimits()
+    candidates: Candidates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +221,8 @@ class LabelJob:
     rejected_rows: Mapping[str, int] = field(default_factory=dict)
     source_uri: str = ""
     rows_digest: str = ""
+    cost: float = 0.0
+    at_limit: bool = False
 
     @property
     def ended(self) -> bool:
@@ -315,6 +345,26 @@ def _label_result(wire: pb.LabelPairResult) -> LabelResult:
     return LabelResult(wire.pair_id, error, None if error else label_from_proto(wire.label))
 
 
+def _job_request(spec: LabelJobSpec) -> pb.CreateLabelJobRequest:
+    limits, candidates = spec.limits, spec.candidates
+    return pb.CreateLabelJobRequest(
+        request_id=spec.request_id,
+        dataset_uri=spec.dataset_uri,
+        dataset_format=spec.dataset_format,
+        split=spec.split,
+        limit=spec.limit,
+        task=TASKS[spec.task],
+        judge=judge_to_proto(spec.judge),
+        output_uri=spec.output_uri,
+        seed=spec.seed,
+        candidates=None if candidates is None else pb.CandidateOptions(**asdict(candidates)),
+        max_cost=limits.max_cost,
+        max_tokens=limits.max_tokens,
+        max_judgements_per_second=limits.max_judgements_per_second,
+        concurrency=limits.concurrency,
+    )
+
+
 def job_from_proto(wire: pb.LabelJob) -> LabelJob:
     """The job of an answer."""
     return LabelJob(
@@ -333,6 +383,8 @@ def job_from_proto(wire: pb.LabelJob) -> LabelJob:
         dict(wire.rejected_rows),
         source_uri=wire.source_uri,
         rows_digest=wire.rows_digest,
+        cost=wire.cost,
+        at_limit=wire.at_limit,
     )
 
 
@@ -445,18 +497,7 @@ class FeedbackClient:
 
     def create_label_job(self, spec: LabelJobSpec, *, timeout_seconds: float | None = None) -> LabelJob:
         """Starts labelling a data set in the background."""
-        request = pb.CreateLabelJobRequest(
-            request_id=spec.request_id,
-            dataset_uri=spec.dataset_uri,
-            dataset_format=spec.dataset_format,
-            split=spec.split,
-            limit=spec.limit,
-            task=TASKS[spec.task],
-            judge=judge_to_proto(spec.judge),
-            output_uri=spec.output_uri,
-            seed=spec.seed,
-        )
-        return job_from_proto(self._stub.CreateLabelJob(request, timeout=timeout_seconds).job)
+        return job_from_proto(self._stub.CreateLabelJob(_job_request(spec), timeout=timeout_seconds).job)
 
     def get_label_job(self, name: str, *, timeout_seconds: float | None = None) -> LabelJob:
         """Returns a job."""

@@ -265,3 +265,8 @@ class AsyncRewardClient:
         """Returns the probability that A is better, for each pair."""
         request = _compare_request(pairs, reward_model)
         return _comparisons(await self._stub.Compare(request, timeout=timeout_seconds))
+
+    async def reward_model_info(self, reward_model: str = "", *, timeout_seconds: float | None = None) -> RewardModelInfo:
+        """Describes one reward model, or with an empty name only the server."""
+        request = pb.GetRewardModelInfoRequest(reward_model=reward_model)
+        return _info(await self._stub.GetRewardModelInfo(request, timeout=timeout_seconds))

@@ -27,6 +27,8 @@ class FeedbackConfig(FrozenModel):
     judges: dict[JudgeName, NamedJudge] = Field(default={}, description="more judges by name: policy, openai, ensemble or escalation")
     default_judge_name: JudgeName = Field(default=DEFAULT_JUDGE, description="the judge where a caller names none")
     prices: dict[str, Price] = Field(default={}, description="price table, by model name: every openai judge needs an entry; currency is yours")
+    reward: str | None = Field(default=None, min_length=1, description="address of the RewardService that chooses among candidates that jobs sample")
+    reward_tls: ChannelTls | None = Field(default=None, description="use TLS towards the reward service; plain text where absent")
     ledger: str = Field(min_length=1, description="path of the SQLite file that holds every judgement and label")
     jobs: str = Field(min_length=1, description="folder of the label jobs, one file each")
     default_judge: Kind = Field(default="likelihood", description="the kind of judge where a caller names none")

@@ -13,12 +13,14 @@ from accord.client.feedback import (
     OUTCOMES,
     TASKS,
     VERDICT_SOURCES,
+    Candidates,
     Judge,
     Judgement,
     Label,
     LabelCard,
     LabelJob,
     LabelJobSpec,
+    LabelLimits,
     LabelPairItem,
     Outcome,
     Rating,
@@ -94,7 +96,16 @@ def read_job_spec(wire: pb.CreateLabelJobRequest) -> LabelJobSpec:
         limit=wire.limit,
         judge=read_judge(wire.judge),
         seed=wire.seed,
+        limits=LabelLimits(
+            wire.max_cost, wire.max_tokens, wire.max_judgements_per_second, wire.concurrency if wire.HasField("concurrency") else None
+        ),
+        candidates=_read_candidates(wire.candidates) if wire.HasField("candidates") else None,
     )
+
+
+def _read_candidates(wire: pb.CandidateOptions) -> Candidates:
+    given = {field.name: value for field, value in wire.ListFields()}
+    return Candidates(**given)
 
 
 def read_human_label(wire: pb.RecordHumanLabelRequest) -> HumanLabel:
@@ -173,6 +184,8 @@ def job_to_proto(job: LabelJob) -> pb.LabelJob:
         rejected_rows=dict(job.rejected_rows),
         source_uri=job.source_uri,
         rows_digest=job.rows_digest,
+        cost=job.cost,
+        at_limit=job.at_limit,
     )
 
 

@@ -17,7 +17,7 @@ import structlog
 
 from accord.errors import AccordError, UnavailableError
 from accord.feedback.judge_model import JudgeChangedError
-from accord.feedback.judges.asking import Judge, empty_response_answer
+from accord.feedback.judges.asking import Judge, answer_by_rule
 from accord.feedback.ledger import Ledger
 from accord.feedback.metrics import JUDGEMENTS, WAITING
 from accord.feedback.records import Answer, Kind, Origin, Question
@@ -203,8 +203,8 @@ class Desk:
         self._pump()
 
     async def _ask(self, entries: Sequence[_Entry]) -> list[Answer | AccordError]:
-        """Answers in the order of the entries; the judge is not asked about empty responses."""
-        known: list[Answer | AccordError | None] = [empty_response_answer(entry.question) for entry in entries]
+        """Answers in the order of the entries; the judge is not asked where a rule answers."""
+        known: list[Answer | AccordError | None] = [answer_by_rule(entry.question) for entry in entries]
         questions = [entry.question for entry, answer in zip(entries, known, strict=True) if answer is None]
         judge = self._lanes[entries[0].lane].judges[entries[0].question.kind]
         asked = iter(await judge.ask(questions) if questions else [])

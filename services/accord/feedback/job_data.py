@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from accord.client.feedback import LabelPairItem
-from accord.data.readers import read_pairs
-from accord.data.records import LABEL_JOB, PreferencePair, digest_of
+from accord.data.readers import read_pairs, read_prompts
+from accord.data.records import LABEL_JOB, Dataset, PreferencePair, Prompt, RecordT, digest_of
 from accord.data.writers import write_pairs
 from accord.feedback.cards import make_cards
 from accord.feedback.job_files import JobRecord
+from accord.feedback.job_output import output_folder
 from accord.feedback.ledger import Ledger
 from accord.feedback.records import ADDED, LabelFacts, is_added
 from accord.rundir import write_atomically
@@ -30,19 +31,29 @@ def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[
     """
     spec = record.spec
     found = read_pairs(record.data_uri, format=spec.dataset_format, split=spec.split or "train", seed=spec.seed, task=spec.task)
-    rejected = dict(found.report.rejected)
-    pairs = [pair for pair in found.rows if pair.task == spec.task]
-    if len(pairs) < len(found.rows):
-        rejected[f"of another task than {spec.task.value}"] = len(found.rows) - len(pairs)
-    added = sum(is_added(pair.pair_id) for pair in pairs)
+    return _of_the_job(record, found, [(pair.pair_id, pair) for pair in found.rows if pair.task == spec.task])
+
+
+def read_job_prompts(record: JobRecord) -> tuple[tuple[Prompt, ...], dict[str, int], str]:
+    """The prompts of a job that samples its pairs, each once. As `read_job_pairs`."""
+    spec = record.spec
+    found = read_prompts(record.data_uri, format=spec.dataset_format, split=spec.split or "train", seed=spec.seed, task=spec.task)
+    return _of_the_job(record, found, [(prompt.prompt_id, prompt) for prompt in found.rows if prompt.task == spec.task])
+
+
+def _of_the_job(record: JobRecord, found: Dataset[RecordT], rows: list[tuple[str, RecordT]]) -> tuple[tuple[RecordT, ...], dict[str, int], str]:
+    """The rows of the job's task that may be labelled, the rest counted, within the job's limit."""
+    spec, rejected = record.spec, dict(found.report.rejected)
+    if len(rows) < len(found.rows):
+        rejected[f"of another task than {spec.task.value}"] = len(found.rows) - len(rows)
+    added = sum(is_added(name) for name, _ in rows)
     if added:
         rejected[f"id begins with {ADDED}, as those of pairs that jobs add"] = added
-        pairs = [pair for pair in pairs if not is_added(pair.pair_id)]
-    if spec.limit and spec.limit < len(pairs):
-        taken = sorted(pairs, key=lambda pair: _hash(spec.seed, pair.pair_id))[: spec.limit]
-        kept = {pair.pair_id for pair in taken}
-        pairs = [pair for pair in pairs if pair.pair_id in kept]
-    return tuple(pairs), rejected, found.report.digest
+        rows = [(name, row) for name, row in rows if not is_added(name)]
+    if spec.limit and spec.limit < len(rows):
+        kept = {name for name, _ in sorted(rows, key=lambda named: _hash(spec.seed, named[0]))[: spec.limit]}
+        rows = [(name, row) for name, row in rows if name in kept]
+    return tuple(row for _, row in rows), rejected, found.report.digest
 
 
 def chosen_is_a(seed: int, pair_id: str) -> bool:
@@ -87,8 +98,26 @@ def rating_gap(label: LabelFacts) -> float | None:
 
 
 def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair, ...]) -> dict[str, str]:
-    """Writes labels.jsonl and card.json and returns where they are, as changes of the record; the same labels give the same bytes."""
+    """Writes labels.jsonl and card.json and returns where they are, as changes of the record; the same labels give the same bytes.
+
+    Raises:
+        UnavailableError: the output is a URL that cannot be written now.
+    """
     labels = ledger.labels(job=record.name)
+    rows = _labelled_rows(ledger, record, pairs, labels)
+    with output_folder(record.output) as folder:
+        digest = write_pairs(folder / LABELS_FILE, rows)
+        cards = [asdict(card) for card in make_cards(labels)]
+        card = {"job": record.name, "dataset_digest": digest, "rows": len(rows), "rejected_rows": dict(record.rejected_rows), "cards": cards}
+        if record.candidates_from:
+            card["candidates_from"] = dict(record.candidates_from)
+        write_atomically(folder / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
+    digests = {"dataset_digest": digest, "rows_digest": digest_of(tuple(rows))}
+    return {"dataset_uri": f"{record.output}/{LABELS_FILE}", **digests, "card_uri": f"{record.output}/{CARD_FILE}"}
+
+
+def _labelled_rows(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair, ...], labels: Sequence[LabelFacts]) -> list[PreferencePair]:
+    """The pairs as the judge sees them, without those that it abstained from, each with where its label comes from."""
     by_id = {label.pair_id: label for label in labels}
     keys = ledger.label_keys(record.name)
     rows = []
@@ -101,15 +130,11 @@ def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair,
         if label.rubric:
             origin |= {"rubric": label.rubric, "rubric_digest": label.rubric_digest}
         row = labelled_pair(pair, label, record.spec.seed, origin)
+        if row is not None and record.spec.candidates is not None:  # a sampled pair comes with candidate a in front
+            row = replace(row, metadata={**row.metadata, "chosen_candidate": "a" if row.chosen == pair.chosen else "b"})
         if row is not None:
             rows.append(row)
-    output = Path(record.output)
-    digest = write_pairs(output / LABELS_FILE, rows)
-    cards = [asdict(card) for card in make_cards(labels)]
-    card = {"job": record.name, "dataset_digest": digest, "rows": len(rows), "rejected_rows": dict(record.rejected_rows), "cards": cards}
-    write_atomically(output / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
-    digests = {"dataset_digest": digest, "rows_digest": digest_of(tuple(rows))}
-    return {"dataset_uri": str(output / LABELS_FILE), **digests, "card_uri": str(output / CARD_FILE)}
+    return rows
 
 
 def _hash(seed: int, text: str) -> bytes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from accord.client.feedback import JobState, Judge, LabelJobSpec
+from accord.client.feedback import Candidates, JobState, Judge, LabelJobSpec, LabelLimits
 from accord.errors import DataLossError
 from accord.feedback.records import digest_of
 from accord.rundir import write_atomically
@@ -23,8 +23,9 @@ class JobRecord:
     """One job as its file has it.
 
     `data_uri` and `output` are absolute where they are paths. `input_digest` and `judge_digest` are set once the job has begun: it goes on
-    with the same rows and the same judge, or fails. The last five are set at the end: `dataset_digest` is that of the file, `rows_digest` that of
-    its rows as every reader names them.
+    with the same rows and the same judge, or fails. `dataset_digest` and what is around it is set at the end: it is that of the file, `rows_digest`
+    that of its rows as every reader names them. `at_limit` says that the job failed because it may not spend more; `candidates_from` are the
+    versions and digests that its candidates are sampled from, where it samples them.
     """
 
     name: str
@@ -43,6 +44,8 @@ class JobRecord:
     rows_digest: str = ""
     card_uri: str = ""
     end_time: float | None = None
+    at_limit: bool = False
+    candidates_from: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -51,8 +54,8 @@ class JobRecord:
 
     @property
     def payload_digest(self) -> str:
-        """sha256 of what the caller asked for: what a second use of the request id is compared with."""
-        return digest_of(asdict(self.spec))
+        """sha256 of what the caller asked for: what a second use of the request id is compared with. Limits are no part of it."""
+        return digest_of(asdict(replace(self.spec, limits=LabelLimits())))
 
 
 class JobFiles:
@@ -74,6 +77,10 @@ class JobFiles:
         """
         return sorted((_read(path) for path in self._folder.glob("*.json")), key=lambda record: record.create_time)
 
+    def candidates(self, name: str) -> Path:
+        """Where a job keeps what it has sampled."""
+        return self._path(name).with_suffix(".candidates.jsonl")
+
     def _path(self, name: str) -> Path:
         """A request id is any text; the file's name is a digest of it."""
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
@@ -83,7 +90,8 @@ def _read(path: Path) -> JobRecord:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         spec = values.pop("spec")
-        judge = Judge(**spec.pop("judge"))
-        return JobRecord(spec=LabelJobSpec(**{**spec, "task": Task(spec["task"])}, judge=judge), **values)
+        judge, limits, candidates = Judge(**spec.pop("judge")), LabelLimits(**spec.pop("limits", {})), spec.pop("candidates", None)
+        sampled = None if candidates is None else Candidates(**candidates)
+        return JobRecord(spec=LabelJobSpec(**{**spec, "task": Task(spec["task"])}, judge=judge, limits=limits, candidates=sampled), **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"{path} is no label job: {error}; move it away to start without it", field="jobs") from error

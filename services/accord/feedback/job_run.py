@@ -9,41 +9,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from accord.client.feedback import Label
-from accord.data.records import PreferencePair
+from accord.client.feedback import Label, LabelPairItem
+from accord.data.files import is_url
+from accord.data.records import PreferencePair, Prompt
 from accord.errors import FailedPreconditionError, InvalidArgumentError
+from accord.feedback.candidates import Candidate, CandidateSource
 from accord.feedback.config import FeedbackConfig
-from accord.feedback.job_data import read_job_pairs, write_output
+from accord.feedback.job_candidates import CandidateFile, candidate_pairs, fill
+from accord.feedback.job_data import read_job_pairs, read_job_prompts, write_output
 from accord.feedback.job_files import JobFiles, JobRecord
 from accord.feedback.job_stages import STAGES, Asked, JobWork, Stage
 from accord.feedback.labeller import Labeller, Plan
 from accord.feedback.ledger import Ledger
+from accord.feedback.limits import Budget, Pace, Spending, spent_on
 from accord.feedback.patience import Patience
 from accord.feedback.records import Origin, is_added
 
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How far a job is: pairs with a label or an abstention, the abstentions, judgements that cost nothing, tokens paid for."""
+    """How far a job is: pairs with a label or an abstention, the abstentions, judgements that cost nothing, tokens and money paid."""
 
     done: int = 0
     abstained: int = 0
     cached_judgements: int = 0
     tokens: int = 0
+    cost: float = 0.0
 
     def plus(self, label: Label) -> JobCounts:
         """The counts with one more label."""
-        paid = [judgement for judgement in label.judgements if not judgement.cached]
-        of_the_data = not is_added(label.pair_id)
+        of_the_data, spent = not is_added(label.pair_id), spent_on(label)
         return JobCounts(
             self.done + of_the_data,
             self.abstained + (of_the_data and label.outcome == "abstain"),
-            self.cached_judgements + len(label.judgements) - len(paid),
-            self.tokens + sum(judgement.prompt_tokens + judgement.response_tokens for judgement in paid),
+            self.cached_judgements + sum(judgement.cached for judgement in label.judgements),
+            self.tokens + spent.tokens,
+            self.cost + spent.cost,
         )
 
 
@@ -60,12 +65,14 @@ class JobRun:
         ledger: knows what is done.
         files: where the record is kept.
         config: of the server.
+        source: samples candidates; None where this server cannot.
         on_change: called after each change of `record` or `counts`.
     """
 
     def __init__(
-        self, record: JobRecord, labeller: Labeller, ledger: Ledger, files: JobFiles, config: FeedbackConfig, on_change: Callable[[], None]
-    ) -> None:
+        self, record: JobRecord, labeller: Labeller, ledger: Ledger, files: JobFiles, config: FeedbackConfig, source: CandidateSource | None,
+        on_change: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.record = record
         self.counts = JobCounts()
         self.finishing = False
@@ -74,15 +81,19 @@ class JobRun:
         self._ledger = ledger
         self._files = files
         self._config = config
+        self._source = source
+        self._saving = asyncio.Lock()
         self._on_change = on_change
         self._origin = Origin(request_id=record.spec.request_id, job=record.name)
         self._patience = Patience(config.judge_wait_seconds, self.say, self._check_stopping)
+        self._budget = Budget(lambda: self.record.spec.limits, lambda: Spending(self.counts.cost, self.counts.tokens))
+        self._pace = Pace(lambda: self.record.spec.limits.max_judgements_per_second, self._check_stopping)
 
     async def count(self) -> frozenset[str]:
         """Takes the counts from the ledger and returns the ids of the pairs that have a label."""
         progress = await asyncio.to_thread(self._ledger.job_progress, self.record.name)
         done = sum(not is_added(pair_id) for pair_id in progress.labelled)
-        self.counts = JobCounts(done, progress.abstained, progress.cached_judgements, progress.tokens)
+        self.counts = JobCounts(done, progress.abstained, progress.cached_judgements, progress.tokens, progress.cost)
         self._on_change()
         return progress.labelled
 
@@ -102,14 +113,15 @@ class JobRun:
 
     async def save(self, **changes: object) -> None:
         """Changes the record, its file first; a cancellation waits until both agree."""
-        record = replace(self.record, **changes)  # type: ignore[arg-type]
-        writing = asyncio.create_task(asyncio.to_thread(self._files.write, record))
-        try:
-            await asyncio.shield(writing)
-        finally:
-            await writing
-            self.record = record
-            self._on_change()
+        async with self._saving:
+            record = replace(self.record, **changes)  # type: ignore[arg-type]
+            writing = asyncio.create_task(asyncio.to_thread(self._files.write, record))
+            try:
+                await asyncio.shield(writing)
+            finally:
+                await writing
+                self.record = record
+                self._on_change()
 
     def say(self, message: str) -> None:
         """Shows a message; it is not worth a write of the file."""
@@ -124,7 +136,7 @@ class JobRun:
         work = JobWork(self.record.name, self.record.spec, pairs, await self._patience.of(self._plan), self._ledger)
         for stage in STAGES:
             await self._label_all(stage, work)
-        self.finishing = True
+        self.finishing = not is_url(self.record.output)  # a URL may be away for long, and a job that waits for it can be cancelled
         await self._finish(pairs)
 
     async def _label_all(self, stage: Stage, work: JobWork) -> None:
@@ -132,7 +144,8 @@ class JobRun:
         labelled = await self.count()
         asked = await asyncio.to_thread(stage, work)
         todo = ((pair, plan) for pair, plan in asked if pair.pair_id not in labelled)
-        workers = [asyncio.create_task(self._work(todo)) for _ in range(self._config.concurrency * self._config.batch_pairs)]
+        at_once = self.record.spec.limits.concurrency or self._config.concurrency * self._config.batch_pairs
+        workers = [asyncio.create_task(self._work(todo)) for _ in range(at_once)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -142,11 +155,43 @@ class JobRun:
         self._check_stopping()
 
     async def _read(self) -> tuple[PreferencePair, ...]:
-        pairs, rejected, digest = await asyncio.to_thread(read_job_pairs, self.record)
+        """The pairs of the data, or those sampled for its prompts."""
+        if self.record.spec.candidates is None:
+            pairs, rejected, digest = await asyncio.to_thread(read_job_pairs, self.record)
+            await self._account(len(pairs), rejected, digest)
+            return pairs
+        prompts, rejected, digest = await asyncio.to_thread(read_job_prompts, self.record)
+        await self._account(len(prompts), rejected, digest)
+        return await self._sampled(prompts)
+
+    async def _account(self, rows: int, rejected: dict[str, int], digest: str) -> None:
+        """Notes what was read, which stays the same to the end of the job."""
         known = self.record.input_digest
         if known and known != digest:
             raise FailedPreconditionError(f"{self.record.data_uri} has changed since the job began (sha256 {known}, now {digest})")
-        await self.save(total_pairs=len(pairs), input_digest=digest, rejected_rows=rejected)
+        await self.save(total_pairs=rows, input_digest=digest, rejected_rows=rejected)
+
+    async def _sampled(self, prompts: tuple[Prompt, ...]) -> tuple[PreferencePair, ...]:
+        """A pair of candidates for each prompt that the policy can answer."""
+        source, options = self._source, self.record.spec.candidates
+        if source is None or options is None:
+            raise FailedPreconditionError("this server has no policy service to sample candidates from", field="candidates")
+        lineage = await self._patience.of(partial(source.identify, options))
+        if self.record.candidates_from and dict(self.record.candidates_from) != lineage:
+            raise FailedPreconditionError(f"what candidates are sampled from has changed since the job began: {_changes(self.record, lineage)}")
+        await self.save(candidates_from=lineage)
+
+        async def sample(part: list[Prompt]) -> list[Candidate]:
+            self._check_stopping()
+            return await self._patience.of(partial(source.sample, part, options, lineage, self.record.spec.seed))
+
+        found = await fill(
+            CandidateFile(self._files.candidates(self.record.name)), prompts, sample,
+            lambda count: self.say(f"sampling candidates: {count} of {len(prompts)} prompts"),
+            batch=self._config.batch_pairs, concurrency=self._config.concurrency,
+        )  # fmt: skip
+        pairs, refused = candidate_pairs(prompts, found, self.record.spec, lineage)
+        await self.save(total_pairs=len(pairs), rejected_rows={**self.record.rejected_rows, **refused}, message="")
         return pairs
 
     async def _plan(self) -> Plan:
@@ -165,13 +210,25 @@ class JobRun:
             try:
                 self._labeller.check_pair(pair, "pair")
             except InvalidArgumentError as error:
-                call = partial(self._labeller.abstain, pair, plan, f"unusable pair: {error}", self._origin)
+                label = await self._patience.of(partial(self._labeller.abstain, pair, plan, f"unusable pair: {error}", self._origin))
+                self.counts = self.counts.plus(label)
             else:
-                call = partial(self._labeller.label, pair, plan, self._origin)
-            async with self._labeller.room.wait():
-                label = await self._patience.of(call)
-            self.counts = self.counts.plus(label)
+                await self._label(pair, plan)
             self._on_change()
+
+    async def _label(self, pair: LabelPairItem, plan: Plan) -> None:
+        """Labels one pair once it is its turn; where nothing has to be bought for it, limits do not hold it up."""
+        limits = self.record.spec.limits
+        limited = bool(limits.max_cost or limits.max_tokens or limits.max_judgements_per_second)
+        questions = await self._labeller.unanswered(pair, plan) if limited else 0
+        async with contextlib.AsyncExitStack() as stack:
+            learn = await stack.enter_async_context(self._budget.pair()) if questions else None
+            await self._pace.take(questions)
+            await stack.enter_async_context(self._labeller.room.wait())
+            label = await self._patience.of(partial(self._labeller.label, pair, plan, self._origin))
+            self.counts = self.counts.plus(label)
+            if learn is not None:
+                learn(spent_on(label))
 
     def _check_stopping(self) -> None:
         if self.stopping:
@@ -179,5 +236,11 @@ class JobRun:
 
     async def _finish(self, pairs: tuple[PreferencePair, ...]) -> None:
         await self.count()
-        facts = await asyncio.to_thread(write_output, self._ledger, self.record, pairs)
+        facts = await self._patience.of(lambda: asyncio.to_thread(write_output, self._ledger, self.record, pairs))
         await self.save(state="succeeded", message="", end_time=time.time(), **facts)
+
+
+def _changes(record: JobRecord, lineage: Mapping[str, str]) -> str:
+    """What is another now than when the job began."""
+    before = record.candidates_from
+    return ", ".join(f"{name} {before.get(name, '')!r} is now {value!r}" for name, value in lineage.items() if before.get(name) != value)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,11 +18,14 @@ from accord.client.feedback import LabelJob, LabelJobSpec
 from accord.data.formats import FORMATS
 from accord.data.readers import check_source
 from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from accord.feedback.candidates import CandidateSource
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.job_files import JobFiles, JobRecord
+from accord.feedback.job_output import check_output, output_place
 from accord.feedback.job_run import JobRun
 from accord.feedback.labeller import Labeller
 from accord.feedback.ledger import Ledger
+from accord.feedback.limits import LimitReachedError
 from accord.rpc.logs import describe_exception
 
 _log = structlog.get_logger(__name__)
@@ -35,12 +39,14 @@ class LabelJobs:
         labeller: labels the pairs.
         ledger: knows what is done.
         config: where the job files are, and limits.
+        source: samples candidates; None where this server cannot.
     """
 
-    def __init__(self, labeller: Labeller, ledger: Ledger, config: FeedbackConfig) -> None:
+    def __init__(self, labeller: Labeller, ledger: Ledger, config: FeedbackConfig, source: CandidateSource | None = None) -> None:
         self._labeller = labeller
         self._ledger = ledger
         self._config = config
+        self._source = source
         self._files = JobFiles(config.jobs)
         self._jobs: dict[str, _Job] = {}
         self._creating = asyncio.Lock()
@@ -72,7 +78,7 @@ class LabelJobs:
         await asyncio.gather(*(job.task for job in self._jobs.values() if job.task is not None), return_exceptions=True)
 
     async def create(self, spec: LabelJobSpec) -> LabelJob:
-        """Starts a job, or returns the one that this request id started.
+        """Starts a job, or returns the one that this request id started, which goes on under the limits given now where those had ended it.
 
         Raises:
             AlreadyExistsError: the request id was used with another payload.
@@ -86,6 +92,7 @@ class LabelJobs:
             if known is not None:
                 if known.run.record.payload_digest != record.payload_digest:
                     raise AlreadyExistsError(f"request_id {spec.request_id!r} was used with another payload", field="request_id")
+                await self._relimit(known, record)
                 return known.snapshot()
             self._labeller.settings(spec.judge).rubric_for(spec.task)
             await asyncio.to_thread(self._check, record)
@@ -93,6 +100,16 @@ class LabelJobs:
             job = self._add(record)
             job.begin(self._turns)
             return job.snapshot()
+
+    async def _relimit(self, job: _Job, asked: JobRecord) -> None:
+        """Gives a job that runs, or has ended at a limit, the limits that are asked for now."""
+        record = job.run.record
+        if record.spec.limits == asked.spec.limits:
+            return
+        if record.state == "running":
+            await job.run.save(spec=asked.spec)
+        elif record.at_limit:
+            await job.reopen(asked.spec, self._turns)
 
     def get(self, name: str) -> LabelJob:
         """A job as it stands.
@@ -139,7 +156,7 @@ class LabelJobs:
         return self._jobs[name]
 
     def _add(self, record: JobRecord) -> _Job:
-        job = self._jobs[record.name] = _Job(record, self._labeller, self._ledger, self._files, self._config)
+        job = self._jobs[record.name] = _Job(partial(JobRun, record, self._labeller, self._ledger, self._files, self._config, self._source))
         return job
 
     def _check(self, record: JobRecord) -> None:
@@ -150,21 +167,22 @@ class LabelJobs:
             check_source(record.data_uri)
         except AccordError as error:
             raise type(error)(error.message, field="dataset_uri") from error
+        if record.spec.candidates is not None:
+            if self._source is None:
+                raise FailedPreconditionError("this server has no policy service to sample candidates from", field="candidates")
+            self._source.check(record.spec.candidates)
         for job in self._jobs.values():
             other = job.run.record
             if other.output == record.output and other.state in ("running", "succeeded"):
                 raise FailedPreconditionError(f"{record.output} is the output folder of {other.name}; give another", field="output_uri")
-        try:
-            Path(record.output).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FailedPreconditionError(f"{record.output} cannot be made: {error.strerror}", field="output_uri") from error
+        check_output(record.output)
 
 
 class _Job:
     """A job in memory: its run, its task, and an event that is set at each change and then replaced."""
 
-    def __init__(self, record: JobRecord, labeller: Labeller, ledger: Ledger, files: JobFiles, config: FeedbackConfig) -> None:
-        self.run = JobRun(record, labeller, ledger, files, config, self._notify)
+    def __init__(self, make_run: Callable[[Callable[[], None]], JobRun]) -> None:
+        self.run = make_run(self._notify)
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._cancelling = asyncio.Lock()
@@ -176,11 +194,19 @@ class _Job:
             record.name, record.state, record.total_pairs, counts.done, counts.abstained, counts.cached_judgements, counts.tokens,
             record.message, record.dataset_uri, record.dataset_digest, record.card_uri, record.create_time, dict(record.rejected_rows),
             source_uri=record.spec.dataset_uri, rows_digest=record.rows_digest,
+            cost=counts.cost, at_limit=record.at_limit,
         )  # fmt: skip
 
     def begin(self, turns: asyncio.Semaphore) -> None:
         """Starts the work, once it is this job's turn."""
         self.task = asyncio.create_task(self._work(turns))
+
+    async def reopen(self, spec: LabelJobSpec, turns: asyncio.Semaphore) -> None:
+        """Lets a job that has ended at a limit go on."""
+        if self.task is not None:
+            await asyncio.gather(self.task, return_exceptions=True)
+        await self.run.save(spec=spec, state="running", message="", at_limit=False, end_time=None)
+        self.begin(turns)
 
     async def cancel(self) -> None:
         async with self._cancelling:
@@ -195,6 +221,10 @@ class _Job:
     async def _work(self, turns: asyncio.Semaphore) -> None:
         try:
             await self.run.run(turns)
+        except LimitReachedError as error:
+            counts, total = self.run.counts, self.run.record.total_pairs
+            kept = f"{counts.done} of {total} pairs are labelled and kept; the same job under a higher limit goes on from there"
+            await self._fail(f"{error.message}; {kept}", at_limit=True)
         except AccordError as error:
             await self._fail(str(error))
         except Exception as error:  # noqa: BLE001 - a defect ends the job, and says so
@@ -203,9 +233,9 @@ class _Job:
         finally:
             _log.info("label_job", job=self.run.record.name, state=self.run.record.state)
 
-    async def _fail(self, message: str) -> None:
+    async def _fail(self, message: str, *, at_limit: bool = False) -> None:
         with contextlib.suppress(OSError):  # a full disk: the job is taken up again at the next start
-            await self.run.save(state="failed", message=message, end_time=time.time())
+            await self.run.save(state="failed", message=message, end_time=time.time(), at_limit=at_limit)
 
     def _notify(self) -> None:
         changed, self.changed = self.changed, asyncio.Event()
@@ -214,9 +244,7 @@ class _Job:
 
 def _record(spec: LabelJobSpec) -> JobRecord:
     """A new job; paths become absolute, so that a server started elsewhere finds them again."""
-    uri, output = spec.dataset_uri.removeprefix("file://"), spec.output_uri.removeprefix("file://")
+    uri = spec.dataset_uri.removeprefix("file://")
     if not uri.startswith(("sample:", "hub:")) and "://" not in uri:
         uri = str(Path(uri).absolute())
-    if "://" in output:
-        raise InvalidArgumentError("only local folders are supported: give a path or file://path", field="output_uri")
-    return JobRecord(f"{_PREFIX}{spec.request_id}", spec, uri, str(Path(output).absolute()), time.time())
+    return JobRecord(f"{_PREFIX}{spec.request_id}", spec, uri, output_place(spec.output_uri), time.time())

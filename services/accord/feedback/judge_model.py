@@ -151,6 +151,7 @@ class JudgeModel:
             )
         except AccordError as error:
             raise self._translated(error) from error
+        self._check_whole(len(found.results), len(items), "results for", "items")
         read = sum(len(result.prompt_token_ids) for result in found.results)
         count_tokens(self._name, read, sum(len(sample.token_ids) for result in found.results for sample in result.samples))
         return found
@@ -164,6 +165,10 @@ class JudgeModel:
             )
         except AccordError as error:
             raise self._translated(error) from error
+        self._check_whole(len(found.results), len(items), "results for", "items")
+        for result, item in zip(found.results, items, strict=True):
+            if result.error is None:
+                self._check_whole(len(result.responses), len(item.responses), "logprobs for", "responses")
         read = sum(len(result.prompt_token_ids) for result in found.results)
         count_tokens(self._name, read, sum(len(response.token_ids) for result in found.results for response in result.responses))
         return found
@@ -183,6 +188,11 @@ class JudgeModel:
                     raise self._translated(error) from error
             self._info_time = time.monotonic()
             return self._info
+
+    def _check_whole(self, found: int, asked: int, what: str, of: str) -> None:
+        """Raises FailedPreconditionError where the service has not answered each of what it was asked: whose answer is missing, nobody knows."""
+        if found != asked:
+            raise FailedPreconditionError(f"the judge at {self.address} gave {found} {what} {asked} {of}", field="judge")
 
     def _seconds(self, most: float) -> float:
         return min(most, self._timeout_seconds)

@@ -16,9 +16,10 @@ from accord.errors import AccordError, FailedPreconditionError, InternalError, I
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Desk
 from accord.feedback.judge_model import JudgeChangedError
+from accord.feedback.judges.asking import answer_by_rule
 from accord.feedback.labels import Answered, check_prompt, check_text, entry_of, finding_of, label_of, questions_of
 from accord.feedback.ledger import Ledger
-from accord.feedback.panels import Ensemble, Escalation, Finding, Seat, combined, escalated, is_unsure, mean_distribution
+from accord.feedback.panels import Ensemble, Escalation, Finding, Seat, combined, escalated, is_unsure, judges_of, mean_distribution
 from accord.feedback.records import JudgeIdentity, LabelEntry, Origin, Question
 from accord.feedback.room import Room
 from accord.feedback.roster import Roster
@@ -85,6 +86,12 @@ class Labeller:
         label, entry = await self._judged(pair, plan, origin)
         await asyncio.to_thread(self._ledger.append_labels, [entry])
         return label
+
+    async def unanswered(self, pair: LabelPairItem, plan: Plan) -> int:
+        """How many questions about a pair judges may be asked: those that no rule answers and the ledger does not know."""
+        questions = [item.question for judge in judges_of(plan.judge) for item in questions_of(pair, plan.settings, judge)]
+        keys = {question.key for question in questions if answer_by_rule(question) is None}
+        return len(keys) - len(await asyncio.to_thread(self._ledger.find, list(keys)))
 
     async def label_many(self, pairs: Sequence[LabelPairItem | AccordError], plan: Plan, origin: Origin) -> list[Label | AccordError]:
         """A label or an error for each pair; an error in place of a pair stays where it is.

@@ -34,12 +34,13 @@ _BUSY_MILLISECONDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What the ledger says of a job: pair ids that have a label, abstentions among those of its data, reused judgements, tokens paid for."""
+    """What the ledger says of a job: pair ids that have a label, abstentions among those of its data, reused judgements, tokens and money paid."""
 
     labelled: frozenset[str]
     abstained: int
     cached_judgements: int
     tokens: int
+    cost: float
 
 
 class Ledger:
@@ -136,10 +137,10 @@ class Ledger:
         with self._reading() as run:
             pairs = run("SELECT pair_id, outcome FROM labels WHERE job = ?", (job,)).fetchall()
             cached = run("SELECT count(*) FROM label_judgements JOIN labels ON labels.id = label_id WHERE job = ? AND cached", (job,)).fetchone()[0]
-            tokens = run("SELECT total(prompt_tokens + response_tokens) FROM judgements WHERE job = ?", (job,)).fetchone()[0]
+            tokens, cost = run("SELECT total(prompt_tokens + response_tokens), total(cost) FROM judgements WHERE job = ?", (job,)).fetchone()
         labelled = frozenset(row["pair_id"] for row in pairs)
         abstained = sum(row["outcome"] == "abstain" for row in pairs if not is_added(row["pair_id"]))
-        return JobProgress(labelled, abstained, int(cached), int(tokens))
+        return JobProgress(labelled, abstained, int(cached), int(tokens), float(cost))
 
     def label_keys(self, job: str) -> dict[str, tuple[str, ...]]:
         """The keys of the judgements behind each label of a job, by pair id."""

@@ -59,6 +59,15 @@ Seat = JudgeIdentity | Ensemble | Escalation
 """Who labels: one judge, or several with a rule."""
 
 
+def judges_of(seat: Seat) -> tuple[JudgeIdentity, ...]:
+    """All who may be asked, the second judge of an escalation too."""
+    if isinstance(seat, Ensemble):
+        return tuple(judge for member in seat.members for judge in judges_of(member))
+    if isinstance(seat, Escalation):
+        return (*judges_of(seat.first), *judges_of(seat.then))
+    return (seat,)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding(Generic[AnsweredT]):
     """What a judge, or several, say of a pair: P(A better) or why there is none, and the answers that it rests on.

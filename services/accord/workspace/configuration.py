@@ -35,7 +35,7 @@ CONFIG_CLASSES: Mapping[ServiceName, type[BaseModel]] = {
 UPSTREAM: Mapping[ServiceName, tuple[ServiceName, ...]] = {
     "policy": (),
     "reward": (),
-    "feedback": ("policy",),
+    "feedback": ("policy", "reward"),
     "trainer": ("policy", "reward", "feedback"),
 }
 _LOOPBACK = "127.0.0.1"
@@ -129,7 +129,7 @@ def _owned(layout: Layout, name: ServiceName, setting: Setting, upstream: Mappin
     """What a service is told in any case."""
     server = {"server": {"announce_path": str(layout.announcement(name))}}
     if name == "feedback":
-        return {**server, "policy": upstream["policy"], "ledger": str(layout.ledger), "jobs": str(layout.label_jobs)}
+        return {**server, "policy": upstream["policy"], "reward": upstream["reward"], "ledger": str(layout.ledger), "jobs": str(layout.label_jobs)}
     model = {**server, "base_model": setting.base_model, "artefacts": str(layout.artefacts), "threads": setting.threads}
     if name == "trainer":
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.unit.feedback.fakes import Bench, FakePolicy
+from tests.unit.feedback.job_bench import TASK, pairs
 
+from accord.client.feedback import Judge, LabelJobSpec
+from accord.data.writers import write_pairs
+from accord.feedback.candidates import CandidateSource
 from accord.feedback.config import FeedbackConfig
+from accord.feedback.jobs import LabelJobs
 from accord.feedback.ledger import Ledger
 
 MakeBench = Callable[..., Bench]
@@ -35,3 +40,33 @@ def make_bench(ledger: Ledger, tmp_path: Path) -> MakeBench:
         return Bench(ledger, policy or FakePolicy(), FeedbackConfig(**values), others or {})
 
     return make
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data" / "pairs.jsonl"
+    write_pairs(path, pairs(12))
+    return path
+
+
+@pytest.fixture
+def spec(data: Path, tmp_path: Path) -> LabelJobSpec:
+    return LabelJobSpec("job-1", str(data), TASK, str(tmp_path / "out"), judge=Judge("verdict"), seed=3)
+
+
+@pytest.fixture
+async def make_jobs(make_bench: MakeBench) -> AsyncIterator[Callable[..., Any]]:
+    """A function that starts a server's jobs over a bench, as a restart would."""
+    started: list[tuple[LabelJobs, Bench]] = []
+
+    async def make(policy: FakePolicy | None = None, source: CandidateSource | None = None, **fields: Any) -> tuple[LabelJobs, Bench]:
+        bench = make_bench(policy, **{"batch_pairs": 2, "concurrency": 1, **fields})
+        jobs = LabelJobs(bench.labeller, bench.ledger, bench.config, source)
+        started.append((jobs, bench))
+        await jobs.start()
+        return jobs, bench
+
+    yield make
+    for jobs, bench in started:
+        await jobs.close()
+        await bench.desk.close()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.feedback.fakes import Bench, FakePolicy, quality
+from tests.unit.feedback.job_bench import TASK, ended, labelled, pairs, until
 
-from accord.client.feedback import Judge, LabelJob, LabelJobSpec, LabelPairItem
+from accord.client.feedback import Candidates, Judge, LabelJobSpec, LabelPairItem
 from accord.data.readers import read_pairs
-from accord.data.records import PreferencePair
 from accord.data.writers import write_pairs
 from accord.errors import (
     AlreadyExistsError,
@@ -29,73 +29,10 @@ from accord.errors import (
 from accord.feedback import job_run
 from accord.feedback.job_data import chosen_is_a, shown_pair
 from accord.feedback.job_stages import Asked, JobWork, pairs_of_the_data
-from accord.feedback.jobs import LabelJobs
 from accord.feedback.records import ADDED, Origin, is_added
-from accord.text.chat import Message
 from accord.text.tasks import Task
 
 MakeBench = Callable[..., Bench]
-TASK = Task.CONVERSATION
-
-
-def pairs(count: int, **changes: Any) -> list[PreferencePair]:
-    """Pairs whose chosen response is better to the fake judge for even numbers, worse for odd ones."""
-    made = []
-    for number in range(count):
-        better, worse = f"good good answer {number}", f"answer {number} of the other kind"
-        chosen, rejected = (better, worse) if number % 2 == 0 else (worse, better)
-        pair = PreferencePair(
-            f"p{number:02}", TASK, (Message("user", f"question {number}"),), chosen, rejected, 1.0, f"g{number}", 1.0, "a reference", "train",
-            {"subject": "tests"},
-        )  # fmt: skip
-        made.append(replace(pair, **changes))
-    return made
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "data" / "pairs.jsonl"
-    write_pairs(path, pairs(12))
-    return path
-
-
-@pytest.fixture
-def spec(data: Path, tmp_path: Path) -> LabelJobSpec:
-    return LabelJobSpec("job-1", str(data), TASK, str(tmp_path / "out"), judge=Judge("verdict"), seed=3)
-
-
-@pytest.fixture
-async def make_jobs(make_bench: MakeBench) -> AsyncIterator[Callable[..., Any]]:
-    """A function that starts a server's jobs over a bench, as a restart would."""
-    started: list[tuple[LabelJobs, Bench]] = []
-
-    async def make(policy: FakePolicy | None = None, **fields: Any) -> tuple[LabelJobs, Bench]:
-        bench = make_bench(policy, **{"batch_pairs": 2, "concurrency": 1, **fields})
-        jobs = LabelJobs(bench.labeller, bench.ledger, bench.config)
-        started.append((jobs, bench))
-        await jobs.start()
-        return jobs, bench
-
-    yield make
-    for jobs, bench in started:
-        await jobs.close()
-        await bench.desk.close()
-
-
-async def ended(jobs: LabelJobs, name: str = "labelJobs/job-1") -> LabelJob:
-    async with asyncio.timeout(20):
-        seen = [job async for job in jobs.watch(name)]
-    return seen[-1]
-
-
-async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not check():
-            await asyncio.sleep(0.005)
-
-
-def labelled(job: LabelJob) -> dict[str, PreferencePair]:
-    return {pair.pair_id: pair for pair in read_pairs(job.dataset_uri, strict=True).rows}
 
 
 class TestOutput:
@@ -473,7 +410,8 @@ class TestCreating:
             ({"judge": Judge("likelihood", rationale=True)}, InvalidArgumentError, "judge.rationale"),
             ({"judge": Judge("verdict", rubric="summarization/detailed/1")}, InvalidArgumentError, "judge.rubric"),
             ({"judge": Judge("verdict", rubric="none/1")}, NotFoundError, "judge.rubric"),
-            ({"output_uri": "s3://bucket/labels"}, InvalidArgumentError, "output_uri"),
+            ({"output_uri": "nonsense://bucket/labels"}, InvalidArgumentError, "output_uri"),
+            ({"candidates": Candidates()}, FailedPreconditionError, "candidates"),
             ({"output_uri": "/proc/nowhere"}, FailedPreconditionError, "output_uri"),
         ],
     )

@@ -25,7 +25,7 @@ from accord.errors import (
 )
 from accord.feedback.judge_model import JudgeChangedError, JudgeModel
 from accord.feedback.judges import make_judges
-from accord.feedback.judges.asking import alternative_logprobs, empty_response_answer
+from accord.feedback.judges.asking import alternative_logprobs, answer_by_rule
 from accord.feedback.judges.rating import rating_preference
 from accord.feedback.judges.verdict import before_verdict, judge_prompt
 from accord.feedback.records import Answer, JudgeIdentity, Kind, Question
@@ -249,17 +249,23 @@ class TestLikelihood:
         assert answer.abstention_reason.startswith("context overflow")
 
 
-class TestEmptyResponses:
+class TestRules:
     @pytest.mark.parametrize(("first", "second", "expected"), [("", "x", 0.0), ("x", " \n", 1.0), ("", "", 0.5)])
     def test_an_empty_response_loses_to_any_other(self, first: str, second: str, expected: float) -> None:
-        answer = empty_response_answer(question("likelihood", first, second))
+        answer = answer_by_rule(question("likelihood", first, second))
         assert answer is not None
         assert answer.probability_first == expected
         assert answer.prompt_tokens == answer.response_tokens == 0
 
+    @pytest.mark.parametrize(("first", "second"), [("the same", "the same"), ("the same", "the same \n")])
+    def test_identical_responses_tie(self, first: str, second: str) -> None:
+        answer = answer_by_rule(question("verdict", first, second))
+        assert answer is not None
+        assert (answer.probability_first, answer.parsed) == (0.5, "identical responses")
+
     def test_others_need_a_judge(self) -> None:
-        assert empty_response_answer(question("verdict", "x", "y")) is None
-        assert empty_response_answer(question("rating", "x", None)) is None
+        assert answer_by_rule(question("verdict", "x", "y")) is None
+        assert answer_by_rule(question("rating", "x", None)) is None
 
 
 class TestAlternatives:

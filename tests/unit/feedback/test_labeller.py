@@ -122,11 +122,11 @@ async def test_an_empty_response_loses_to_any_other_without_a_judge(make_bench: 
     assert bench.policy.calls == []
 
 
-async def test_identical_responses_tie_in_one_question(make_bench: MakeBench) -> None:
+async def test_identical_responses_tie_and_no_judge_is_asked(make_bench: MakeBench) -> None:
     bench = make_bench(FakePolicy(bias=2.0))
     made = await label(bench, replace(PAIR, response_b=PAIR.response_a))
     assert (made.preference, made.outcome) == (0.5, "tie")
-    assert bench.policy.calls == [1]
+    assert bench.policy.calls == []
 
 
 async def test_the_tie_margin_is_inclusive_and_does_not_touch_the_preference(make_bench: MakeBench) -> None:

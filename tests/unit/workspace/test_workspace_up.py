@@ -136,7 +136,7 @@ def test_those_that_know_a_lost_address_are_started_again(workspace: Workspace, 
     trainer = yaml.safe_load((home / "config" / "trainer.yaml").read_text())
     assert trainer["endpoints"]["reward"] == now.reward
     after = pids(workspace)
-    assert {name for name in SERVICE_NAMES if after[name] != before[name]} == {"reward", "trainer"}
+    assert {name for name in SERVICE_NAMES if after[name] != before[name]} == {"reward", "feedback", "trainer"}
 
 
 def test_after_down_services_come_back_at_their_addresses_and_may_have_another_model(workspace: Workspace, home: Path) -> None:

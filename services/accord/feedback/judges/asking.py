@@ -42,14 +42,17 @@ def no_answer(error: AccordError) -> Answer | AccordError:
     return error
 
 
-def empty_response_answer(question: Question) -> Answer | None:
-    """The answer that needs no judge: an empty response loses to any other, two empty ones tie. None where a judge is needed."""
+def answer_by_rule(question: Question) -> Answer | None:
+    """The answer that needs no judge: an empty response loses to any other, and identical ones tie. None where a judge is needed.
+
+    Space around a response is no part of it: responses that differ in it alone are identical, and one that is nothing else is empty.
+    """
     if question.second is None:
         return None
-    first, second = bool(question.first.strip()), bool(question.second.strip())
-    if first and second:
-        return None
-    return Answer(0.5 if first == second else float(first), parsed="empty response")
+    first, second = question.first.strip(), question.second.strip()
+    if first == second:
+        return Answer(0.5, parsed="identical responses" if first else "empty response")
+    return None if first and second else Answer(float(bool(first)), parsed="empty response")
 
 
 def alternative_logprobs(responses: Sequence[ResponseLogprobs]) -> list[float]:

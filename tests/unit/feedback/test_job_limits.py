@@ -1,0 +1,123 @@
+"""Label jobs under limits, side by side over the same pairs, and with output behind URLs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from tests.unit.feedback.fakes import FakePolicy
+from tests.unit.feedback.job_bench import ended, labelled, until
+
+from accord.client.feedback import LabelJobSpec, LabelLimits
+from accord.errors import AlreadyExistsError, FailedPreconditionError
+
+
+class TestLimits:
+    async def test_at_the_limit_it_ends_with_what_it_has_and_goes_on_under_a_higher_one(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        jobs, bench = await make_jobs(concurrency=2)
+        await jobs.create(replace(spec, limits=LabelLimits(max_tokens=1)))
+        job = await ended(jobs)
+        one_pair = job.tokens  # the first goes alone: until it has ended, nobody knows what a pair takes
+        assert (job.state, job.at_limit, job.done_pairs) == ("failed", True, 1)
+        limit = one_pair * 6 + one_pair // 2
+        limited = replace(spec, limits=LabelLimits(max_tokens=limit))
+        await jobs.create(limited)
+        job = await ended(jobs)
+        assert (job.state, job.at_limit) == ("failed", True)
+        assert (job.done_pairs, job.tokens) == (6, one_pair * 6)
+        assert (
+            f"max_tokens {limit:.10g} leaves no room for another pair: {job.tokens:.10g} spent, and a pair took up to {one_pair:.10g}" in job.message
+        )
+        assert f"{job.done_pairs} of 12 pairs are labelled and kept" in job.message
+        assert await jobs.create(limited) == job  # asked for again under the same limit, it stays as it is
+        higher = await jobs.create(replace(limited, limits=LabelLimits(max_tokens=one_pair * 100)))
+        assert (higher.name, higher.state, higher.at_limit) == (job.name, "running", False)
+        job = await ended(jobs)
+        assert (job.state, job.done_pairs, job.at_limit, job.message) == ("succeeded", 12, False, "")
+        assert len(bench.policy.asked) == len(set(bench.policy.asked)) == 24
+        with pytest.raises(AlreadyExistsError):
+            await jobs.create(replace(limited, seed=99))
+
+    async def test_a_restart_keeps_what_was_spent(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        limited = replace(spec, limits=LabelLimits(max_tokens=1))
+        jobs, bench = await make_jobs()
+        await jobs.create(limited)
+        job = await ended(jobs)
+        await jobs.close()
+        await bench.desk.close()
+        again, _ = await make_jobs()
+        assert again.get(job.name) == job
+        await again.create(replace(limited, limits=LabelLimits(max_tokens=job.tokens)))
+        assert (await ended(again)).done_pairs == job.done_pairs == 1  # what was spent before the restart counts
+
+    async def test_what_the_ledger_has_is_free_under_any_limit(self, make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
+        jobs, bench = await make_jobs()
+        await jobs.create(spec)
+        await ended(jobs)
+        asked = len(bench.policy.asked)
+        await jobs.create(
+            replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), limits=LabelLimits(max_tokens=1, max_judgements_per_second=0.01))
+        )
+        job = await ended(jobs, "labelJobs/job-2")
+        assert (job.state, job.tokens, len(bench.policy.asked)) == ("succeeded", 0, asked)
+
+    async def test_the_rate_is_kept(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        jobs, _ = await make_jobs(concurrency=4)
+        began = time.monotonic()
+        await jobs.create(replace(spec, limits=LabelLimits(max_judgements_per_second=40)))
+        assert (await ended(jobs)).state == "succeeded"
+        assert 0.55 <= time.monotonic() - began < 5.0  # 24 judgements, two a pair: the last pair begins after 22
+
+    async def test_concurrency_is_how_many_pairs_are_judged_at_once(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        policy = FakePolicy()
+        policy.gate = asyncio.Event()
+        jobs, _ = await make_jobs(policy, batch_pairs=64, concurrency=8)
+        await jobs.create(replace(spec, limits=LabelLimits(concurrency=3)))
+        await until(lambda: sum(policy.calls) == 6)
+        await asyncio.sleep(0.05)
+        assert sum(policy.calls) == 6  # three pairs, each in both orders
+        policy.gate.set()
+        assert (await ended(jobs)).state == "succeeded"
+
+
+class TestTwoJobs:
+    async def test_two_jobs_at_once_over_the_same_pairs_ask_each_question_once(self, make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
+        jobs, bench = await make_jobs(concurrency=3)
+        await asyncio.gather(jobs.create(spec), jobs.create(replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), seed=8)))
+        first, second = await ended(jobs), await ended(jobs, "labelJobs/job-2")
+        assert (first.state, second.state) == ("succeeded", "succeeded")
+        assert len(bench.policy.asked) == len(set(bench.policy.asked)) == 24
+        assert first.cached_judgements + second.cached_judgements == 24  # of 48 answers, each was paid for by one of the two
+
+
+class TestUrls:
+    async def test_output_goes_to_a_url_whole(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        jobs, _ = await make_jobs()
+        await jobs.create(replace(spec, output_uri="memory://labels/a/"))
+        job = await ended(jobs)
+        assert (job.dataset_uri, job.card_uri) == ("memory://labels/a/labels.jsonl", "memory://labels/a/card.json")
+        assert len(labelled(job)) == 12
+        content = fsspec.filesystem("memory").cat_file("/labels/a/labels.jsonl")
+        assert hashlib.sha256(content).hexdigest() == job.dataset_digest
+        with pytest.raises(FailedPreconditionError, match="is the output folder of"):
+            await jobs.create(replace(spec, request_id="job-2", output_uri="memory://labels/a"))
+
+    async def test_a_store_that_is_away_is_waited_for_and_can_be_cancelled(
+        self, make_jobs: Any, spec: LabelJobSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError("503 slow down")
+
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", refuse)
+        jobs, bench = await make_jobs()
+        await jobs.create(replace(spec, output_uri="memory://labels/b"))
+        await until(lambda: "memory://labels/b cannot be written: OSError: 503 slow down" in jobs.get("labelJobs/job-1").message)
+        assert jobs.get("labelJobs/job-1").done_pairs == 12
+        assert (await jobs.cancel("labelJobs/job-1")).state == "cancelled"
+        assert len(bench.ledger.labels(job="labelJobs/job-1")) == 12
