@@ -35,14 +35,17 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
     Attributes:
         answered: what each answered item asked, in order.
         cancelled: calls whose caller left before they were answered.
+        finished: calls that were answered.
         waiting: calls that take their time, or are held, now.
     """
 
-    def __init__(self, policy: FakePolicy | None = None, *, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, policy: FakePolicy | None = None, *, listen: str = "127.0.0.1:0", latency_seconds: float = 0.0) -> None:
         self.policy = policy or FakePolicy()
+        self.latency_seconds = latency_seconds
         self.answered: list[str] = []
         self.calls = 0
         self.cancelled = 0
+        self.finished = 0
         self.waiting = 0
         self._go = threading.Event()
         self._go.set()
@@ -117,11 +120,12 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
                 )
         with self._lock:
             self.answered += asked
+            self.finished += 1
         return reply
 
     def _arrive(self, context: Any, texts: list[str]) -> None:
         """Takes its time, or is held; a caller that leaves meanwhile is counted."""
-        patience = SLOW_SECONDS if any(SLOW in text for text in texts) else 0.0
+        patience = SLOW_SECONDS if any(SLOW in text for text in texts) else self.latency_seconds
         give_up = time.monotonic() + patience
         with self._lock:
             self.calls += 1
