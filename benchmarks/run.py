@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("generation.py", "services.py", "plan.py")
+BENCHMARKS = ("generation.py", "services.py", "labelling.py", "plan.py")
 FOLDER = Path("build/bench")
 
 
