@@ -375,7 +375,7 @@ class CreateLabelJobRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., dataset_uri: _Optional[str] = ..., dataset_format: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., task: _Optional[_Union[Task, str]] = ..., judge: _Optional[_Union[JudgeOptions, _Mapping]] = ..., output_uri: _Optional[str] = ..., seed: _Optional[int] = ..., candidates: _Optional[_Union[CandidateOptions, _Mapping]] = ..., max_cost: _Optional[float] = ..., max_tokens: _Optional[int] = ..., max_judgements_per_second: _Optional[float] = ..., concurrency: _Optional[int] = ..., attacks: _Optional[int] = ..., repeats: _Optional[int] = ...) -> None: ...
 
 class LabelJob(_message.Message):
-    __slots__ = ("name", "state", "total_pairs", "done_pairs", "abstained_pairs", "cached_judgements", "tokens", "message", "dataset_uri", "dataset_digest", "card_uri", "create_time", "rejected_rows", "cost", "source_uri", "escalated_pairs", "rows_digest")
+    __slots__ = ("name", "state", "total_pairs", "done_pairs", "abstained_pairs", "cached_judgements", "tokens", "message", "dataset_uri", "dataset_digest", "card_uri", "create_time", "rejected_rows", "cost", "source_uri", "escalated_pairs", "rows_digest", "at_limit")
     class RejectedRowsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -400,6 +400,7 @@ class LabelJob(_message.Message):
     SOURCE_URI_FIELD_NUMBER: _ClassVar[int]
     ESCALATED_PAIRS_FIELD_NUMBER: _ClassVar[int]
     ROWS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    AT_LIMIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: LabelJobState
     total_pairs: int
@@ -417,7 +418,8 @@ class LabelJob(_message.Message):
     source_uri: str
     escalated_pairs: int
     rows_digest: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[LabelJobState, str]] = ..., total_pairs: _Optional[int] = ..., done_pairs: _Optional[int] = ..., abstained_pairs: _Optional[int] = ..., cached_judgements: _Optional[int] = ..., tokens: _Optional[int] = ..., message: _Optional[str] = ..., dataset_uri: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., card_uri: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., cost: _Optional[float] = ..., source_uri: _Optional[str] = ..., escalated_pairs: _Optional[int] = ..., rows_digest: _Optional[str] = ...) -> None: ...
+    at_limit: bool
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[LabelJobState, str]] = ..., total_pairs: _Optional[int] = ..., done_pairs: _Optional[int] = ..., abstained_pairs: _Optional[int] = ..., cached_judgements: _Optional[int] = ..., tokens: _Optional[int] = ..., message: _Optional[str] = ..., dataset_uri: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., card_uri: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rejected_rows: _Optional[_Mapping[str, int]] = ..., cost: _Optional[float] = ..., source_uri: _Optional[str] = ..., escalated_pairs: _Optional[int] = ..., rows_digest: _Optional[str] = ..., at_limit: _Optional[bool] = ...) -> None: ...
 
 class CreateLabelJobResponse(_message.Message):
     __slots__ = ("job",)

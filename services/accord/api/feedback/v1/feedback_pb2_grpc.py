@@ -117,7 +117,7 @@ class FeedbackServiceServicer:
     """
 
     def LabelPair(self, request, context):
-        """Labels one pair. INVALID_ARGUMENT: a field breaks its rule or the rubric does not fit the task. NOT_FOUND: no such rubric.
+        """Labels one pair. INVALID_ARGUMENT: a field breaks its rule or the rubric does not fit the task. NOT_FOUND: no such rubric or judge.
         FAILED_PRECONDITION: the judge cannot do this kind. RESOURCE_EXHAUSTED: too many judgements wait. UNAVAILABLE: the judge cannot be
         reached. DEADLINE_EXCEEDED.
         """
@@ -161,8 +161,9 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateLabelJob(self, request, context):
-        """Starts labelling a data set in the background. The same request_id and payload returns the first job; ALREADY_EXISTS: the id was used
-        with another payload. NOT_FOUND: the data set. The job survives a restart of the server.
+        """Starts labelling a data set in the background. The same request_id and payload returns the first job; max_cost, max_tokens,
+        max_judgements_per_second and concurrency are no part of it: a job that runs, or has ended at a limit, goes on under the new ones.
+        ALREADY_EXISTS: the id was used with another payload. FAILED_PRECONDITION: the server has no policy or reward service for candidates. NOT_FOUND: the data set. The job survives a restart of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
