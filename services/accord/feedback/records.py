@@ -17,6 +17,7 @@ from accord.client.feedback import LabelPairItem, Outcome
 from accord.client.messages import ModelDigests
 from accord.prompts import Rubric
 from accord.text.chat import Message
+from accord.text.judge import RENDERING
 from accord.text.tasks import Task
 
 Kind = Literal["verdict", "rating", "likelihood"]
@@ -82,8 +83,8 @@ class Question:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the answer depends on; those left at their defaults are not in it, so that keys of questions without them stay."""
-        found: dict[str, Any] = {}
+        """The options that the answer depends on, with how rubric and responses are put into a prompt; those at their defaults are not in it."""
+        found: dict[str, Any] = {"rendering": RENDERING} if self.rubric else {}
         if self.rationale:
             found |= {"rationale": True, "max_rationale_tokens": self.max_rationale_tokens}
         if self.temperature:
