@@ -57,6 +57,7 @@ def label(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Judge's tokens that the job may spend; 0 is no limit.")] = 0,
     max_rate: Annotated[float, typer.Option("--max-rate", metavar="N", min=0, help="Most judgements asked for in a second; 0 is no limit.")] = 0.0,
     concurrency: Annotated[int | None, typer.Option("--concurrency", min=1, max=1024, help="Pairs judged at once.", show_default=False)] = None,
+    attacks: Annotated[int, typer.Option("--attacks", min=0, max=10000, help="Attacked twins of pairs to judge besides.")] = 0,
     prompt: Annotated[str, typer.Option("--prompt", help="Label one pair: its prompt (a post, for summarization).", show_default=False)] = "",
     response_a: Annotated[str | None, typer.Option("--a", help="The pair's first response.", show_default=False)] = None,
     response_b: Annotated[str | None, typer.Option("--b", help="The pair's second response.", show_default=False)] = None,
@@ -97,7 +98,7 @@ def label(
 
         spec = LabelJobSpec(
             "", absolute_source(dataset), task, absolute_output(output), data_format, split, limit, judge, seed,
-            limits=LabelLimits(max_cost, max_tokens, max_rate, concurrency), candidates=read_candidates(candidates),
+            limits=LabelLimits(max_cost, max_tokens, max_rate, concurrency), candidates=read_candidates(candidates), attacks=attacks,
         )  # fmt: skip
         job = create_job(client, spec, request_id_of(spec))
         if detach:

@@ -200,6 +200,7 @@ class LabelJobSpec:
     seed: int = 0
     limits: LabelLimits = LabelLimits()
     candidates: Candidates | None = None
+    attacks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,16 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class InjectionFamily:
+    """Attacks of one kind: how many change the verdict, how many make the attacked response win, and how many verdicts harmless text changes."""
+
+    family: str
+    flips: Share | None
+    wins: Share | None
+    control_flips: Share | None
+
+
+@dataclass(frozen=True, slots=True)
 class LabelCard:
     """How far to trust a judge; a share is None where nothing was measured."""
 
@@ -258,6 +269,9 @@ class LabelCard:
     tokens: int
     cached_judgements: int
     notes: tuple[str, ...]
+    injection_flips: Share | None = None
+    control_flips: Share | None = None
+    injection_families: tuple[InjectionFamily, ...] = ()
 
 
 def judge_to_proto(judge: Judge) -> pb.JudgeOptions:
@@ -362,6 +376,7 @@ def _job_request(spec: LabelJobSpec) -> pb.CreateLabelJobRequest:
         max_tokens=limits.max_tokens,
         max_judgements_per_second=limits.max_judgements_per_second,
         concurrency=limits.concurrency,
+        attacks=spec.attacks,
     )
 
 
@@ -388,10 +403,10 @@ def job_from_proto(wire: pb.LabelJob) -> LabelJob:
     )
 
 
-def _share(card: pb.LabelCard, name: str) -> Share | None:
-    if not card.HasField(name):  # type: ignore[arg-type]
+def _share(holder: pb.LabelCard | pb.InjectionFamily, name: str) -> Share | None:
+    if not holder.HasField(name):  # type: ignore[arg-type]
         return None
-    wire = getattr(card, name)
+    wire = getattr(holder, name)
     return Share(wire.value, wire.low, wire.high, wire.n)
 
 
@@ -411,6 +426,11 @@ def _card(wire: pb.LabelCard) -> LabelCard:
         wire.tokens,
         wire.cached_judgements,
         tuple(wire.notes),
+        injection_flips=_share(wire, "injection_flips"),
+        control_flips=_share(wire, "control_flips"),
+        injection_families=tuple(
+            InjectionFamily(item.family, *(_share(item, name) for name in ("flips", "wins", "control_flips"))) for item in wire.injection_families
+        ),
     )
 
 

@@ -100,6 +100,7 @@ def read_job_spec(wire: pb.CreateLabelJobRequest) -> LabelJobSpec:
             wire.max_cost, wire.max_tokens, wire.max_judgements_per_second, wire.concurrency if wire.HasField("concurrency") else None
         ),
         candidates=_read_candidates(wire.candidates) if wire.HasField("candidates") else None,
+        attacks=wire.attacks,
     )
 
 
@@ -206,6 +207,12 @@ def card_to_proto(card: LabelCard) -> pb.LabelCard:
         tokens=card.tokens,
         cached_judgements=card.cached_judgements,
         notes=card.notes,
+        injection_flips=_share(card.injection_flips),
+        control_flips=_share(card.control_flips),
+        injection_families=[
+            pb.InjectionFamily(family=item.family, flips=_share(item.flips), wins=_share(item.wins), control_flips=_share(item.control_flips))
+            for item in card.injection_families
+        ],
     )
 
 
