@@ -17,7 +17,7 @@ from accord.client.feedback import LabelPairItem, Outcome
 from accord.client.messages import ModelDigests
 from accord.prompts import Rubric
 from accord.text.chat import Message
-from accord.text.judge import RENDERING
+from accord.text.judge import RENDERING, visible
 from accord.text.tasks import Task
 
 Kind = Literal["verdict", "rating", "likelihood"]
@@ -83,8 +83,9 @@ class Question:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the answer depends on, with how rubric and responses are put into a prompt; those at their defaults are not in it."""
-        found: dict[str, Any] = {"rendering": RENDERING} if self.rubric else {}
+        """The options that the answer depends on, and how responses are shown where that is not as they are; defaults are not in it."""
+        hidden = any(visible(text) != text for text in (self.first, self.second or ""))
+        found: dict[str, Any] = {"rendering": RENDERING} if self.rubric or hidden else {}
         if self.rationale:
             found |= {"rationale": True, "max_rationale_tokens": self.max_rationale_tokens}
         if self.temperature:

@@ -13,6 +13,7 @@ from accord.client.policy import ResponseLogprobs
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, OutOfRangeError
 from accord.feedback.records import Answer, Question
 from accord.text.chat import Message
+from accord.text.judge import visible
 
 
 class Judge(Protocol):
@@ -49,7 +50,7 @@ def answer_by_rule(question: Question) -> Answer | None:
     """
     if question.second is None:
         return None
-    first, second = question.first.strip(), question.second.strip()
+    first, second = visible(question.first).strip(), visible(question.second).strip()
     if first == second:
         return Answer(0.5, parsed="identical responses" if first else "empty response")
     return None if first and second else Answer(float(bool(first)), parsed="empty response")
