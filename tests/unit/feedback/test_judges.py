@@ -242,7 +242,7 @@ class TestLikelihood:
         hidden = "".join(chr(0xE0000 + ord(character)) for character in "the cat sat")
         plain, tagged = await ask(FakePolicy(), question("likelihood", "the cat", "a dog"), question("likelihood", "the cat", f"a\u200b dog{hidden}"))
         assert (tagged.evidence_first, tagged.evidence_second) == (plain.evidence_first, plain.evidence_second)
-        assert empty_response_answer(question("likelihood", hidden, "a dog")) == Answer(0.0, parsed="empty response")
+        assert answer_by_rule(question("likelihood", hidden, "a dog")) == Answer(0.0, parsed="empty response")
 
     async def test_it_sums_over_tokens_and_does_not_average(self) -> None:
         (answer,) = await ask(FakePolicy(), question("likelihood", "the cat sat on the mat", "the cat"))
