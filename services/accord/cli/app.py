@@ -17,6 +17,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from accord.cli.connect import with_connection
 from accord.cli.failures import exit_code_of, line_of
 
 COMMANDS: tuple[str, ...] = (
@@ -74,7 +75,7 @@ def build_app() -> typer.Typer:
         path = f"accord.cli.{name}"
         if importlib.util.find_spec(path) is not None:
             command = getattr(importlib.import_module(path), name)
-            app.command(name, help=_help_of(command))(command)
+            app.command(name, help=_help_of(command))(with_connection(command))
     for name in GROUPS:
         app.add_typer(_build_group(name), name=name)
     return app
@@ -85,7 +86,7 @@ def _build_group(name: str) -> typer.Typer:
     group = typer.Typer(help=_help_of(getattr(module, name)), rich_markup_mode="rich", no_args_is_help=True)
     for command, file, function in module.COMMANDS:
         run = getattr(importlib.import_module(f"accord.cli.{file}"), function)
-        group.command(command, help=_help_of(run))(run)
+        group.command(command, help=_help_of(run))(with_connection(run))
     return group
 
 

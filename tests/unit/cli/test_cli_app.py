@@ -84,7 +84,7 @@ def test_nobody_at_the_address(accord: Accord) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
-    assert result.stderr.endswith("; check the address, and whether that service runs\n")
+    assert result.stderr.endswith("; check the address, and whether that service runs and wants TLS (--tls-ca)\n")
     assert result.stderr.count("\n") == 1
 
 
