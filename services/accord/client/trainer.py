@@ -29,6 +29,7 @@ RUN_STATES: dict[RunState, pb.RunState] = {
     "cancelling": pb.RUN_STATE_CANCELLING,
     "cancelled": pb.RUN_STATE_CANCELLED,
 }
+RunFileName = Literal["evaluation.json", "evaluation_rows.jsonl", "log.txt"]
 _WATCH_SECONDS = 3600.0  # of one stream
 _STATE_NAMES = {number: name for name, number in RUN_STATES.items()}
 
@@ -251,3 +252,25 @@ class TrainerClient:
         """Publishes a checkpoint's adapter; returns the new version's name."""
         request = pb.PromoteCheckpointRequest(checkpoint=checkpoint, adapter=adapter)
         return str(self._stub.PromoteCheckpoint(request, timeout=timeout_seconds).adapter_version)
+
+    def upload_rows(self, rows: bytes, *, timeout_seconds: float | None = None) -> str:
+        """Keeps JSON Lines where runs can read them and returns the URI for a run's specification; the same rows have the same.
+
+        Raises:
+            InvalidArgumentError: there are none, or more than 24 MiB.
+        """
+        return str(self._stub.UploadRows(pb.UploadRowsRequest(rows=rows), timeout=timeout_seconds).uri)
+
+    def read_run_file(self, run: str, file: RunFileName, *, timeout_seconds: float | None = None) -> bytes:
+        """Returns a file that a run has written; of one that still grows, what it held at the last part. The timeout is that of one part.
+
+        Raises:
+            NotFoundError: there is no such run, or it has not written the file.
+        """
+        content = b""
+        while True:
+            request = pb.ReadRunFileRequest(run=run, file=file, offset=len(content))
+            part: pb.ReadRunFileResponse = self._stub.ReadRunFile(request, timeout=timeout_seconds)
+            content += part.content
+            if len(content) >= part.size_bytes or not part.content:
+                return content

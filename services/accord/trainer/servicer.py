@@ -23,7 +23,7 @@ from accord.rundir import RunDirectory, RunEvent
 from accord.runspec import RunSpec
 from accord.serving.fields import naming
 from accord.serving.reward_models import resolve_held_out, resolve_reward_models
-from accord.trainer import checkpoints
+from accord.trainer import checkpoints, files
 from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
 from accord.trainer.convert import (
@@ -136,6 +136,17 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         info = await _thread(lambda: checkpoints.find_checkpoint(record, request.checkpoint))
         version = await _thread(lambda: checkpoints.promote(self._store, record, info, request.adapter))
         return pb.PromoteCheckpointResponse(adapter_version=version)
+
+    async def UploadRows(self, request: pb.UploadRowsRequest, context: CallContext) -> pb.UploadRowsResponse:
+        async with self._lock:
+            path = await _thread(lambda: files.keep_rows(self._config.runs, request.rows))
+        return pb.UploadRowsResponse(uri=str(path))
+
+    async def ReadRunFile(self, request: pb.ReadRunFileRequest, context: CallContext) -> pb.ReadRunFileResponse:
+        with naming("run"):
+            record = await _thread(lambda: self._registry.get(request.run))
+        content, size = await _thread(lambda: files.read_part(record, request.file, request.offset))
+        return pb.ReadRunFileResponse(content=content, size_bytes=size)
 
     def _create(self, request_id: str, spec: RunSpec, *, validate_only: bool) -> RunRecord | None:
         name = run_name(spec, request_id)

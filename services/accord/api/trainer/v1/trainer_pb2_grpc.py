@@ -80,6 +80,16 @@ class TrainerServiceStub:
                 request_serializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.PromoteCheckpointRequest.SerializeToString,
                 response_deserializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.PromoteCheckpointResponse.FromString,
                 _registered_method=True)
+        self.UploadRows = channel.unary_unary(
+                '/accord.api.trainer.v1.TrainerService/UploadRows',
+                request_serializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.UploadRowsRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.UploadRowsResponse.FromString,
+                _registered_method=True)
+        self.ReadRunFile = channel.unary_unary(
+                '/accord.api.trainer.v1.TrainerService/ReadRunFile',
+                request_serializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ReadRunFileRequest.SerializeToString,
+                response_deserializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ReadRunFileResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -151,6 +161,21 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadRows(self, request, context):
+        """Keeps rows where runs can read them, for a caller that shares no folder with them. INVALID_ARGUMENT: no rows, or too many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadRunFile(self, request, context):
+        """Reads a file that a run has written, in parts. NOT_FOUND: no such run, or the run has not written it. INVALID_ARGUMENT: a file that is
+        not for reading. OUT_OF_RANGE: an offset behind its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +223,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.PromoteCheckpoint,
                     request_deserializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.PromoteCheckpointRequest.FromString,
                     response_serializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.PromoteCheckpointResponse.SerializeToString,
+            ),
+            'UploadRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadRows,
+                    request_deserializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.UploadRowsRequest.FromString,
+                    response_serializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.UploadRowsResponse.SerializeToString,
+            ),
+            'ReadRunFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadRunFile,
+                    request_deserializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ReadRunFileRequest.FromString,
+                    response_serializer=accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ReadRunFileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -444,6 +479,60 @@ class TrainerService:
             '/accord.api.trainer.v1.TrainerService/PromoteCheckpoint',
             accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.PromoteCheckpointRequest.SerializeToString,
             accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.PromoteCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.trainer.v1.TrainerService/UploadRows',
+            accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.UploadRowsRequest.SerializeToString,
+            accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.UploadRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadRunFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/accord.api.trainer.v1.TrainerService/ReadRunFile',
+            accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ReadRunFileRequest.SerializeToString,
+            accord_dot_api_dot_trainer_dot_v1_dot_trainer__pb2.ReadRunFileResponse.FromString,
             options,
             channel_credentials,
             insecure,
