@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
+from tests.contract.harness import ServerProcess
 
+from accord.client.endpoints import ServiceEndpoints
+from accord.errors import FailedPreconditionError
 from accord.models.testing import tiny_model_folder
 from accord.study.recipe import StudyRecipe
 from accord.study.runner import plan_study, run_study
@@ -147,3 +153,56 @@ def test_a_step_whose_result_is_damaged_is_named(home: Path) -> None:
     with pytest.raises(DataLossError, match=key):
         store.read("x", key)
     (home / "study" / "steps" / f"{key}.json").write_text(whole)
+
+
+@contextlib.contextmanager
+def services(folder: Path, like: Path) -> Iterator[dict[str, str]]:
+    """Addresses of four services that nobody's workspace knows, with folders of their own, configured as those of the workspace `like`."""
+    with contextlib.ExitStack() as stack:
+        addresses: dict[str, str] = {}
+        own = {
+            "artefacts": str(folder / "artefacts"), "runs": str(folder / "runs"), "database": f"sqlite:///{folder}/registry.sqlite",
+            "ledger": str(folder / "ledger.sqlite"), "jobs": str(folder / "jobs"),
+        }  # fmt: skip
+        for name in ("policy", "reward", "feedback", "trainer"):
+            config = yaml.safe_load((like / "config" / f"{name}.yaml").read_text())
+            del config["server"]
+            config |= {key: value for key, value in own.items() if key in config}
+            config |= {"policy": addresses["policy"]} if name == "feedback" else {}
+            config |= {"endpoints": dict(addresses)} if name == "trainer" else {}
+            environment = {"OMP_NUM_THREADS": str(config.get("threads", 1))}
+            addresses[name] = stack.enter_context(ServerProcess(f"accord.{name}", config, folder, environment=environment)).address
+        yield addresses
+
+
+def assert_same_table(found: Any, wanted: Any) -> None:
+    """Bit for bit, but for KL: a sampled logprob depends in its last bits on what else was in the pass (ARCHITECTURE.md), here as there."""
+    for (arm, here), (other, there) in zip(metrics(found), metrics(wanted), strict=True):
+        assert {name: value for name, value in here.items() if name != "kl"} == {name: value for name, value in there.items() if name != "kl"}, arm
+        assert arm == other
+        assert here["kl"] == pytest.approx(there["kl"], abs=1e-4)
+    exact = [[contrast for contrast in results["contrasts"] if contrast["metric"] != "kl"] for results in (found, wanted)]
+    assert exact[0] == exact[1]
+    assert len(exact[0]) > 20
+    for key in ("digests", "judges", "examples"):
+        assert found[key] == wanted[key], key
+
+
+def test_services_that_are_only_addressed_give_the_same_table(home: Path, tmp_path: Path) -> None:
+    """No workspace, no folder in common but the data's: labels go where `shared_folder` says, rows and results over the trainer's API."""
+    recipe, here = make_recipe(home), tmp_path / "caller"
+    local = run_study(recipe, home, Steps())
+    with services(tmp_path / "there", home) as addresses:
+        there = ServiceEndpoints(**addresses, shared_folder=str(home))
+        with pytest.raises(FailedPreconditionError, match="results of a study with other services"):
+            run_study(recipe, home, Steps(), endpoints=there)
+        steps = Steps()
+        found = run_study(recipe, here, steps, endpoints=there)
+        assert not steps.known
+        again = Steps()
+        assert metrics(run_study(recipe, here, again, endpoints=there).results) == metrics(found.results)
+        assert not again.done
+    assert_same_table(found.results, local.results)
+    assert sorted(path.name for path in here.iterdir()) == ["recipe.json", "report.html", "results.json", "study"]
+    assert not list((here / "study").rglob("labels.jsonl"))
+    assert len(list(home.glob("study-*/labels.jsonl"))) == 3

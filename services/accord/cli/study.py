@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from accord.cli.options import Json
+from accord.cli.connect import endpoints_file, endpoints_of
+from accord.cli.failures import advice
+from accord.cli.options import FeedbackAddress, Json, PolicyAddress, RewardAddress, TrainerAddress
 from accord.cli.output import print_json, print_line, print_table, seconds_text
 from accord.cli.progress import ProgressBar
+from accord.errors import InvalidArgumentError, UnavailableError
 
 if TYPE_CHECKING:
+    from accord.client.endpoints import ServiceEndpoints
     from accord.study.runner import StudyPlan
 
 _WINS = (("win_vs_sft", "wins vs SFT"), ("win_vs_reference", "wins vs reference"), ("kl", "KL to SFT"), ("response_tokens", "tokens"))
+_ADVICE = "see `helm get notes RELEASE` for how to forward ports; called again, the study goes on where it stopped"
+
+
+class Target(StrEnum):
+    """Whose services a study calls."""
+
+    LOCAL = "local"
+    CLUSTER = "cluster"
 
 
 def study(
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="quick, dialogue, full or a YAML file.")] = "quick",
     home: Annotated[Path, typer.Option("--home", metavar="FOLDER", help="The workspace; results and report go there.")] = Path("study"),
+    target: Annotated[
+        Target,
+        typer.Option("--target", help="local: the workspace's own services; cluster: services that run elsewhere (--endpoints)."),
+    ] = Target.LOCAL,
+    policy: PolicyAddress = None,
+    reward: RewardAddress = None,
+    feedback: FeedbackAddress = None,
+    trainer: TrainerAddress = None,
+    shared_folder: Annotated[
+        str | None,
+        typer.Option(
+            "--shared-folder",
+            metavar="PATH",
+            show_default=False,
+            help="With --target cluster: a folder for labels that feedback service and runs see at this path; default: the endpoints file's.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.", show_default=False)] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would run and for how long.")] = False,
     keep_services: Annotated[bool, typer.Option("--keep-services", help="Leave the services running that this command started.")] = False,
@@ -37,20 +68,23 @@ def study(
     Example:
         accord study --recipe quick --home demo
         accord study --recipe full --home study --plan
+        accord study --recipe quick --home there --target cluster --endpoints endpoints.yaml
     """
     from accord.study.recipe import load_recipe
     from accord.study.runner import plan_study, run_study
 
+    given = {"policy": policy, "reward": reward, "feedback": feedback, "trainer": trainer, "shared_folder": shared_folder}
+    endpoints = _endpoints(target, {name: value for name, value in given.items() if value is not None}, keep_services=keep_services)
     wanted = load_recipe(recipe, seed=seed)
-    planned = plan_study(wanted, home)
+    planned = plan_study(wanted, home, endpoints=endpoints)
     if plan:
         print_json(planned) if as_json else _show_plan(planned)
         return
     left = [step for step in planned.steps if not step.done]
     sys.stderr.write(f"study {wanted.name}: {len(left)} of {len(planned.steps)} steps to do, about {seconds_text(planned.seconds)}; in {home}\n")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the services which this command started are stopped then, too
-    with ProgressBar("study", len(planned.steps)) as bar:
-        result = run_study(wanted, home, _Told(bar), keep_services=keep_services)
+    with contextlib.nullcontext() if endpoints is None else advice(UnavailableError, text=_ADVICE), ProgressBar("study", len(planned.steps)) as bar:
+        result = run_study(wanted, home, _Told(bar), endpoints=endpoints, keep_services=keep_services)
     if as_json:
         print_json({"results": result.results, "results_path": result.results_path, "report_path": result.report_path})
         return
@@ -59,6 +93,24 @@ def study(
     print_line(f"values with 95 % intervals, the curves and examples: {result.report_path}")
     print_line(f"every number: {result.results_path}")
     print_line(f"done in {seconds_text(result.seconds)}; {result.reused} of {len(planned.steps)} steps were there already")
+
+
+def _endpoints(target: Target, given: Mapping[str, str], *, keep_services: bool) -> ServiceEndpoints | None:
+    """Where the services are; None where the study starts its own.
+
+    Raises:
+        InvalidArgumentError: options of one target go with the other, or the endpoints file cannot be used.
+    """
+    if target is Target.LOCAL:
+        for name in given:
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidArgumentError(f"{option} goes with --target cluster; with --target local the study starts its own services", field=option)
+        if endpoints_file() is not None:
+            sys.stderr.write(f"note: {endpoints_file()} is for --target cluster; this study starts its own services\n")
+        return None
+    if keep_services:
+        raise InvalidArgumentError("--keep-services goes with --target local; services of a cluster are not the study's", field="--keep-services")
+    return endpoints_of(given)
 
 
 class _Told:

@@ -9,18 +9,21 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accord.client.feedback import FeedbackClient, Judge, LabelCard, LabelJob, LabelJobSpec
 from accord.client.policy import Origin, PolicyClient
 from accord.client.reward import RewardClient
 from accord.client.trainer import Run, TrainerClient
-from accord.errors import AccordError, InternalError
+from accord.errors import AccordError, InternalError, NotFoundError
+from accord.rpc.channels import ChannelConfig
 from accord.runspec import RunSpec, parse_spec
 from accord.study.graph import Step
 from accord.study.steps import StepResult
 from accord.text.tasks import Task
-from accord.workspace import Services
+
+if TYPE_CHECKING:
+    from accord.workspace.layout import ServiceName
 
 _RUN_SECONDS = 48 * 3600.0
 _CHANGED_BY_RESUMING = ("failed", "cancelled")
@@ -34,6 +37,7 @@ class StepContext:
         services: clients of the running services.
         inputs: results of the steps before, by name.
         folder: for the step's files.
+        label_folder: where a label job writes its own; the feedback service and the runs see it.
         key: the step's, which makes its calls idempotent.
         progress: takes a fraction in [0, 1] and what is being done.
     """
@@ -41,6 +45,7 @@ class StepContext:
     services: Clients
     inputs: Mapping[str, StepResult]
     folder: Path
+    label_folder: str
     key: str
     progress: Callable[[float, str], None]
 
@@ -49,17 +54,17 @@ class StepContext:
 class Clients:
     """Clients of the four services; a context manager."""
 
-    addresses: Services
+    channels: Mapping[ServiceName, ChannelConfig]
     policy: PolicyClient = field(init=False)
     reward: RewardClient = field(init=False)
     feedback: FeedbackClient = field(init=False)
     trainer: TrainerClient = field(init=False)
 
     def __enter__(self) -> Clients:
-        self.policy = PolicyClient(self.addresses.policy, origin=Origin("labelling", "study"))
-        self.reward = RewardClient(self.addresses.reward)
-        self.feedback = FeedbackClient(self.addresses.feedback)
-        self.trainer = TrainerClient(self.addresses.trainer)
+        self.policy = PolicyClient(self.channels["policy"], origin=Origin("labelling", "study"))
+        self.reward = RewardClient(self.channels["reward"])
+        self.feedback = FeedbackClient(self.channels["feedback"])
+        self.trainer = TrainerClient(self.channels["trainer"])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,13 +83,12 @@ def train(step: Step, context: StepContext) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def evaluate(step: Step, context: StepContext, rows: Path) -> dict[str, Any]:
-    """Runs the evaluation of a file of rows to its end and returns what it wrote."""
-    spec = parse_spec(
-        {"seed": step.params["seed"], "threads": 1, "evaluate": {"uri": str(rows), "bootstrap_samples": step.params["bootstrap_samples"]}}
-    )
-    run, _, messages = follow_run(spec, context)
-    report = json.loads((Path(run.directory) / "evaluation.json").read_text(encoding="utf-8"))
+def evaluate(step: Step, context: StepContext, rows: str) -> dict[str, Any]:
+    """Runs the evaluation of some rows (JSON Lines) to its end and returns what it wrote; both go through the trainer, wherever it runs."""
+    trainer = context.services.trainer
+    evaluation = {"uri": trainer.upload_rows(rows.encode()), "bootstrap_samples": step.params["bootstrap_samples"]}
+    run, _, messages = follow_run(parse_spec({"seed": step.params["seed"], "threads": 1, "evaluate": evaluation}), context)
+    report = json.loads(trainer.read_run_file(run.name, "evaluation.json"))
     return {"run": run.name, "directory": run.directory, "messages": messages, "evaluation": report}
 
 
@@ -107,7 +111,7 @@ def follow_run(spec: RunSpec, context: StepContext) -> tuple[Run, list[dict[str,
     """Creates a run, or finds the one of an earlier call, and follows it; returns it with its curve and messages.
 
     Raises:
-        InternalError: it failed, also after it was resumed once; the message names the run, its reason and its folder.
+        InternalError: it failed, also after it was resumed once; the message names the run, its reason and a copy of its log.
     """
     trainer = context.services.trainer
     run = trainer.create_run(spec, f"study-{context.key}")
@@ -127,8 +131,18 @@ def follow_run(spec: RunSpec, context: StepContext) -> tuple[Run, list[dict[str,
             context.progress(run.step / max(1, run.total_steps or spec.steps), f"{run.phase or run.state}{waiting}")
     run = trainer.get_run(run.name)
     if run.state != "succeeded":
-        raise InternalError(f"{run.name} {run.state}: {run.message or 'it left no reason'}; see {run.directory}/log.txt, then run the study again")
+        raise InternalError(f"{run.name} {run.state}: {run.message or 'it left no reason'}; {_kept_log(run, context)}, then run the study again")
     return run, [{"step": number, "values": values} for number, values in sorted(curve.items())], list(dict.fromkeys(messages))
+
+
+def _kept_log(run: Run, context: StepContext) -> str:
+    """Where the run's log is: here, since its folder may be on another machine."""
+    path = context.folder / "log.txt"
+    try:
+        path.write_bytes(context.services.trainer.read_run_file(run.name, "log.txt"))
+    except NotFoundError:
+        return "it has no log"
+    return f"see {path}"
 
 
 def label(step: Step, context: StepContext) -> dict[str, Any]:
@@ -139,7 +153,7 @@ def label(step: Step, context: StepContext) -> dict[str, Any]:
         rationale=params["judge"].get("rationale") or None, tie_margin=params["judge"].get("tie_margin") or None,
     )  # fmt: skip
     spec = LabelJobSpec(
-        f"study-{context.key}", params["uri"], Task(params["task"]), str(context.folder), params["format"], params["split"], params["limit"],
+        f"study-{context.key}", params["uri"], Task(params["task"]), context.label_folder, params["format"], params["split"], params["limit"],
         wanted, params["seed"],
     )  # fmt: skip
     job: LabelJob = feedback.create_label_job(spec)

@@ -127,27 +127,27 @@ def judge(step: Step, context: StepContext) -> dict[str, Any]:
     return {"values": found, "abstained": abstained}
 
 
-def evaluation_rows(path: Path, tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult]) -> None:
-    """Writes the rows that an evaluation run reads: each arm's response to each prompt with all that was measured.
+def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult]) -> str:
+    """The rows that an evaluation run reads, as JSON Lines: each arm's response to each prompt with all that was measured.
 
     Args:
-        path: of the file.
         tasks: for each task the arms in the table's order, with the names of their generate steps.
         inputs: results of all steps.
     """
-    with path.open("w", encoding="utf-8") as file:
-        for task, arms in tasks.items():
-            judged = inputs[f"{task}/judge"].values["values"]
-            sft = inputs[f"{task}/measure-{SFT}"].values["values"]
-            for arm, source in arms.items():
-                measured = inputs[f"{task}/measure-{arm}"].values["values"]
-                for row in responses(inputs[source]):
-                    name = row["prompt_id"]
-                    values = measured[name] | judged[arm].get(name, {})
-                    if arm != SFT:
-                        values |= _score_wins(measured[name], sft[name])
-                    line = {"arm": arm, "task": task, "prompt_id": name, "response": row["response"], "reference": row["reference"], "values": values}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = []
+    for task, arms in tasks.items():
+        judged = inputs[f"{task}/judge"].values["values"]
+        sft = inputs[f"{task}/measure-{SFT}"].values["values"]
+        for arm, source in arms.items():
+            measured = inputs[f"{task}/measure-{arm}"].values["values"]
+            for row in responses(inputs[source]):
+                name = row["prompt_id"]
+                values = measured[name] | judged[arm].get(name, {})
+                if arm != SFT:
+                    values |= _score_wins(measured[name], sft[name])
+                line = {"arm": arm, "task": task, "prompt_id": name, "response": row["response"], "reference": row["reference"], "values": values}
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def _score_wins(scores: Mapping[str, float], sft: Mapping[str, float]) -> dict[str, float]:

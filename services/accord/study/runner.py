@@ -5,6 +5,7 @@ What does not belong here: how a step is done (`actions`, `measuring`), and prin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import statistics
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from accord.client.endpoints import ServiceEndpoints
 from accord.client.policy import PolicyClient
 from accord.data.readers import read_pairs, read_prompts
 from accord.data.records import PreferencePair
@@ -25,13 +27,11 @@ from accord.study.costs import Lengths, lengths_of
 from accord.study.graph import Graph, Step, arms_of, build_graph
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
+from accord.study.services import addressed, check_known_runs, check_same_model, started
 from accord.study.steps import StepResult, StepStore
-from accord.workspace import Workspace
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
-# There while services run that a study started: a call that continues a killed one stops them, too.
-_STARTED_FILE = "services-started"
 # Tokens a second of the embedded model on two cores, counted as in `Step.tokens`; replaced by what was seen as soon as steps are done.
 _TOKENS_PER_SECOND = 500.0
 _START_SECONDS = {"train": 7.0, "evaluate": 12.0, "label": 1.0, "generate": 0.5, "measure": 0.5, "judge": 0.5}
@@ -88,12 +88,14 @@ class StudyResult:
     reused: int
 
 
-def plan_study(recipe: StudyRecipe, home: Path) -> StudyPlan:
-    """What a study would do in a workspace; nothing is started, and what an earlier call did is found.
+def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints | None = None) -> StudyPlan:
+    """What a study would do in a folder; nothing is started or called, and what an earlier call did is found.
 
     Raises:
-        AccordError: data that cannot be read, or that is in both the training and the held-out part.
+        AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used.
     """
+    if endpoints is not None:
+        addressed(recipe, endpoints)
     store = StepStore(home)
     try:
         model = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
@@ -101,54 +103,52 @@ def plan_study(recipe: StudyRecipe, home: Path) -> StudyPlan:
         model = {}
     data, lengths = data_facts(recipe)
     graph = build_graph(recipe, model | data, lengths)
-    found = {step.name: store.read(step.name, graph.keys[step.name]) for step in graph.steps}
-    rate = _rate([(step, result) for step in graph.steps if (result := found[step.name])])
-    return StudyPlan(
-        recipe,
-        tuple(PlannedStep(step.name, step.title, step.kind, found[step.name] is not None, _seconds(step, rate)) for step in graph.steps),
-    )
+    found = _known(store, graph)
+    rate = _rate([(step, result) for step in graph.steps if (result := found.get(step.name))])
+    return StudyPlan(recipe, tuple(PlannedStep(step.name, step.title, step.kind, step.name in found, _seconds(step, rate)) for step in graph.steps))
 
 
-def run_study(recipe: StudyRecipe, home: Path, reporter: Reporter, *, keep_services: bool = False) -> StudyResult:
+def run_study(
+    recipe: StudyRecipe, home: Path, reporter: Reporter, *, endpoints: ServiceEndpoints | None = None, keep_services: bool = False
+) -> StudyResult:
     """Runs a study to its end and writes results.json and report.html; a second call continues where the first stopped.
 
     Args:
         recipe: what is compared.
-        home: the workspace.
+        home: the folder of the results; with services of its own, their workspace too.
         reporter: is told how it goes on.
+        endpoints: services that run elsewhere; None starts those of the workspace.
         keep_services: leaves the services running that a study started; those that somebody else started stay in any case.
 
     Raises:
         AccordError: a service or a step failed; what was done is kept.
     """
-    started = time.monotonic()
+    started_at = time.monotonic()
+    elsewhere = None if endpoints is None else addressed(recipe, endpoints)
     store = StepStore(home)
     data, lengths = data_facts(recipe)
-    workspace = Workspace(home)
-    started_file = store.folder / _STARTED_FILE
-    if not any(status.health == "serving" for status in workspace.status()):
-        started_file.touch()
-    try:
-        services = workspace.up(base_model=recipe.base_model, report=reporter.message)
-        with Clients(services) as clients:
-            model = model_digests(clients.policy)
-            write_atomically(store.folder / _DIGESTS_FILE, json.dumps(model))
-            graph = build_graph(recipe, model | data, lengths)
-            found, reused = _Runner(recipe, graph, store, clients, reporter).run()
-    finally:
-        if started_file.exists():
-            if not keep_services:
-                reporter.message("stopping the services")
-                workspace.down()
-            started_file.unlink()
-    results = assemble(recipe, graph, found, model | data)
+    local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
+    with local as services, Clients(services.channels) as clients:
+        if elsewhere is not None:
+            check_same_model(recipe, clients.policy, clients.reward, reporter.message)
+        digests = model_digests(clients.policy)
+        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests))
+        graph = build_graph(recipe, digests | data, lengths)
+        check_known_runs(home, _known(store, graph), clients.trainer)
+        found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
+    results = assemble(recipe, graph, found, digests | data)
     results_path = home / RESULTS_FILE
     write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
     write_atomically(results_path, json.dumps(results, indent=1, ensure_ascii=False))
     from accord.study.report import write_report
 
     report_path = write_report(home)
-    return StudyResult(results, results_path, report_path, time.monotonic() - started, reused)
+    return StudyResult(results, results_path, report_path, time.monotonic() - started_at, reused)
+
+
+def _known(store: StepStore, graph: Graph) -> dict[str, StepResult]:
+    """Results of earlier calls, by the step's name."""
+    return {step.name: result for step in graph.steps if (result := store.read(step.name, graph.keys[step.name])) is not None}
 
 
 def model_digests(policy: PolicyClient) -> dict[str, str]:
@@ -194,12 +194,13 @@ def _mean_words(texts: Iterable[str]) -> float:
 class _Runner:
     """Does the steps of a graph that are not done."""
 
-    def __init__(self, recipe: StudyRecipe, graph: Graph, store: StepStore, clients: Clients, reporter: Reporter) -> None:
+    def __init__(self, recipe: StudyRecipe, graph: Graph, store: StepStore, clients: Clients, reporter: Reporter, label_folder: str) -> None:
         self._recipe = recipe
         self._graph = graph
         self._store = store
         self._clients = clients
         self._reporter = reporter
+        self._label_folder = label_folder
         self._results: dict[str, StepResult] = {}
         self._done_here: list[tuple[Step, StepResult]] = []
 
@@ -220,7 +221,9 @@ class _Runner:
         return self._results, total - len(self._done_here)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
-        context = StepContext(self._clients, self._results, self._store.files(key), key, self._reporter.progress)
+        folder = self._store.files(key).absolute()
+        labels = f"{self._label_folder}/study-{key}" if self._label_folder else str(folder)
+        context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress)
         if step.kind == "train":
             return actions.train(step, context)
         if step.kind == "label":
@@ -231,11 +234,9 @@ class _Runner:
             return measuring.measure(step, context)
         if step.kind == "judge":
             return measuring.judge(step, context)
-        rows = context.folder.absolute() / "rows.jsonl"
         arms = arms_of(self._recipe)
         tasks = {part.task.value: {arm: f"{part.task.value}/generate-{arm}" for arm in arms} for part in self._recipe.tasks}
-        measuring.evaluation_rows(rows, tasks, self._results)
-        return actions.evaluate(step, context, rows)
+        return actions.evaluate(step, context, measuring.evaluation_rows(tasks, self._results))
 
     def _tell_remaining(self, first: int) -> None:
         rate = _rate(self._done_here)
