@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from accord.feedback.config import FeedbackConfig
 from accord.policy.config import PolicyConfig
 from accord.reward.config import RewardConfig
+from accord.study.recipe import StudyRecipe
 from accord.trainer.config import TrainerConfig
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
@@ -120,7 +121,7 @@ class NetworkPolicy(Part):
     enabled: bool = True
     clients: Objects = Field([], description="peers that may call the services, for example [{namespaceSelector: {}}]")
     scrapers: Objects = Field([], description="peers that may read metrics")
-    egress: dict[Literal["policy", "reward", "feedback", "trainer", "run"], Objects] = Field(
+    egress: dict[Literal["policy", "reward", "feedback", "trainer", "run", "study"], Objects] = Field(
         {}, description="more egress rules by component: object store, database, an external engine, trackers"
     )
     api_server: Objects = Field([], description="peers that are the API server; empty: any address, on ports 443 and 6443")
@@ -236,6 +237,23 @@ class Test(Part):
     timeout_seconds: int = Field(900, ge=10)
 
 
+class Study(Part):
+    """`accord study` as a Job of the release; its results are in storage.work, at /var/lib/accord/shared/studies/NAME."""
+
+    enabled: bool = False
+    name: str = Field("quick", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", description="folder of the results; a Job goes on with what is there")
+    recipe: Literal["quick", "dialogue", "full"] = Field("quick", description="a recipe that comes with Accord; not used with ownRecipe")
+    own_recipe: StudyRecipe | None = Field(None, description="a recipe, as `accord study --recipe FILE` reads it")
+    seed: int | None = Field(None, ge=0, description="instead of the recipe's")
+    image: Image = Field(Image(), description="empty: that of the runs (trainer.runImage)")
+    resources: Resources = _resources("100m", "512Mi", "2Gi")
+    node_selector: dict[str, str] = {}
+    tolerations: Objects = []
+    env: Objects = Field([], description="more environment variables, as in a container")
+    env_from: Objects = Field([], description="more sources of environment variables, for data in a bucket")
+    retries: int = Field(10, ge=0, description="how often a failed pod is started again (ten take half an hour); each goes on where the last stopped")
+
+
 class Values(Part):
     """All values."""
 
@@ -254,6 +272,7 @@ class Values(Part):
     reward: Reward = Reward()
     feedback: Feedback = Feedback()
     trainer: Trainer = Trainer()
+    study: Study = Study()
     test: Test = Test()
     extra_objects: Objects = Field([], description="more objects, rendered as templates")
     global_: dict[str, Any] = Field({}, alias="global", description="of charts that this one is part of; not used here")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.chart.rendering import CASES, Object, case_id, of_kind, render
 
-PODS = ("policy", "reward", "feedback", "trainer", "run", "test")
+PODS = ("policy", "reward", "feedback", "trainer", "run", "study", "test")
 ARROWS = {
     ("feedback", "policy"), ("run", "policy"), ("run", "reward"), ("run", "feedback"),
-    ("test", "policy"), ("test", "reward"), ("test", "feedback"), ("test", "trainer"),
+    *product(("study", "test"), ("policy", "reward", "feedback", "trainer")),
 }  # fmt: skip
 RUNS_IN_TRAINER = {("trainer", "policy"), ("trainer", "reward"), ("trainer", "feedback")}
 
@@ -54,7 +54,7 @@ def test_only_the_arrows_of_the_architecture_are_open(case: Path | None) -> None
     objects = render(case)
     policies = of_kind(objects, "NetworkPolicy")
     local = not of_kind(objects, "Role")
-    there = {item["metadata"]["labels"]["app.kubernetes.io/component"] for item in of_kind(objects, "Deployment")} | {"run", "test"}
+    there = {item["metadata"]["labels"]["app.kubernetes.io/component"] for item in of_kind(objects, "Deployment")} | {"run", "study", "test"}
     expected = {arrow for arrow in ARROWS | (RUNS_IN_TRAINER if local else set()) if arrow[1] in there and arrow[0] in there}
     found = {arrow for arrow in arrows(policies, 50051) if set(arrow) <= there}
     assert found == expected

@@ -44,9 +44,9 @@ class Release:
         found = json.loads(self.kubectl("get", *what, "-o", "json").stdout)
         return found.get("items", found)
 
-    def install(self, *settings: str) -> None:
-        """Installs or upgrades and waits until all is ready."""
-        sets = [word for setting in settings for word in ("--set", setting)]
+    def install(self, *settings: str, values: Path | None = None) -> None:
+        """Installs or upgrades, with settings and a file of values over those of the cluster, and waits until all is ready."""
+        sets = [*([] if values is None else ["--values", str(values)]), *(word for setting in settings for word in ("--set", setting))]
         tag = f"images.tag={os.environ.get('TAG', 'test')}"
         command = ("helm", "upgrade", "--install", "accord", str(CHART), "--namespace", self.namespace, "--values", str(VALUES), "--set", tag, *sets)
         done = run(*command, "--wait", "--timeout", f"{INSTALL_SECONDS}s", timeout=INSTALL_SECONDS + 60, check=False)

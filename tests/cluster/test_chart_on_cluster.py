@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.cluster.release import Release, new_release
+import yaml
+from tests.cluster.release import Release, new_release, run
+from tests.contract.certificates import Authority
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -36,6 +44,72 @@ def test_helm_test_passes(release: Release) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{release.story()}"
     for word in ("Generate", "Label", "Score", "all tests passed"):
         assert word in done.stdout
+
+
+SIZE = {"steps": 1, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-4}
+SMALL = {
+    "name": "small", "seed": 1, "tasks": [{"task": "conversation", "uri": "sample:conversation"}], "feedback": ["ai"], "algorithms": ["dpo"],
+    "human_pairs": 2, "ai_pairs": 4, "max_prompt_tokens": 160, "max_response_tokens": 96, "max_sampled_tokens": 12, "lora": {"rank": 2},
+    "sft": SIZE, "reward_model": SIZE, "dpo": SIZE, "ppo": SIZE,
+    "evaluation": {"prompts": 2, "pairs": 2, "bootstrap_samples": 100, "judge_check_pairs": 0},
+}  # fmt: skip
+
+
+def test_the_study_runs_as_a_job_and_from_outside_goes_on_with_its_runs(release: Release, tmp_path: Path) -> None:
+    """Three runs as Jobs; from outside the same study finds them by their request ids, and measures the same."""
+    values, recipe = tmp_path / "values.yaml", tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(SMALL))
+    values.write_text(yaml.safe_dump({"study": {"enabled": True, "name": "small", "ownRecipe": SMALL}}))
+    release.install(values=values)
+    (job,) = release.get("jobs", "-l", "app.kubernetes.io/component=study")
+    done = release.kubectl("wait", "--for=condition=complete", f"job/{job['metadata']['name']}", "--timeout=1200s", timeout=1260, check=False)
+    assert done.returncode == 0, release.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=40", check=False).stdout + release.story()
+    file = "/var/lib/accord/shared/studies/small/results.json"
+    inside = json.loads(release.kubectl("exec", "deployment/accord-trainer", "--", "cat", file).stdout)
+    assert [arm["arm"] for arm in inside["tasks"][0]["arms"]] == ["base", "sft", "dpo-ai"]
+    with contextlib.ExitStack() as stack:
+        addresses = [
+            word for name in ("policy", "reward", "feedback", "trainer") for word in (f"--{name}", stack.enter_context(release.forwarded(name)))
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "accord.cli",
+            "study",
+            "--target",
+            "cluster",
+            "--recipe",
+            str(recipe),
+            "--home",
+            str(tmp_path / "home"),
+            "--json",
+        ]
+        said = run(*command, *addresses, "--shared-folder", "/var/lib/accord/shared/labels", timeout=900).stdout
+    outside = json.loads(said)["results"]
+    assert [step["key"] for step in outside["steps"]] == [step["key"] for step in inside["steps"]]
+    assert [curve["run"] for curve in outside["curves"]] == [curve["run"] for curve in inside["curves"]]
+    assert _values(outside) == pytest.approx(_values(inside), abs=1e-3, nan_ok=True)
+    release.install()
+
+
+def _values(results: Any) -> list[float]:
+    metrics = [found for arm in results["tasks"][0]["arms"] for _, found in sorted(arm["metrics"].items())]
+    return [float("nan") if found["value"] is None else found["value"] for found in metrics]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make certificates")
+def test_helm_test_passes_over_mutual_tls(release: Release, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    hosts = ("policy", "policy-replicas", "reward", "reward-replicas", "feedback", "trainer")
+    cert, key = authority.issue("accord", names=",".join(f"DNS:accord-{host}.{release.namespace}.svc" for host in hosts))
+    files = (f"--from-file=tls.crt={cert}", f"--from-file=tls.key={key}", f"--from-file=ca.crt={authority.roots}")
+    release.kubectl("create", "secret", "generic", "accord-tls", *files)
+    release.install("tls.enabled=true", "tls.mutual=true", "tls.secret=accord-tls")
+    done = release.helm("test", "accord", "--logs", "--timeout", "1200s", timeout=1300, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{release.story()}"
+    for word in ("Generate", "Label", "Score", "all tests passed"):
+        assert word in done.stdout
+    release.install()
 
 
 def test_a_pod_without_a_compiler_and_a_package_manager(release: Release) -> None:

@@ -1,0 +1,99 @@
+{{/* What a client inside the cluster needs beside its command: endpoints.yaml, certificates, folders to write to. Takes the root. */}}
+
+{{- define "accord.sharedFolder" -}}
+/var/lib/accord/shared/labels
+{{- end -}}
+
+{{- define "accord.clientMounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: cache, mountPath: /var/cache/accord}
+- {name: config, mountPath: /etc/accord, readOnly: true}
+{{- if .Values.tls.enabled }}
+- {name: tls, mountPath: /etc/accord/tls, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "accord.clientVolumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 1Gi}
+- name: cache
+  emptyDir: {sizeLimit: 1Gi}
+- name: config
+  configMap:
+    name: {{ include "accord.name" (dict "root" . "component" "endpoints") }}
+{{- if .Values.tls.enabled }}
+- name: tls
+  secret:
+    secretName: {{ required "tls.secret is required with tls.enabled: a secret with tls.crt, tls.key and ca.crt" .Values.tls.secret | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "accord.studyPod" -}}
+{{- $study := .Values.study -}}
+{{- $image := ternary "run" "study" (empty (without (values $study.image) "")) -}}
+metadata:
+  labels:
+    {{- include "accord.selector" (dict "root" . "component" "study") | nindent 4 }}
+spec:
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  securityContext:
+    {{- include "accord.podSecurity" . | nindent 4 }}
+  {{- with .Values.images.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . | quote }}
+    {{- end }}
+  {{- end }}
+  {{- with $study.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $study.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: study
+      image: {{ include "accord.image" (dict "root" . "component" $image "target" "training") | quote }}
+      imagePullPolicy: {{ include "accord.pullPolicy" (dict "root" . "component" $image) }}
+      command: [accord, study]
+      args:
+        - --target=cluster
+        - --home=/var/lib/accord/shared/studies/{{ $study.name }}
+        - --recipe={{ ternary "/etc/accord/study/recipe.yaml" $study.recipe (not (empty $study.ownRecipe)) }}
+        {{- if not (kindIs "invalid" $study.seed) }}
+        - --seed={{ int64 $study.seed }}
+        {{- end }}
+      env:
+        - {name: ACCORD_ENDPOINTS, value: /etc/accord/endpoints.yaml}
+        - {name: HF_HUB_OFFLINE, value: "1"}
+        {{- with $study.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with $study.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      securityContext:
+        {{- include "accord.containerSecurity" . | nindent 8 }}
+      resources:
+        {{- toYaml $study.resources | nindent 8 }}
+      volumeMounts:
+        {{- include "accord.clientMounts" . | nindent 8 }}
+        - {name: work, mountPath: /var/lib/accord/shared}
+        {{- if $study.ownRecipe }}
+        - {name: recipe, mountPath: /etc/accord/study, readOnly: true}
+        {{- end }}
+  volumes:
+    {{- include "accord.clientVolumes" . | nindent 4 }}
+    - name: work
+      persistentVolumeClaim:
+        claimName: {{ include "accord.claim" (dict "root" . "name" "work") }}
+    {{- if $study.ownRecipe }}
+    - name: recipe
+      configMap:
+        name: {{ include "accord.name" (dict "root" . "component" "study") }}
+    {{- end }}
+{{- end -}}
