@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from accord.cli.app import GROUPS
+from accord.client.endpoints import read_endpoints
 from accord.models.testing import tiny_model_folder
 from accord.study.recipe import load_recipe, shipped_recipes
 
@@ -46,6 +47,15 @@ def test_each_command_of_the_readme_is_one_and_takes_its_options(command: list[s
         assert option in found.stdout, option
 
 
+def test_the_endpoints_of_the_readme_are_endpoints(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    (tmp_path / "endpoints.yaml").write_text(text, encoding="utf-8")
+    found = read_endpoints(tmp_path / "endpoints.yaml")
+    assert all((found.policy, found.reward, found.feedback, found.trainer, found.shared_folder))
+    assert found.tls is not None
+    assert found.tls.ca == tmp_path / "ca.crt"
+
+
 def test_targets_that_the_documents_name_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
@@ -75,7 +85,7 @@ def test_rooms_of_the_architecture_are_all_packages_there_are() -> None:
 
 
 def test_every_shipped_study_recipe_loads() -> None:
-    assert len([load_recipe(name) for name in shipped_recipes()]) == 2
+    assert len([load_recipe(name) for name in shipped_recipes()]) == 3
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ What does not belong here: calling them (`accord.study.actions`).
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from accord.client.endpoints import ServiceEndpoints
 from accord.client.policy import PolicyClient
 from accord.client.reward import RewardClient
 from accord.client.trainer import TrainerClient
+from accord.data.files import is_url, local_path
 from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.rpc.channels import ChannelConfig
 from accord.study.recipe import StudyRecipe
@@ -29,7 +29,6 @@ SERVICES: tuple[ServiceName, ...] = ("policy", "reward", "feedback", "trainer")
 # There while services run that a study started: a call that continues a killed one stops them, too.
 _STARTED_FILE = "services-started"
 _CALL_SECONDS = 60.0
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +94,9 @@ def addressed(recipe: StudyRecipe, endpoints: ServiceEndpoints) -> StudyServices
 
 def _check_shared(uri: str, field: str, shared: Path) -> None:
     """A study's data is read here, by the feedback service and by the runs: under one name by all."""
-    if uri.startswith(("sample:", "hub:")) or (_URL.match(uri) and not uri.startswith("file://")):
+    if uri.startswith(("sample:", "hub:")) or is_url(uri):
         return
-    path = Path(uri.removeprefix("file://"))
+    path = local_path(uri)
     if not path.is_absolute() or not path.is_relative_to(shared) or ".." in path.parts:
         raise InvalidArgumentError(
             f"{field} is {uri}, a path of this machine: the services elsewhere cannot read it; sample:NAME, hub:NAME, a URL such as "

@@ -31,7 +31,10 @@ def reward() -> Iterator[str]:
 
 def test_every_command_with_an_address_can_be_told_of_tls_and_of_a_file() -> None:
     app = build_app()
-    commands = [*app.registered_commands, *(each for group in app.registered_groups if group.typer_instance for each in group.typer_instance.registered_commands)]
+    commands = [
+        *app.registered_commands,
+        *(each for group in app.registered_groups if group.typer_instance for each in group.typer_instance.registered_commands),
+    ]
     taken = [set(inspect.signature(each.callback).parameters) for each in commands if each.callback is not None]
     calling = [parameters for parameters in taken if ADDRESSES & parameters]
     assert len(calling) >= 10
