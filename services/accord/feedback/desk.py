@@ -245,7 +245,7 @@ class Desk:
 def _row(entry: _Entry, answer: Answer | AccordError) -> tuple[Question, Answer, Origin] | None:
     """What the ledger keeps: an answer, also one by a judge that has taken the place of the one that was asked."""
     if isinstance(answer, Answer):
-        return entry.question, answer, entry.origin
+        return entry.question, replace(answer, sample=entry.question.sample), entry.origin
     if isinstance(answer, JudgeChangedError) and answer.judge is not None and answer.answer is not None:
-        return replace(entry.question, judge=answer.judge), entry.timed(answer.answer), entry.origin
+        return replace(entry.question, judge=answer.judge), replace(entry.timed(answer.answer), sample=entry.question.sample), entry.origin
     return None

@@ -40,7 +40,7 @@ def judgement_columns(question: Question, answer: Answer, origin: Origin) -> Col
         "probability_first": answer.probability_first, "evidence_first": answer.evidence_first, "evidence_second": answer.evidence_second,
         "distributions": json.dumps(answer.distributions), "rationale": answer.rationale, "parsed": answer.parsed,
         "abstention_reason": answer.abstention_reason, "prompt_tokens": answer.prompt_tokens, "response_tokens": answer.response_tokens,
-        "cost": answer.cost, "sample": question.sample, "latency_seconds": answer.latency_seconds,
+        "cost": answer.cost, "sample": answer.sample, "latency_seconds": answer.latency_seconds,
         "request_id": origin.request_id, "job": origin.job, "time": time.time(),
     }  # fmt: skip
 

@@ -76,11 +76,14 @@ async def test_no_sample_is_bought_twice_and_a_swap_is_exact(make_bench: MakeBen
     assert not any(item.cached for item in greedy.judgements), "the greedy rationale is another judgement"
 
 
-async def test_samples_without_a_verdict_are_left_out_unless_none_is_left(make_bench: MakeBench) -> None:
+async def test_samples_without_a_verdict_are_left_out(make_bench: MakeBench) -> None:
     texts = iter(["Fine.", "", "Fine."] + ["Fine."] * 3)
     made = await label(make_bench(FakePolicy(write=writer(texts))), CONSISTENT)
     assert [item.abstention_reason for item in made.judgements] == ["", "empty answer", "", "", "", ""]
     assert made.preference == pytest.approx(1 / (1 + math.exp(-4)))
+
+
+async def test_an_order_without_any_verdict_is_an_abstention(make_bench: MakeBench) -> None:
     none = await label(make_bench(FakePolicy(write=writer(iter(["Fine."] * 3 + [""] * 3)))), CONSISTENT)
     assert (none.preference, none.outcome, none.abstention_reason) == (None, "abstain", "empty answer")
 
