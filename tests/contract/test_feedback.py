@@ -195,7 +195,7 @@ def test_ratings_rubrics_and_cards(feedback: FeedbackClient) -> None:
     assert rubrics["conversation/rating/1"].digest == rating.rubric_digest
     assert rubrics["summarization/detailed/1"].kind == "verdict"
     feedback.label_pair(replace(PAIR, pair_id="card", response_a="good card", human_preference=1.0), VERDICT)
-    (card,) = feedback.label_cards(kind="verdict", task=TASK)
+    (card,) = [card for card in feedback.label_cards(kind="verdict", task=TASK) if card.rubric == "conversation/detailed/1"]
     assert card.judge == "fake"
     assert card.human_agreement is not None
     assert card.first_preferred is not None
