@@ -48,7 +48,7 @@ def test_each_command_of_the_readme_is_one_and_takes_its_options(command: list[s
 
 
 def test_the_endpoints_of_the_readme_are_endpoints(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
+    (text,) = [block for block in blocks("yaml") if "shared_folder:" in block]
     (tmp_path / "endpoints.yaml").write_text(text, encoding="utf-8")
     found = read_endpoints(tmp_path / "endpoints.yaml")
     assert all((found.policy, found.reward, found.feedback, found.trainer, found.shared_folder))
