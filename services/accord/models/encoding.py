@@ -2,7 +2,9 @@
 
 A prompt is the tokenizer's own chat template with the generation prompt, whatever that template adds (SmolLM2's puts in a default system
 message when the conversation has none). A response is its tokens plus the token that ends an assistant turn. Text from outside never
-becomes a control token: where a content spells one (`<|im_end|>`), it is tokenized as the characters that it is.
+becomes a control token: where a content spells one (`<|im_end|>`), it is tokenized as the characters that it is, and where a tokenizer has no other
+way to write those (its own vocabulary has `</s>` as a word), it is refused. Control tokens are those that the tokenizer calls special; others that
+it adds (`<think>`) are words of the model, which responses may hold.
 
 What does not belong here: padding and batches (`accord.models.batching`).
 """
@@ -22,6 +24,7 @@ PLAIN_CHAT_TEMPLATE = (
     "{{ bos_token or '' }}{% for message in messages %}{{ '### ' + message['role'] + ':\\n' + message['content'] + '\\n\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant:\\n' }}{% endif %}"
 )
+_UNKNOWN_CHARACTER = "\U0010fffd"
 
 
 class PromptEncoder:
@@ -48,6 +51,9 @@ class PromptEncoder:
         self._plain.encode_special_tokens = True
         added = self._plain.get_added_tokens_decoder()
         self._specials = {token.content: (index, token) for index, token in added.items() if token.special}
+        self._normalizer = self._plain.normalizer
+        unknown = self._plain.encode(_UNKNOWN_CHARACTER, add_special_tokens=False).ids  # many tokenizers call this one special too
+        self._control_ids = frozenset(index for index, _ in self._specials.values()).difference(unknown)
         self.end_of_turn_id = self._find_end_of_turn()
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -56,7 +62,8 @@ class PromptEncoder:
         On contents without control-token strings this equals `tokenizer.apply_chat_template(..., add_generation_prompt=True)`.
 
         Raises:
-            InvalidArgumentError: no message, text that holds NUL or a lone surrogate, or a template that refuses the conversation.
+            InvalidArgumentError: no message, text that holds NUL or a lone surrogate, a template that refuses the conversation, or a control
+                token that this tokenizer cannot write as text.
         """
         if not messages:
             raise InvalidArgumentError("a prompt needs at least one message", field="messages")
@@ -75,19 +82,20 @@ class PromptEncoder:
         """Token ids of running text outside any conversation, with the beginning-of-text token where the tokenizer adds one.
 
         Raises:
-            InvalidArgumentError: the text holds NUL or a lone surrogate.
+            InvalidArgumentError: the text holds NUL, a lone surrogate, or a control token that this tokenizer cannot write as text.
         """
         check_text(text, "text")
+        self._plain_ids(text, "text")
         return list(self._plain.encode(text, add_special_tokens=True).ids)
 
     def encode_response(self, text: str, *, append_eos: bool) -> list[int]:
         """Token ids of a response, with the end-of-turn token if asked.
 
         Raises:
-            InvalidArgumentError: the text holds NUL or a lone surrogate.
+            InvalidArgumentError: as `encode_text`.
         """
         check_text(text, "response")
-        ids = list(self._plain.encode(text, add_special_tokens=False).ids)
+        ids = self._plain_ids(text, "response")
         return [*ids, self.end_of_turn_id] if append_eos else ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -113,7 +121,17 @@ class PromptEncoder:
             raise InvalidArgumentError(f"the model's chat template refuses the conversation: {error}", field="messages") from error
 
     def _spells_control(self, content: str) -> bool:
-        return any(special in content for special in self._specials)
+        """Whether a content spells a special token, as it is or as the tokenizer would normalize it (full-width letters under NFKC)."""
+        read = content if self._normalizer is None else f"{content}\n{self._normalizer.normalize_str(content)}"
+        return any(special in read for special in self._specials)
+
+    def _plain_ids(self, text: str, field: str) -> list[int]:
+        """Token ids of text in which nothing is a control token."""
+        ids = list(self._plain.encode(text, add_special_tokens=False).ids)
+        if not self._control_ids.isdisjoint(ids):
+            spelt = next(content for content, (index, _) in self._specials.items() if index in ids and index in self._control_ids)
+            raise InvalidArgumentError(f"the text spells {spelt}, which this model's tokenizer can only write as a control token", field=field)
+        return ids
 
     def _encode_pieces(self, messages: list[dict[str, str]]) -> list[int]:
         """Only control tokens that the template itself wrote become ids; the text between them is tokenized with specials off."""
@@ -126,10 +144,10 @@ class PromptEncoder:
                 if special is None:
                     text += part.lstrip() if strip_next and not text else part
                     continue
-                ids += self._plain.encode(text.rstrip() if special[1].lstrip else text, add_special_tokens=False).ids
+                ids += self._plain_ids(text.rstrip() if special[1].lstrip else text, "messages")
                 ids.append(special[0])
                 text, strip_next = "", special[1].rstrip
-        return ids + list(self._plain.encode(text, add_special_tokens=False).ids)
+        return ids + self._plain_ids(text, "messages")
 
     def _template_pieces(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
         """The rendering cut into (text, whether the template wrote it)."""
