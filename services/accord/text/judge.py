@@ -1,7 +1,9 @@
 """Asking a language model which of two responses is better, and reading its answer; the arithmetic of soft labels.
 
-Responses are data, never instructions: `fenced` keeps a response from closing its own block or opening another. Parsing never guesses:
-what names no response, or both, is no verdict. What does not belong here: rubric files (`accord.prompts`) and calls (`accord.feedback`).
+Responses are data, never instructions: `fenced` quotes every line of them, so that none can close its own block or open another, and takes
+apart what a chat server would read as a control token. The fence is fixed: one drawn at random would make prompts that neither the prefix cache
+nor the ledger finds again, and a secret is needed only where data could write the fence, which no line of it can. Parsing never guesses: what
+names no response, or both, is no verdict. What does not belong here: rubric files (`accord.prompts`) and calls (`accord.feedback`).
 """
 
 from __future__ import annotations
@@ -16,8 +18,20 @@ from accord.text.chat import Message
 
 Outcome = Literal["a", "b", "tie"]
 RATINGS = tuple(str(number) for number in range(1, 11))
-_FENCE = "###"
-_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
+RENDERING = 2
+"""Counts the changes of what a judge is shown of the same rubric and the same pair; part of a question's key. 1 quoted nothing."""
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+_HEADING = re.compile("[#\uff03\ufe5f]{3,}")
+_LEFT, _RIGHT, _BAR = "[<\uff1c\ufe64]", "[>\uff1e\ufe65]", "[|\uff5c]"
+_OPEN, _CLOSE, _CAPITAL = r"[\[\uff3b]", r"[\]\uff3d]", r"[A-Z\uff21-\uff3a]"
+_CONTROL = re.compile(  # shapes of control tokens, full-width forms too, which NFKC turns into these
+    rf"{_LEFT}(?=[^\s<>\uff1c\uff1e\ufe64\ufe65]{{1,64}}{_RIGHT}|{_BAR}[^<>\n]{{1,64}}{_BAR}{_RIGHT})|"  # <|im_end|> </s> <<SYS>>
+    rf"{_OPEN}(?=/?{_CAPITAL}(?:{_CAPITAL}|[_\uff3f])+{_CLOSE}|{_BAR}[^\[\]\n\uff3b\uff3d]{{1,64}}{_BAR}{_CLOSE}|[gs]MASK{_CLOSE})|"  # [INST]
+    rf"(?:{_OPEN}|{_CLOSE})(?=(?:[!~]\w{{0,16}}~?|\w{{1,16}}~)(?:{_OPEN}|{_CLOSE}))"  # ]~b] [e~[
+)
 _NOUN = r"(?:response|summary|reply|answer|option)"
 _ONE = rf"\b{_NOUN}\s*#?\s*([12])\b"
 _DIGIT = r"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d)"
@@ -48,16 +62,21 @@ class Verdict:
 
 
 def fenced(text: str) -> str:
-    """A response as data: no line of it can look like one of the prompt's own headings, and nothing invisible remains."""
-    visible = _INVISIBLE.sub("", text).strip()
-    return "\n".join(f"  {line}" if line.lstrip().startswith(_FENCE) else line for line in visible.splitlines()).replace(_FENCE, "# # #")
+    """A response as data: every line of it is a quotation (`> `), nothing in it spells a control token or a heading, nothing invisible remains.
+
+    A control token is taken apart (`< |im_end|>`), since a server that applies the chat template itself would tokenize it. Lines are those of
+    `str.splitlines`, so that no separator that Unicode has begins a line without the mark.
+    """
+    apart = _CONTROL.sub(r"\g<0> ", _INVISIBLE.sub("", text).strip())
+    plain = _HEADING.sub(lambda run: " ".join(run.group()), apart)
+    return "\n".join(f"> {line}".rstrip() for line in plain.splitlines())
 
 
 def render_conversation(messages: Sequence[Message]) -> str:
-    """The conversation as lines `User: ...` / `Assistant: ...`; a single user turn stands alone."""
+    """The conversation, quoted below lines `User:` and `Assistant:`, which no content can write; a single user turn stands alone."""
     if len(messages) == 1:
         return fenced(messages[0].content)
-    return "\n".join(f"{message.role.capitalize()}: {fenced(message.content)}" for message in messages)
+    return "\n".join(f"{message.role.capitalize()}:\n{fenced(message.content)}" for message in messages)
 
 
 def render_template(template: str, values: Mapping[str, str]) -> str:

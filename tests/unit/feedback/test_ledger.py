@@ -65,7 +65,7 @@ def test_a_row_holds_the_whole_provenance(ledger: Ledger) -> None:
         "second": "a dog", "rubric": "summarization/detailed/1", "rubric_digest": default_rubric(Task.SUMMARIZATION, "verdict").digest,
         "judge": "m with adapters/j/versions/2", "judge_digest": JUDGE.digest, "base_model_digest": "base", "tokenizer_digest": "tokens",
         "template_digest": "template", "adapter_version": "adapters/j/versions/2", "adapter_digest": "manifest",
-        "options": '{"max_rationale_tokens": 64, "rationale": true}', "probability_first": 0.1 + 0.2, "evidence_first": -1.5,
+        "options": '{"max_rationale_tokens": 64, "rationale": true, "rendering": 2}', "probability_first": 0.1 + 0.2, "evidence_first": -1.5,
         "evidence_second": -2.25, "distributions": "[[0.5, 0.5]]", "rationale": "because\x1b é", "parsed": "first", "abstention_reason": "",
         "prompt_tokens": 120, "response_tokens": 7, "request_id": "req-1", "job": "labelJobs/x", "sample": 2, "cost": 0.125,
         "latency_seconds": 1.75,
@@ -91,6 +91,14 @@ def test_a_row_holds_the_whole_provenance(ledger: Ledger) -> None:
 )
 def test_everything_that_an_answer_depends_on_is_in_its_key(change: dict[str, object]) -> None:
     assert replace(QUESTION, **change).key != QUESTION.key  # type: ignore[arg-type]
+
+
+def test_another_rendering_of_the_same_rubric_is_another_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likelihood shows no rubric, so that its answers stay known."""
+    shown, bare = QUESTION.key, replace(QUESTION, kind="likelihood", rubric=None, rationale=False).key
+    monkeypatch.setattr("accord.feedback.records.RENDERING", 99)
+    assert replace(QUESTION).key != shown
+    assert replace(QUESTION, kind="likelihood", rubric=None, rationale=False).key == bare
 
 
 def test_what_an_answer_does_not_depend_on_is_not_in_its_key() -> None:
