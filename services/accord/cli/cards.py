@@ -47,8 +47,14 @@ def _shares(card: LabelCard) -> list[tuple[str, Share | None]]:
     return [
         ("agrees with people", card.human_agreement), ("picking the longer one would agree", card.length_baseline),
         ("prefers what is shown first", card.first_preferred), ("same position after a swap", card.same_position_after_swap),
-        ("prefers the longer one", card.longer_preferred),
+        ("prefers the longer one", card.longer_preferred), *_injections(card),
     ]  # fmt: skip
+
+
+def _injections(card: LabelCard) -> list[tuple[str, Share | None]]:
+    if card.injection_flips is None:
+        return []
+    return [("another verdict under attack", card.injection_flips), ("another verdict with harmless text", card.control_flips)]
 
 
 def _share(share: Share | None) -> tuple[str, str, str]:

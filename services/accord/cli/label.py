@@ -41,6 +41,7 @@ def label(
     adapter: Annotated[str, typer.Option("--adapter", metavar="NAME", help="Adapter of the judge.", show_default=False)] = "",
     rationale: Annotated[bool, typer.Option("--rationale", help="Have the judge give reasons before its verdict.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which pairs a limit takes, and which response is A.")] = 0,
+    attacks: Annotated[int, typer.Option("--attacks", min=0, max=10000, help="Attacked twins of pairs to judge besides.")] = 0,
     prompt: Annotated[str, typer.Option("--prompt", help="Label one pair: its prompt (a post, for summarization).", show_default=False)] = "",
     response_a: Annotated[str | None, typer.Option("--a", help="The pair's first response.", show_default=False)] = None,
     response_b: Annotated[str | None, typer.Option("--b", help="The pair's second response.", show_default=False)] = None,
@@ -73,7 +74,7 @@ def label(
             raise InvalidArgumentError("give DATASET and --output, or --prompt, --a and --b", field="DATASET")
         from accord.client.feedback import LabelJobSpec
 
-        spec = LabelJobSpec("", absolute_source(dataset), task, str(output.expanduser().absolute()), data_format, split, limit, judge, seed)
+        spec = LabelJobSpec("", absolute_source(dataset), task, str(output.expanduser().absolute()), data_format, split, limit, judge, seed, attacks)
         job = create_job(client, spec, request_id_of(spec))
         if detach:
             print_json(job) if as_json else print_line(job.name)

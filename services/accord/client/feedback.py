@@ -155,6 +155,7 @@ class LabelJobSpec:
     limit: int = 0
     judge: Judge = Judge()
     seed: int = 0
+    attacks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,16 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class InjectionFamily:
+    """Attacks of one kind: how many change the verdict, how many make the attacked response win, and how many verdicts harmless text changes."""
+
+    family: str
+    flips: Share | None
+    wins: Share | None
+    control_flips: Share | None
+
+
+@dataclass(frozen=True, slots=True)
 class LabelCard:
     """How far to trust a judge; a share is None where nothing was measured."""
 
@@ -211,6 +222,9 @@ class LabelCard:
     tokens: int
     cached_judgements: int
     notes: tuple[str, ...]
+    injection_flips: Share | None = None
+    control_flips: Share | None = None
+    injection_families: tuple[InjectionFamily, ...] = ()
 
 
 def judge_to_proto(judge: Judge) -> pb.JudgeOptions:
@@ -310,10 +324,10 @@ def job_from_proto(wire: pb.LabelJob) -> LabelJob:
     )
 
 
-def _share(card: pb.LabelCard, name: str) -> Share | None:
-    if not card.HasField(name):  # type: ignore[arg-type]
+def _share(holder: pb.LabelCard | pb.InjectionFamily, name: str) -> Share | None:
+    if not holder.HasField(name):  # type: ignore[arg-type]
         return None
-    wire = getattr(card, name)
+    wire = getattr(holder, name)
     return Share(wire.value, wire.low, wire.high, wire.n)
 
 
@@ -333,6 +347,11 @@ def _card(wire: pb.LabelCard) -> LabelCard:
         wire.tokens,
         wire.cached_judgements,
         tuple(wire.notes),
+        injection_flips=_share(wire, "injection_flips"),
+        control_flips=_share(wire, "control_flips"),
+        injection_families=tuple(
+            InjectionFamily(item.family, *(_share(item, name) for name in ("flips", "wins", "control_flips"))) for item in wire.injection_families
+        ),
     )
 
 
@@ -418,6 +437,7 @@ class FeedbackClient:
             judge=judge_to_proto(spec.judge),
             output_uri=spec.output_uri,
             seed=spec.seed,
+            attacks=spec.attacks,
         )
         return job_from_proto(self._stub.CreateLabelJob(request, timeout=timeout_seconds).job)
 

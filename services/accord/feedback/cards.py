@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from accord.client.feedback import LabelCard, Share
+from accord.client.feedback import InjectionFamily, LabelCard, Share
+from accord.feedback.attacks import is_twin
 from accord.feedback.card_notes import notes_on
-from accord.feedback.records import JudgementFacts, LabelFacts
+from accord.feedback.injections import hits_by_family
+from accord.feedback.records import JudgementFacts, LabelFacts, is_added
 
 _Z95 = 1.959964
 
@@ -22,13 +24,13 @@ _Z95 = 1.959964
 def make_cards(labels: Iterable[LabelFacts]) -> tuple[LabelCard, ...]:
     """One card for each judge, kind, rubric and task, in the order of these.
 
-    A pair that was labelled more than once with the same settings counts once, with its last label.
+    A pair that was labelled more than once with the same settings counts once, with its last label. Attacked twins count in the injections alone.
     """
     groups: dict[tuple[str, ...], dict[tuple[str, ...], LabelFacts]] = {}
     for label in labels:
         group = groups.setdefault((label.judge, label.judge_digest, label.kind, label.rubric, label.task.value), {})
         group[label.pair_id, label.content_key, label.options] = label
-    return tuple(_card(list(groups[key].values())) for key in sorted(groups))
+    return tuple(card for key in sorted(groups) if (card := _card_of(list(groups[key].values()))) is not None)
 
 
 def wilson_interval(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
@@ -77,12 +79,33 @@ def same_position_after_swap(labels: Sequence[LabelFacts]) -> list[float]:
     return [float((shown[True] > 0.5) == (shown[False] > 0.5)) for shown in decided]
 
 
+def _card_of(labels: Sequence[LabelFacts]) -> LabelCard | None:
+    """The card of labels among which there may be those of pairs that a job added; None where there is nothing else."""
+    clean = [label for label in labels if not is_added(label.pair_id)]
+    if not clean:
+        return None
+    card = _with_injections(_card(clean), [label for label in labels if is_twin(label.pair_id)])
+    return replace(card, notes=notes_on(card, clean))
+
+
+def _with_injections(card: LabelCard, twins: Sequence[LabelFacts]) -> LabelCard:
+    found = hits_by_family(twins)
+    return replace(
+        card,
+        injection_flips=share_of([hit for hits in found.values() for hit in hits.flips]),
+        control_flips=share_of([hit for hits in found.values() for hit in hits.control_flips]),
+        injection_families=tuple(
+            InjectionFamily(name, share_of(hits.flips), share_of(hits.wins), share_of(hits.control_flips)) for name, hits in found.items()
+        ),
+    )
+
+
 def _card(labels: Sequence[LabelFacts]) -> LabelCard:
     first = labels[0]
     judgements = {judgement.key: judgement for label in labels for judgement in label.judgements if judgement.paid}
     shown_in_order = first.kind == "verdict"
     reasons = Counter(label.abstention_reason.partition(":")[0] for label in labels if label.outcome == "abstain")
-    card = LabelCard(
+    return LabelCard(
         judge=first.judge,
         kind=first.kind,
         rubric=first.rubric,
@@ -98,7 +121,6 @@ def _card(labels: Sequence[LabelFacts]) -> LabelCard:
         cached_judgements=sum(judgement.cached for label in labels for judgement in label.judgements),
         notes=(),
     )
-    return replace(card, notes=notes_on(card, labels))
 
 
 def _compared(labels: Sequence[LabelFacts]) -> list[tuple[LabelFacts, float]]:

@@ -89,6 +89,7 @@ def read_job_spec(wire: pb.CreateLabelJobRequest) -> LabelJobSpec:
         limit=wire.limit,
         judge=read_judge(wire.judge),
         seed=wire.seed,
+        attacks=wire.attacks,
     )
 
 
@@ -183,6 +184,12 @@ def card_to_proto(card: LabelCard) -> pb.LabelCard:
         tokens=card.tokens,
         cached_judgements=card.cached_judgements,
         notes=card.notes,
+        injection_flips=_share(card.injection_flips),
+        control_flips=_share(card.control_flips),
+        injection_families=[
+            pb.InjectionFamily(family=item.family, flips=_share(item.flips), wins=_share(item.wins), control_flips=_share(item.control_flips))
+            for item in card.injection_families
+        ],
     )
 
 

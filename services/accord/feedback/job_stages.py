@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from accord.client.feedback import LabelJobSpec, LabelPairItem
 from accord.data.records import PreferencePair
+from accord.feedback.attacks import Side, make_twins
 from accord.feedback.job_data import shown_pair
 from accord.feedback.labeller import Plan
 from accord.feedback.ledger import Ledger
@@ -37,4 +38,14 @@ def pairs_of_the_data(work: JobWork) -> Iterator[Asked]:
     return ((shown_pair(pair, work.spec.seed), work.plan) for pair in work.pairs)
 
 
-STAGES: tuple[Stage, ...] = (pairs_of_the_data,)
+def attacked_twins(work: JobWork) -> Iterator[Asked]:
+    """Twins of decided pairs with an attack in the response that lost, and their harmless controls, as many as the job asks for."""
+    if not work.spec.attacks:
+        return iter(())
+    decided = [label for label in work.ledger.labels(job=work.name) if label.outcome in ("a", "b")]
+    sides: dict[str, Side] = {label.pair_id: "b" if label.outcome == "a" else "a" for label in decided}
+    lost = [(shown_pair(pair, work.spec.seed), sides[pair.pair_id]) for pair in work.pairs if pair.pair_id in sides]
+    return ((twin, work.plan) for twin in make_twins(lost, work.spec.attacks, work.spec.seed))
+
+
+STAGES: tuple[Stage, ...] = (pairs_of_the_data, attacked_twins)

@@ -11,7 +11,7 @@ from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.api.feedback.v1 import feedback_pb2_grpc as rpc
 from accord.client.feedback import Judge, Label, LabelPairItem
 from accord.client.messages import messages_from_proto
-from accord.errors import AccordError, NotFoundError
+from accord.errors import AccordError, InvalidArgumentError, NotFoundError
 from accord.feedback import convert, convert_ledger
 from accord.feedback.cards import make_cards
 from accord.feedback.config import FeedbackConfig
@@ -19,7 +19,7 @@ from accord.feedback.jobs import LabelJobs
 from accord.feedback.labeller import Labeller, Plan
 from accord.feedback.ledger import Ledger
 from accord.feedback.paging import Paging
-from accord.feedback.records import Origin
+from accord.feedback.records import ADDED, Origin, is_added
 from accord.prompts import list_rubrics
 from accord.rpc.calls import CallContext
 from accord.rpc.streams import answer_stream
@@ -160,6 +160,8 @@ class _Stream:
 def _checked(labeller: Labeller, wire: pb.Pair, field: str) -> LabelPairItem | AccordError:
     try:
         pair = convert.read_pair(wire)
+        if is_added(pair.pair_id):
+            raise InvalidArgumentError(f"ids that begin with {ADDED} are those of pairs that jobs add; give another", field=f"{field}.pair_id")
         labeller.check_pair(pair, field)
     except AccordError as error:
         return error
