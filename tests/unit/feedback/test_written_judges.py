@@ -248,7 +248,7 @@ async def test_a_verdict_is_asked_for_in_the_rubrics_form() -> None:
     answer = await ask(endpoint, question("verdict"))
     assert answer == Answer(0.0, parsed="second", prompt_tokens=90, response_tokens=4, cost=0.5)
     (prompt, room) = endpoint.asked[0]
-    assert "### Response 1\none\n" in prompt
+    assert "### Response 1\n> one\n" in prompt
     assert prompt.endswith('it begins with "rank": [ and your verdict, 1 or 2, follows at once.')
     assert room == 24
 
