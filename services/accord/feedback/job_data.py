@@ -32,8 +32,6 @@ def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[
     found = read_pairs(record.data_uri, format=spec.dataset_format, split=spec.split or "train", seed=spec.seed, task=spec.task)
     rejected = dict(found.report.rejected)
     pairs = [pair for pair in found.rows if pair.task == spec.task]
-            f"the id {reserved!r} is reserved: ids that begin with {RESERVED} are those of attacked twins", field="dataset_uri"
-        )
     if len(pairs) < len(found.rows):
         rejected[f"of another task than {spec.task.value}"] = len(found.rows) - len(pairs)
     added = sum(is_added(pair.pair_id) for pair in pairs)

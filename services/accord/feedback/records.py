@@ -17,7 +17,7 @@ from accord.client.feedback import LabelPairItem, Outcome
 from accord.client.messages import ModelDigests
 from accord.prompts import Rubric
 from accord.text.chat import Message
-from accord.text.judge import RENDERING
+from accord.text.judge import RENDERING, visible
 from accord.text.tasks import Task
 
 Kind = Literal["verdict", "rating", "likelihood"]
@@ -75,8 +75,9 @@ class Question:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the answer depends on, and how rubric and responses are put into a prompt."""
-        shown = {"rendering": RENDERING} if self.rubric else {}
+        """The options that the answer depends on, and how responses are shown where that is not as they are."""
+        hidden = any(visible(text) != text for text in (self.first, self.second or ""))
+        shown = {"rendering": RENDERING} if self.rubric or hidden else {}
         return {**shown, "rationale": True, "max_rationale_tokens": self.max_rationale_tokens} if self.rationale else shown
 
     @property

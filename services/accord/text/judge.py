@@ -61,13 +61,18 @@ class Verdict:
     reason: str = ""
 
 
+def visible(text: str) -> str:
+    """The text without characters that nobody sees: what its reader judges is what a judge reads."""
+    return _INVISIBLE.sub("", text)
+
+
 def fenced(text: str) -> str:
     """A response as data: every line of it is a quotation (`> `), nothing in it spells a control token or a heading, nothing invisible remains.
 
     A control token is taken apart (`< |im_end|>`), since a server that applies the chat template itself would tokenize it. Lines are those of
     `str.splitlines`, so that no separator that Unicode has begins a line without the mark.
     """
-    apart = _CONTROL.sub(r"\g<0> ", _INVISIBLE.sub("", text).strip())
+    apart = _CONTROL.sub(r"\g<0> ", visible(text).strip())
     plain = _HEADING.sub(lambda run: " ".join(run.group()), apart)
     return "\n".join(f"> {line}".rstrip() for line in plain.splitlines())
 

@@ -238,6 +238,12 @@ class TestLikelihood:
         assert policy.asked == [POST[0].content, ""]  # the prompt, and the empty one
         assert policy.calls == [2]
 
+    async def test_what_nobody_sees_does_not_count(self) -> None:
+        hidden = "".join(chr(0xE0000 + ord(character)) for character in "the cat sat")
+        plain, tagged = await ask(FakePolicy(), question("likelihood", "the cat", "a dog"), question("likelihood", "the cat", f"a\u200b dog{hidden}"))
+        assert (tagged.evidence_first, tagged.evidence_second) == (plain.evidence_first, plain.evidence_second)
+        assert empty_response_answer(question("likelihood", hidden, "a dog")) == Answer(0.0, parsed="empty response")
+
     async def test_it_sums_over_tokens_and_does_not_average(self) -> None:
         (answer,) = await ask(FakePolicy(), question("likelihood", "the cat sat on the mat", "the cat"))
         assert answer.evidence_first == pytest.approx(17 * 0.9)

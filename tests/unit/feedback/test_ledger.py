@@ -94,11 +94,13 @@ def test_everything_that_an_answer_depends_on_is_in_its_key(change: dict[str, ob
 
 
 def test_another_rendering_of_the_same_rubric_is_another_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Likelihood shows no rubric, so that its answers stay known."""
+    """Likelihood shows no rubric, so that its answers stay known unless a response hides something."""
     shown, bare = QUESTION.key, replace(QUESTION, kind="likelihood", rubric=None, rationale=False).key
     monkeypatch.setattr("accord.feedback.records.RENDERING", 99)
     assert replace(QUESTION).key != shown
     assert replace(QUESTION, kind="likelihood", rubric=None, rationale=False).key == bare
+    hidden = replace(QUESTION, kind="likelihood", rubric=None, rationale=False, first="a\u200b cat")
+    assert hidden.options == {"rendering": 99}
 
 
 def test_what_an_answer_does_not_depend_on_is_not_in_its_key() -> None:

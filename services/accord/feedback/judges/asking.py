@@ -13,6 +13,7 @@ from accord.client.policy import ResponseLogprobs
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, OutOfRangeError
 from accord.feedback.records import Answer, Question
 from accord.text.chat import Message
+from accord.text.judge import visible
 
 
 class Judge(Protocol):
@@ -46,7 +47,7 @@ def empty_response_answer(question: Question) -> Answer | None:
     """The answer that needs no judge: an empty response loses to any other, two empty ones tie. None where a judge is needed."""
     if question.second is None:
         return None
-    first, second = bool(question.first.strip()), bool(question.second.strip())
+    first, second = bool(visible(question.first).strip()), bool(visible(question.second).strip())
     if first and second:
         return None
     return Answer(0.5 if first == second else float(first), parsed="empty response")

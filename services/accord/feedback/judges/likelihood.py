@@ -16,7 +16,7 @@ from accord.feedback.judge_model import JudgeModel
 from accord.feedback.judges.asking import NOT_FINITE, finite, no_answer, scored_tokens
 from accord.feedback.records import Answer, Question
 from accord.text.chat import Message
-from accord.text.judge import mutual_information_preference
+from accord.text.judge import mutual_information_preference, visible
 
 
 class LikelihoodJudge:
@@ -34,7 +34,7 @@ class LikelihoodJudge:
         """
         responses: dict[tuple[Message, ...], dict[str, None]] = {}
         for question in questions:
-            responses.setdefault(question.messages, {}).update(dict.fromkeys((question.first, question.second or "")))
+            responses.setdefault(question.messages, {}).update(dict.fromkeys(_texts(question)))
         items = []
         for messages, texts in responses.items():
             items += [LogprobsItem(messages, tuple(texts)), LogprobsItem(EmptyPrompt(), tuple(texts))]
@@ -52,11 +52,16 @@ class _Read:
     alone: LogprobsResult
 
 
+def _texts(question: Question) -> tuple[str, str]:
+    """Both responses as they are read: hidden characters are likely or unlikely too, and would count."""
+    return visible(question.first), visible(question.second or "")
+
+
 def _answer(question: Question, read: _Read) -> Answer | AccordError:
     for result in (read.given, read.alone):
         if result.error is not None:
             return no_answer(result.error)
-    places = [read.texts.index(text) for text in (question.first, question.second or "")]
+    places = [read.texts.index(text) for text in _texts(question)]
     given = [read.given.responses[place] for place in places]
     alone = [read.alone.responses[place] for place in places]
     first, second = (with_prompt.sequence_logprob - without.sequence_logprob for with_prompt, without in zip(given, alone, strict=True))
