@@ -149,7 +149,7 @@ async def test_an_escalation_asks_the_larger_judge_only_where_the_small_one_is_u
     assert (sure.escalated, bench.others["large"].asked) == (False, [])
     assert sure.preference == (await label(bench, "")).preference
     equal = LabelPairItem(PAIR.task, PAIR.messages, "one", "another", "q")
-    bench.others["large"].logprob_of = lambda shown, text: -0.01 if text.endswith("1") == ("1\none" in shown) else -5.0
+    bench.others["large"].logprob_of = lambda shown, text: -0.01 if text.endswith("1") == ("1\n> one" in shown) else -5.0
     unsure = await label(bench, "ladder", equal)
     assert unsure.escalated
     assert unsure.preference is not None

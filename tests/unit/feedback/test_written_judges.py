@@ -267,7 +267,7 @@ async def test_a_rating_reads_each_response_alone() -> None:
     assert isinstance(answer, Answer)
     assert (answer.probability_first, answer.evidence_first, answer.evidence_second) == (1.0, 8.0, 3.0)
     assert (answer.prompt_tokens, answer.response_tokens, answer.cost) == (110, 1, 0.75)
-    assert ["\none\n" in prompt for prompt, _ in endpoint.asked] == [True, False]
+    assert ["\n> one\n" in prompt for prompt, _ in endpoint.asked] == [True, False]
     alone = await ask(FakeEndpoint(text("4")), question("rating", second=None))
     assert isinstance(alone, Answer)
     assert (alone.probability_first, alone.evidence_first, alone.evidence_second, len(alone.distributions)) == (None, 4.0, None, 1)
