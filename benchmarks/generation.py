@@ -269,19 +269,19 @@ def wire(figures: Figures, folder: str, rounds: int) -> None:
 def overload(figures: Figures, folder: str, duration: float) -> None:
     """Ten times more calls than the server can answer, in open loop: what is accepted stays fast, the rest is told when to come back.
 
-    The server is set up for latency: three rows, one waiting, and one of the two cores, since the callers of the benchmark need the other one.
+    The server is set up for latency: four rows, one waiting, and one of the two cores, since the callers of the benchmark need the other one.
     """
-    config = {"threads": 1, "max_batch_rows": 3, "max_queue_items": 1, "interactive_rows": 0}
+    config = {"threads": 1, "max_batch_rows": 4, "max_queue_items": 1, "interactive_rows": 0}
     item = GenerateItem(TokenIds(tuple(range(100, 132))), Sampling(max_tokens=16, temperature=0, ignore_eos=True))
     with policy_server(folder, **config) as server:
         with PolicyClient(ChannelConfig(address=server.address, attempts=1)) as policy:
             policy.generate([item])
             unloaded = [seconds(lambda: policy.generate([item])) for _ in range(60)]
-        closed = asyncio.run(_closed_loop(server.address, item, callers=3, duration=10))
+        closed = asyncio.run(_closed_loop(server.address, item, callers=4, duration=10))
         resident = server.resident_bytes()
         found = asyncio.run(_open_loop(server.address, item, per_second=10 * closed, duration=duration))
         grown = server.resident_bytes() - resident
-    figures.add("capacity, 3 callers in closed loop", "calls/s", [closed])
+    figures.add("capacity, 4 callers in closed loop", "calls/s", [closed])
     figures.add("offered in open loop", "calls/s", [found["offered"]])
     figures.add("calls that ended otherwise than OK or RESOURCE_EXHAUSTED with RetryInfo", "calls", [found["other"]], "0")
     figures.add("accepted", "calls/s", [found["accepted"]])
