@@ -165,6 +165,13 @@ def test_train_a_reward_model_then_score_and_compare(person: Person) -> None:
     assert "published adapters/reward-model/versions/1" in done.out
     assert "next: accord score" in done.err
     model = ("--reward-model", "adapters/reward-model/versions/1")
+    (manifest,) = person.accord("lineage", "adapters/reward-model", "--json").json()
+    assert (
+        manifest["data_digest"]
+        == manifest["facts"]["training_data_digest"]
+        == person.accord("data", "inspect", "pairs.jsonl", "--json").json()["digests"]["train"]
+    )
+    assert f"data {manifest['data_digest'][:12]}" in person.accord("lineage", "adapters/reward-model").out
     scores = [row["score"] for row in person.accord("score", "say beta", "beta beta", "ateb", *model, "--json").json()["results"]]
     assert scores[0] != scores[1]
     (pair,) = person.accord("compare", "say beta", "beta beta", "ateb", *model, "--json").json()["results"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,9 @@ def split(
     if by == "prompt" and any(each.overlapping_prompts for each in found):
         print_line("note: --by conversation keeps prompts together that begin with the same turn")
     print_line(stream.report.account())
+    first, *others = files
+    held_out = f" --set 'reward_model.eval_data={{uri: {files[others[-1]].path}, split: {others[-1]}}}'" if others else ""
+    sys.stderr.write(f"next: accord train reward-model --set 'reward_model.data={{uri: {files[first].path}, split: {first}}}'{held_out}\n")
 
 
 def contamination(

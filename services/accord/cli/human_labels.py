@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from accord.client.feedback import LabelPairItem, Outcome
 from accord.data.records import ANNOTATOR, REASON, SECONDS, PreferencePair
-from accord.errors import AccordError, AlreadyExistsError, InvalidArgumentError, OutOfRangeError
+from accord.errors import AccordError, AlreadyExistsError, InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
 
 if TYPE_CHECKING:
     from accord.client.feedback import FeedbackClient
@@ -94,6 +94,10 @@ def _record(client: FeedbackClient, pair: PreferencePair, annotator: str) -> Acc
         )
     except (AlreadyExistsError, InvalidArgumentError, OutOfRangeError) as error:
         return error
+    except ResourceExhaustedError as error:
+        if error.retry_after_seconds is not None:
+            raise
+        return error  # of gRPC itself: the message is larger than the service takes, and will be the next time
     return None
 
 

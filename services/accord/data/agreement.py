@@ -117,8 +117,21 @@ def _totals(table: Table) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Annotator:
+    """One person: labels given, and the share of comparisons with others' labels of the same pairs that agree; None without any."""
+
+    name: str
+    labels: int
+    comparisons: int
+    agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class AgreementCard:
-    """Agreement of a data set's annotators; figures are None where they have no value. `pairs` had two labels or more."""
+    """Agreement of a data set's annotators; figures are None where they have no value. `pairs` had two labels or more.
+
+    `people` are in the order of their agreement with the others, the least first: who labels at random is found there.
+    """
 
     annotators: int
     labels: int
@@ -126,6 +139,7 @@ class AgreementCard:
     raw: Estimate | None
     fleiss_kappa: Estimate | None
     krippendorff_alpha: Estimate | None
+    people: tuple[Annotator, ...]
 
 
 class Annotations:
@@ -162,7 +176,21 @@ class Annotations:
         table = self.table()
         figures = (estimate(statistic, table) for statistic in (pairwise_agreement, fleiss_kappa, krippendorff_alpha))
         labels = sum(items * sum(counts) for counts, items in table.items())
-        return AgreementCard(len(self._numbers), labels, sum(_with_two(table).values()), *figures)
+        return AgreementCard(len(self._numbers), labels, sum(_with_two(table).values()), *figures, self._people())
+
+    def _people(self) -> tuple[Annotator, ...]:
+        labels, comparisons, agreeing = Counter[int](), Counter[int](), Counter[int]()
+        for said in self._said.values():
+            counts = Counter(said.values())
+            labels.update(said.keys())
+            for person, category in said.items():
+                comparisons[person] += len(said) - 1
+                agreeing[person] += counts[category] - 1
+        found = [
+            Annotator(name, labels[number], comparisons[number], agreeing[number] / comparisons[number] if comparisons[number] else None)
+            for name, number in self._numbers.items()
+        ]
+        return tuple(sorted(found, key=lambda each: (each.agreement is None, each.agreement, each.name)))
 
 
 def _category(pair: PreferencePair) -> int:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from accord.data.agreement import AgreementCard, Estimate
 from accord.data.card import DataCard, Lengths
 
+_MOST_PEOPLE = 20
+
 
 class Section(NamedTuple):
     """A titled table; columns whose name ends in `>` are numbers."""
@@ -29,6 +31,7 @@ def sections(card: DataCard) -> list[Section]:
         Section("labels", ("labels", "share>", "95 % interval", "n>"), _labels(card)),
         Section("personal data and profanity", ("kind", "found>", "rows>"), _found(card)),
         Section("agreement between annotators", ("figure", "value>", "95 % interval", "pairs>"), _agreement(card.agreement)),
+        Section("annotators", ("annotator", "labels>", "agrees with others>", "comparisons>"), _people(card.agreement)),
         Section("what rows tell of themselves", ("metadata", "rows>"), _counts(card.metadata)),
     ]
     return [section for section in found if section.rows]
@@ -90,6 +93,12 @@ def _agreement(card: AgreementCard | None) -> list[tuple[str, ...]]:
     for name, figure in figures:
         rows.append(_estimate(name, figure) if figure else (name, "not defined", "", str(card.pairs)))
     return rows
+
+
+def _people(card: AgreementCard | None) -> list[tuple[str, ...]]:
+    """Those who agree least with the others, where there are any to compare with."""
+    compared = [each for each in card.people if each.agreement is not None] if card else []
+    return [(each.name, str(each.labels), f"{each.agreement:.3f}", str(each.comparisons)) for each in compared[:_MOST_PEOPLE]]
 
 
 def _estimate(name: str, estimate: Estimate) -> tuple[str, ...]:

@@ -166,6 +166,23 @@ def test_pairs_are_compared_by_their_responses_and_not_by_what_is_called_chosen(
     assert (said.card() or card).raw.value == pytest.approx(1 - 3 / 123)  # type: ignore[union-attr]
 
 
+def test_who_labels_at_random_is_the_first_of_the_people() -> None:
+    said, generator = Annotations(), random.Random(3)
+    for number in range(200):
+        for annotator in ("anna", "ben", "carl"):
+            said.add(labelled(number, annotator, "first" if annotator != "carl" or generator.random() < 0.5 else "second"))
+    said.add(labelled(999, "dora", "first"))
+    card = said.card()
+    assert card is not None
+    assert [(each.name, each.labels, each.comparisons) for each in card.people] == [
+        ("carl", 200, 400), ("anna", 200, 400), ("ben", 200, 400), ("dora", 1, 0),
+    ]  # fmt: skip
+    carl, anna, _, dora = (each.agreement for each in card.people)
+    assert carl == pytest.approx(0.5, abs=0.12)
+    assert anna == pytest.approx((1 + (carl or 0.0)) / 2)
+    assert dora is None
+
+
 def test_nobody_named_is_no_agreement() -> None:
     said = Annotations()
     said.add(PAIR)
