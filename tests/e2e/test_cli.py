@@ -165,7 +165,7 @@ def test_train_a_reward_model_then_score_and_compare(person: Person) -> None:
     assert "published adapters/reward-model/versions/1" in done.out
     assert "next: accord score" in done.err
     model = ("--reward-model", "adapters/reward-model/versions/1")
-    (manifest,) = person.accord("lineage", "adapters/reward-model", "--json").json()
+    manifest, *_ = person.accord("lineage", "adapters/reward-model", "--json").json()
     assert (
         manifest["data_digest"]
         == manifest["facts"]["training_data_digest"]

@@ -174,9 +174,9 @@ class Annotations:
         if not self._numbers:
             return None
         table = self.table()
-        figures = (estimate(statistic, table) for statistic in (pairwise_agreement, fleiss_kappa, krippendorff_alpha))
+        raw, kappa, alpha = (estimate(statistic, table) for statistic in (pairwise_agreement, fleiss_kappa, krippendorff_alpha))
         labels = sum(items * sum(counts) for counts, items in table.items())
-        return AgreementCard(len(self._numbers), labels, sum(_with_two(table).values()), *figures, self._people())
+        return AgreementCard(len(self._numbers), labels, sum(_with_two(table).values()), raw, kappa, alpha, self._people())
 
     def _people(self) -> tuple[Annotator, ...]:
         labels, comparisons, agreeing = Counter[int](), Counter[int](), Counter[int]()
