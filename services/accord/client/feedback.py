@@ -224,6 +224,7 @@ class LabelJob:
     rows_digest: str = ""
     cost: float = 0.0
     at_limit: bool = False
+    escalated_pairs: int = 0
 
     @property
     def ended(self) -> bool:
@@ -400,6 +401,7 @@ def job_from_proto(wire: pb.LabelJob) -> LabelJob:
         rows_digest=wire.rows_digest,
         cost=wire.cost,
         at_limit=wire.at_limit,
+        escalated_pairs=wire.escalated_pairs,
     )
 
 

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from accord.client.feedback import InjectionFamily, LabelCard, Share
+from accord.data.agreement import wilson_interval
 from accord.feedback.attacks import is_twin
 from accord.feedback.card_notes import notes_on
 from accord.feedback.injections import hits_by_family
 from accord.feedback.records import JudgementFacts, LabelFacts, is_added
-
-_Z95 = 1.959964
 
 
 def make_cards(labels: Iterable[LabelFacts]) -> tuple[LabelCard, ...]:
@@ -31,16 +30,6 @@ def make_cards(labels: Iterable[LabelFacts]) -> tuple[LabelCard, ...]:
         group = groups.setdefault((label.judge, label.judge_digest, label.kind, label.rubric, label.task.value), {})
         group[label.pair_id, label.content_key, label.options] = label
     return tuple(card for key in sorted(groups) if (card := _card_of(list(groups[key].values()))) is not None)
-
-
-def wilson_interval(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) where n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, square = successes / n, z * z
-    centre = (share + square / (2 * n)) / (1 + square / n)
-    half = z * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def share_of(hits: Sequence[float]) -> Share | None:

@@ -27,7 +27,7 @@ from accord.client.feedback import (
     Share,
 )
 from accord.client.messages import messages_from_proto
-from accord.errors import AccordError
+from accord.errors import AccordError, UnimplementedError
 from accord.feedback.records import HumanLabel, Kind
 from accord.prompts import Rubric
 from accord.rpc.status import item_status
@@ -85,7 +85,13 @@ def read_kind(wire: pb.JudgeKind) -> Kind | None:
 
 
 def read_job_spec(wire: pb.CreateLabelJobRequest) -> LabelJobSpec:
-    """The job that a request asks for."""
+    """The job that a request asks for.
+
+    Raises:
+        UnimplementedError: it asks for repeats, which are not built.
+    """
+    if wire.repeats:
+        raise UnimplementedError("repeats are not built yet; leave the field out", field="repeats")
     return LabelJobSpec(
         request_id=wire.request_id,
         dataset_uri=wire.dataset_uri,
@@ -187,6 +193,7 @@ def job_to_proto(job: LabelJob) -> pb.LabelJob:
         rows_digest=job.rows_digest,
         cost=job.cost,
         at_limit=job.at_limit,
+        escalated_pairs=job.escalated_pairs,
     )
 
 

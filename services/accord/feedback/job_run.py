@@ -32,13 +32,14 @@ from accord.feedback.records import Origin, is_added
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How far a job is: pairs with a label or an abstention, the abstentions, judgements that cost nothing, tokens and money paid."""
+    """How far a job is: pairs with a label or an abstention, the abstentions, judgements that cost nothing, tokens and money paid, escalations."""
 
     done: int = 0
     abstained: int = 0
     cached_judgements: int = 0
     tokens: int = 0
     cost: float = 0.0
+    escalated: int = 0
 
     def plus(self, label: Label) -> JobCounts:
         """The counts with one more label."""
@@ -49,6 +50,7 @@ class JobCounts:
             self.cached_judgements + sum(judgement.cached for judgement in label.judgements),
             self.tokens + spent.tokens,
             self.cost + spent.cost,
+            self.escalated + (of_the_data and label.escalated),
         )
 
 
@@ -93,7 +95,7 @@ class JobRun:
         """Takes the counts from the ledger and returns the ids of the pairs that have a label."""
         progress = await asyncio.to_thread(self._ledger.job_progress, self.record.name)
         done = sum(not is_added(pair_id) for pair_id in progress.labelled)
-        self.counts = JobCounts(done, progress.abstained, progress.cached_judgements, progress.tokens, progress.cost)
+        self.counts = JobCounts(done, progress.abstained, progress.cached_judgements, progress.tokens, progress.cost, progress.escalated)
         self._on_change()
         return progress.labelled
 

@@ -194,7 +194,7 @@ class _Job:
             record.name, record.state, record.total_pairs, counts.done, counts.abstained, counts.cached_judgements, counts.tokens,
             record.message, record.dataset_uri, record.dataset_digest, record.card_uri, record.create_time, dict(record.rejected_rows),
             source_uri=record.spec.dataset_uri, rows_digest=record.rows_digest,
-            cost=counts.cost, at_limit=record.at_limit,
+            cost=counts.cost, at_limit=record.at_limit, escalated_pairs=counts.escalated,
         )  # fmt: skip
 
     def begin(self, turns: asyncio.Semaphore) -> None:

@@ -36,6 +36,15 @@ class Answered:
     cached: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer: whether A was shown first, the probability that the first one is better (None: unusable), and why it is unusable."""
+
+    a_first: bool
+    probability_first: float | None
+    reason: str
+
+
 def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) -> list[Shown]:
     """The questions that a label of the pair rests on: one for each order where order can matter, and for each sample of self-consistency.
 
@@ -61,19 +70,25 @@ def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) 
 
 
 def finding_of(answered: Sequence[Answered]) -> Finding[Answered]:
-    """What one judge's answers come to: P(A better) averaged over the orders.
+    """What one judge's answers come to: P(A better) averaged over the orders."""
+    said = [Said(item.shown.a_first, item.answer.probability_first, item.answer.abstention_reason) for item in answered]
+    return Finding(*preference_of(said), tuple(answered))
+
+
+def preference_of(answers: Sequence[Said]) -> tuple[float | None, str]:
+    """P(A better) out of a judge's answers, at least one, averaged over the orders; or None and why there is none.
 
     One order without a usable answer makes the whole an abstention; of several samples in an order, those without one are left out of the mean.
     Swapping A and B turns a preference p into exactly 1 - p.
     """
     firsts: dict[bool, float] = {}
-    for a_first in dict.fromkeys(item.shown.a_first for item in answered):
-        answers = [item.answer for item in answered if item.shown.a_first == a_first]
-        usable = [answer.probability_first for answer in answers if answer.probability_first is not None]
+    for a_first in dict.fromkeys(answer.a_first for answer in answers):
+        own = [answer for answer in answers if answer.a_first == a_first]
+        usable = [answer.probability_first for answer in own if answer.probability_first is not None]
         if not usable:
-            return Finding(None, answers[0].abstention_reason, tuple(answered))
+            return None, own[0].reason
         firsts[a_first] = math.fsum(usable) / len(usable)
-    return Finding(_preference(firsts), "", tuple(answered))
+    return _preference(firsts), ""
 
 
 def label_of(pair: LabelPairItem, settings: Settings, judge: Seat, finding: Finding[Answered]) -> Label:

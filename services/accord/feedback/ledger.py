@@ -34,13 +34,14 @@ _BUSY_MILLISECONDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What the ledger says of a job: pair ids that have a label, abstentions among those of its data, reused judgements, tokens and money paid."""
+    """What the ledger says of a job: pair ids with a label, abstentions and escalations among those of its data, judgements reused, tokens, money."""
 
     labelled: frozenset[str]
     abstained: int
     cached_judgements: int
     tokens: int
     cost: float
+    escalated: int
 
 
 class Ledger:
@@ -135,12 +136,13 @@ class Ledger:
     def job_progress(self, job: str) -> JobProgress:
         """What is done of a job."""
         with self._reading() as run:
-            pairs = run("SELECT pair_id, outcome FROM labels WHERE job = ?", (job,)).fetchall()
+            pairs = run("SELECT pair_id, outcome, escalated FROM labels WHERE job = ?", (job,)).fetchall()
             cached = run("SELECT count(*) FROM label_judgements JOIN labels ON labels.id = label_id WHERE job = ? AND cached", (job,)).fetchone()[0]
             tokens, cost = run("SELECT total(prompt_tokens + response_tokens), total(cost) FROM judgements WHERE job = ?", (job,)).fetchone()
         labelled = frozenset(row["pair_id"] for row in pairs)
         abstained = sum(row["outcome"] == "abstain" for row in pairs if not is_added(row["pair_id"]))
-        return JobProgress(labelled, abstained, int(cached), int(tokens), float(cost))
+        escalated = sum(row["escalated"] for row in pairs if not is_added(row["pair_id"]))
+        return JobProgress(labelled, abstained, int(cached), int(tokens), float(cost), escalated)
 
     def label_keys(self, job: str) -> dict[str, tuple[str, ...]]:
         """The keys of the judgements behind each label of a job, by pair id."""

@@ -16,8 +16,9 @@ from typing import Literal
 from accord.client.feedback import Judgement, Label
 from accord.errors import InvalidArgumentError
 from accord.feedback.judge_config import Combine
+from accord.feedback.labels import Said, preference_of
 from accord.feedback.panels import JSON, Finding, combined, escalated
-from accord.text.judge import outcome, swap_average
+from accord.text.judge import outcome
 
 Orders = Literal["both", "first"]
 
@@ -79,9 +80,10 @@ class Changes:
 def reaggregated(label: Label, rules: Rules, options: str) -> Label | None:
     """The label under other rules; `options` is the JSON that the ledger keeps with it.
 
-    Under its own rules a label comes out as it was. An order without a usable answer makes its sample an abstention; a sample or judge that abstains
-    has no say, and where not more than half have one there is no label. Of an escalation the larger judge decides where it was asked, and no other
-    rule asks it. None where the ledger does not say how the label came about: no judgement, or several judges without their rule.
+    Under its own rules a label comes out as it was (`labels.preference_of`). Where samples vote, an order without a usable answer makes its sample
+    an abstention; a sample or judge that abstains has no say, and where not more than half have one there is no label. Of an escalation the larger
+    judge decides where it was asked, and no other rule asks it. None where the ledger does not say how the label came about: no judgement, or
+    several judges without their rule.
     """
     asked = json.loads(options or "{}")
     by_judge: dict[str, list[Judgement]] = {}
@@ -128,21 +130,20 @@ class _Reading:
         samples: dict[int, list[Judgement]] = {}
         for answer in self.by_judge.get(digest, ()):
             samples.setdefault(answer.sample, []).append(answer)
-        found = [self._of_sample(answers) for answers in samples.values()] or [Finding(None, "it was not asked")]
-        if len(found) == 1:
-            return found[0]
-        return replace(combined(found, self.rules.combine or "mean", self.margin, who="samples"), agreement=None)
+        if len(samples) > 1 and self.rules.combine == "majority":
+            return replace(combined([self._mean(answers) for answers in samples.values()], "majority", self.margin, who="samples"), agreement=None)
+        return self._mean([answer for answers in samples.values() for answer in answers])
 
-    def _of_sample(self, answers: Sequence[Judgement]) -> Finding[None]:
-        """What the answers of one sample say: averaged over orders as labels are."""
+    def _mean(self, answers: Sequence[Judgement]) -> Finding[None]:
+        """What answers of one judge say, averaged as labels are."""
+        if not answers:
+            return Finding(None, "it was not asked")
         used = [answer for answer in answers if answer.a_first] if self.ordered and self.rules.orders == "first" else answers
         if not used:
             return Finding(None, "it was not asked in the first order")
-        for answer in used:
-            if answer.probability_a is None:
-                return Finding(None, answer.abstention_reason)
-        by_order = {answer.a_first: answer.probability_a for answer in used}
-        ab, ba = by_order.get(True), by_order.get(False)
-        if ab is not None and ba is not None:
-            return Finding(swap_average(ab, 1.0 - ba), "")
-        return Finding(ba if ab is None else ab, "")
+        return Finding(*preference_of([_said(answer) for answer in used]))
+
+
+def _said(answer: Judgement) -> Said:
+    first = answer.probability_a if answer.a_first or answer.probability_a is None else 1.0 - answer.probability_a
+    return Said(answer.a_first, first, answer.abstention_reason)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from accord.client.feedback import Outcome
-from accord.feedback.cards import make_cards, share_of, wilson_interval
+from accord.data.agreement import wilson_interval
+from accord.feedback.cards import make_cards, share_of
 from accord.feedback.records import JudgementFacts, LabelFacts
 from accord.text.tasks import Task
 

@@ -17,11 +17,12 @@ from tests.unit.feedback.test_jobs import ended, pairs, until
 
 from accord.client import feedback as client
 from accord.client.feedback import Judge, LabelCard, LabelJobSpec, Share
+from accord.data.agreement import wilson_interval
 from accord.data.writers import write_pairs
 from accord.feedback import convert
 from accord.feedback.attacks import Addition, Side, Twin, is_twin, twin_of
 from accord.feedback.card_notes import notes_on
-from accord.feedback.cards import make_cards, wilson_interval
+from accord.feedback.cards import make_cards
 from accord.feedback.jobs import LabelJobs
 from accord.feedback.records import LabelFacts
 from accord.text.tasks import Task

@@ -270,6 +270,14 @@ def test_the_pair_of_a_label_that_no_judge_was_asked_for_is_there(ledger: Ledger
     ]
 
 
+def test_a_job_counts_the_pairs_of_its_data_that_were_escalated(ledger: Ledger) -> None:
+    asked = replace(entry(), origin=Origin(job="labelJobs/j"))
+    added = replace(asked, pair=replace(asked.pair, pair_id="accord-twin:x"), escalated=True)
+    plain = replace(asked, pair=replace(asked.pair, pair_id="plain"))
+    ledger.append_labels([replace(asked, escalated=True), added, plain])
+    assert ledger.job_progress("labelJobs/j").escalated == 1
+
+
 def test_agreement_and_escalation_come_back(ledger: Ledger) -> None:
     ledger.append_judgements([(QUESTION, ANSWER, Origin())])
     ledger.append_labels([replace(entry(uses=(LabelUse(QUESTION.key, True, False),)), agreement=2 / 3, escalated=True)])

@@ -87,6 +87,16 @@ def test_samples_are_averaged_or_vote() -> None:
     assert found.agreement is None  # one judge
 
 
+def test_a_sample_without_a_verdict_is_left_out_of_its_order_as_when_the_label_was_made() -> None:
+    sampled = label(
+        judgement(0.9), judgement(None, sample=1), judgement(0.7, sample=2),
+        judgement(0.4, a_first=False), judgement(0.6, a_first=False, sample=1), judgement(None, a_first=False, sample=2),
+    )  # fmt: skip
+    assert made(reaggregated(sampled, AS_IT_WAS, "{}")) == (pytest.approx(((0.9 + 0.7) / 2 + (0.4 + 0.6) / 2) / 2), "a")
+    silent = label(judgement(0.9), judgement(0.8, sample=1), judgement(None, a_first=False), judgement(None, a_first=False, sample=1))
+    assert made(reaggregated(silent, AS_IT_WAS, "{}")) == (None, "abstain")
+
+
 def test_each_judge_counts_once_however_many_samples_it_has() -> None:
     panel = label(judgement(0.9, judge="j1"), judgement(0.9, judge="j1", sample=1), judgement(0.9, judge="j1", sample=2), judgement(0.2, judge="j2"))
     found = reaggregated(panel, AS_IT_WAS, TWO)
