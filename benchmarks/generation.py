@@ -269,14 +269,15 @@ def wire(figures: Figures, folder: str, rounds: int) -> None:
 def overload(figures: Figures, folder: str, duration: float) -> None:
     """Ten times more calls than the server can answer, in open loop: what is accepted stays fast, the rest is told when to come back.
 
-    The server is set up for latency: four rows, one waiting, and one of the two cores, since the callers of the benchmark need the other one.
+    The server is set up for latency: four rows, nothing waits for one, and one of the two cores, since the callers of the benchmark need the
+    other one.
     """
-    config = {"threads": 1, "max_batch_rows": 4, "max_queue_items": 1, "interactive_rows": 0}
+    config = {"threads": 1, "max_batch_rows": 4, "refuse_when_busy": True, "interactive_rows": 0}
     item = GenerateItem(TokenIds(tuple(range(100, 132))), Sampling(max_tokens=16, temperature=0, ignore_eos=True))
     with policy_server(folder, **config) as server:
         with PolicyClient(ChannelConfig(address=server.address, attempts=1)) as policy:
             policy.generate([item])
-            unloaded = [seconds(lambda: policy.generate([item])) for _ in range(60)]
+            unloaded = [seconds(lambda: policy.generate([item])) for _ in range(100)]
         closed = asyncio.run(_closed_loop(server.address, item, callers=4, duration=10))
         resident = server.resident_bytes()
         found = asyncio.run(_open_loop(server.address, item, per_second=10 * closed, duration=duration))

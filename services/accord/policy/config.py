@@ -26,6 +26,7 @@ class PolicyConfig(FrozenModel):
     prefix_cache_bytes: int = Field(default=256 * 2**20, ge=0, description="memory for prompts' beginnings that recur; 0 keeps none")
     interactive_rows: int = Field(default=2, ge=0, description="sequences that rollouts and labelling leave free for interactive calls")
     max_queue_items: int = Field(default=1024, ge=1, description="items waiting before RESOURCE_EXHAUSTED")
+    refuse_when_busy: bool = Field(default=False, description="RESOURCE_EXHAUSTED for what finds no free row, instead of a queue: bounded latency")
     max_queue_tokens: int = Field(default=2_000_000, ge=16, description="tokens waiting before RESOURCE_EXHAUSTED")
     caller_share: float = Field(default=0.75, gt=0, le=1, description="part of max_queue_tokens that one caller may have waiting")
     max_wait_seconds: float = Field(default=600.0, gt=0, description="an item that waits longer is refused with RESOURCE_EXHAUSTED")
@@ -39,4 +40,6 @@ class PolicyConfig(FrozenModel):
     def _check_backend(self) -> Self:
         if (self.backend == "transformers") != (self.remote is None):
             raise ValueError(f"backend {self.backend} {'takes no remote' if self.remote else 'needs remote with the url of its server'}")
+        if self.refuse_when_busy and self.backend != "transformers":
+            raise ValueError(f"refuse_when_busy is of backend transformers; the rows of {self.backend} are its own")
         return self

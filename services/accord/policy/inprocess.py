@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import cast
 
 import structlog
@@ -62,7 +62,9 @@ class InProcessEngine:
             max_items=config.max_queue_items, max_cost=config.max_queue_tokens, name="policy",
             max_caller_cost=max(1, round(config.caller_share * config.max_queue_tokens)),
             max_wait_seconds=config.max_wait_seconds, aging_seconds=config.aging_seconds,
+            refuses=self._busy if config.refuse_when_busy else None,
         )  # fmt: skip
+        self._rows = 0
         self._serve(base)
         self._shelf = AdapterShelf(self._model, store, max_bytes=config.max_adapter_bytes, wake=self._queue.wake)
         self._pause: PauseMode | None = None
@@ -104,6 +106,10 @@ class InProcessEngine:
         asked: list[WorkRequest[Payload]] = [
             WorkRequest(request, request.cost, terms.version, terms.deadline, terms.priority, terms.caller) for request in requests
         ]
+        if self._config.refuse_when_busy and (rows := sum(map(_rows_of, requests))) > self._config.max_batch_rows:
+            raise InvalidArgumentError(
+                f"{rows} samples in one call; this server never queues, and has {self._config.max_batch_rows} rows", field="items"
+            )
         items = self._queue.submit_all(asked)
         if terms.version:
             self._in_use[terms.version] += 1
@@ -248,14 +254,22 @@ class InProcessEngine:
         if ready != "take" or isinstance(payload, AdapterCommand):
             return ready
         request = request_of(item)
-        rows = request.n if isinstance(request, GenerationRequest) else 1
+        rows = _rows_of(request)
         limit = self._config.max_batch_rows - (self._config.interactive_rows if item.priority > INTERACTIVE else 0)
         if self._stepper.active and self._stepper.rows + rows > limit:
             return "stop"
         if not self._stepper.admit(item, version):
             return "stop"
+        self._rows = self._stepper.rows
         self._shelf.pin(version)
         return "take"
+
+    def _busy(self, requests: Sequence[WorkRequest[Payload]], waiting: Collection[Item]) -> str | None:
+        """On the event loop, with the queue's lock: no item moves from the queue into compute meanwhile."""
+        asked = sum(_rows_of(request.payload) for request in requests)
+        held = self._rows + sum(_rows_of(item.payload) for item in waiting)
+        most = self._config.max_batch_rows
+        return f"{held} of {most} rows are taken and the call needs {asked}; nothing is queued here" if asked and held + asked > most else None
 
     def _obey(self, item: Item, command: AdapterCommand) -> None:
         try:
@@ -268,6 +282,7 @@ class InProcessEngine:
             self._shelf.unpin(unit.prompt.adapter)
             if unit.item.expired:
                 unit.item.fail(DeadlineExceededError("the deadline passed during compute in policy"))
+        self._rows = self._stepper.rows
 
     def _fail(self, error: Exception) -> None:
         units = self._stepper.drop_all()
@@ -307,6 +322,13 @@ class InProcessEngine:
             context_tokens=base.context_tokens, vocabulary_size=self._model.vocabulary_size, eos_token_ids=base.eos_token_ids,
             parameters=base.parameters,
         )  # fmt: skip
+
+
+def _rows_of(payload: Payload) -> int:
+    """Rows of a pass that a request takes."""
+    if isinstance(payload, AdapterCommand):
+        return 0
+    return payload.n if isinstance(payload, GenerationRequest) else 1
 
 
 def _settle(done: asyncio.Future[str], outcome: str | AccordError) -> None:

@@ -28,6 +28,7 @@ Slots = list[Slot]
 Request = pb.GenerateRequest | pb.GenerateStreamRequest | pb.ComputeLogprobsRequest
 _PAUSE: dict[int, PauseMode] = {pb.PAUSE_MODE_ABORT: "abort", pb.PAUSE_MODE_WAIT: "wait", pb.PAUSE_MODE_KEEP: "keep"}
 _VERSION_POLL_SECONDS, _ANSWER_SECONDS = 0.1, 0.2
+_SHORT_BYTES = 4096
 
 
 class Served:
@@ -48,7 +49,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: CallContext) -> pb.GenerateResponse:
         served, terms = await self._prepare(request, context)
         started = time.monotonic()
-        slots = await asyncio.to_thread(_read_all, served, request, stream=False)
+        slots = await _in_thread_if_long(request, partial(_read_all, served, request, stream=False))
         results = await _compute(served.engine, slots, terms)
         reply = pb.GenerateResponse(adapter_version=terms.version, digests=digests_to_wire(served.engine.info.digests))
         for item, (accepted, error), samples in zip(request.items, slots, results, strict=True):
@@ -58,7 +59,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
 
     async def GenerateStream(self, request: pb.GenerateStreamRequest, context: CallContext) -> AsyncIterator[pb.GenerateStreamResponse]:
         served, terms = await self._prepare(request, context)
-        slots = await asyncio.to_thread(_read_all, served, request, stream=True)
+        slots = await _in_thread_if_long(request, partial(_read_all, served, request, stream=True))
         for index, (_, error) in enumerate(slots):
             if error is not None:
                 yield pb.GenerateStreamResponse(item_index=index, error=item_status(error))
@@ -87,7 +88,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
     async def ComputeLogprobs(self, request: pb.ComputeLogprobsRequest, context: CallContext) -> pb.ComputeLogprobsResponse:
         served, terms = await self._prepare(request, context)
         started = time.monotonic()
-        slots = await asyncio.to_thread(_read_all_logprobs, served, request)
+        slots = await _in_thread_if_long(request, partial(_read_all_logprobs, served, request))
         results = await _compute(served.engine, slots, terms)
         reply = pb.ComputeLogprobsResponse(adapter_version=terms.version, digests=digests_to_wire(served.engine.info.digests))
         for item, (accepted, error), rows in zip(request.items, slots, results, strict=True):
@@ -158,7 +159,7 @@ async def _resolve(engine: Engine, adapter: str, wanted: int, context: CallConte
     while True:
         newest = ""
         try:
-            newest = await asyncio.to_thread(engine.resolve, adapter)
+            newest = await asyncio.to_thread(engine.resolve, adapter) if adapter else ""
         except NotFoundError:
             if not wanted:
                 raise
@@ -172,8 +173,13 @@ async def _resolve(engine: Engine, adapter: str, wanted: int, context: CallConte
         await asyncio.sleep(_VERSION_POLL_SECONDS)
 
 
+async def _in_thread_if_long(request: Request, read: Callable[[], Slots]) -> Slots:
+    """Tokenizing megabytes takes seconds, a short prompt less than the way to a thread and back while another one computes."""
+    return read() if request.ByteSize() <= _SHORT_BYTES else await asyncio.to_thread(read)
+
+
 def _read_all(served: Served, request: pb.GenerateRequest | pb.GenerateStreamRequest, *, stream: bool) -> Slots:
-    """Each item's request or error. Tokenizing megabytes takes seconds: called in a thread."""
+    """Each item's request or error."""
     read = partial(served.reader.generation, stream=stream)
     return [_slot(served.engine, partial(read, item), f"items[{index}]") for index, item in enumerate(request.items)]
 

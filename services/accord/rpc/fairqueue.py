@@ -6,7 +6,7 @@ What does not belong here: bounds and deadlines (`accord.rpc.boundedqueue`), wha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from prometheus_client import Counter
@@ -16,6 +16,7 @@ from accord.rpc.boundedqueue import BoundedQueue
 from accord.rpc.workitem import PayloadT, ResultT, WorkItem, WorkRequest
 
 Verdict = Literal["take", "skip", "stop"]
+Refusal = Callable[[Sequence[WorkRequest[PayloadT]], Collection[WorkItem[PayloadT, ResultT]]], str | None]
 _OVERDUE = Counter("accord_queue_overdue_total", "Items that waited longer than the queue allows", ["queue"])
 
 
@@ -29,6 +30,7 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
         max_caller_cost: most summed cost that one caller may have waiting.
         max_wait_seconds: an item that waits longer fails with ResourceExhaustedError.
         aging_seconds: see above.
+        refuses: says why requests may not wait beside those that wait already, or None; called with the lock held, as `admit`'s `decide` is.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
         max_wait_seconds: float,
         aging_seconds: float,
         retry_after_seconds: float = 1.0,
+        refuses: Refusal[PayloadT, ResultT] | None = None,
     ) -> None:
         super().__init__(max_items=max_items, max_cost=max_cost, name=name, retry_after_seconds=retry_after_seconds)
         self._max_caller_cost = max_caller_cost
         self._max_wait_seconds = max_wait_seconds
         self._aging_seconds = aging_seconds
+        self._refuses = refuses
         self._lines: dict[tuple[int, str], dict[int, WorkItem[PayloadT, ResultT]]] = {}
         self._caller_cost: dict[str, int] = {}
         self._given: dict[str, int] = {}
@@ -88,6 +92,8 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
     # With the lock held.
 
     def _admit(self, requests: Sequence[WorkRequest[PayloadT]]) -> None:
+        if self._refuses is not None and (reason := self._refuses(requests, self._waiting.values())) is not None:
+            raise ResourceExhaustedError(f"{self.name}: {reason}", retry_after_seconds=self._retry_after(sum(each.cost for each in requests)))
         cost: dict[str, int] = {}
         for request in requests:
             cost[request.caller] = cost.get(request.caller, 0) + request.cost

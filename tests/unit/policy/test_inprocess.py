@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accord.artefacts.store import ArtefactStore
-from accord.errors import DeadlineExceededError, InternalError, UnavailableError
+from accord.errors import DeadlineExceededError, InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from accord.models.base import load_base_model
 from accord.models.testing import tiny_model_folder
 from accord.policy.backend import GenerationRequest, SamplingSettings
@@ -114,3 +114,43 @@ async def test_a_cancelled_request_leaves_within_a_pass(engine: InProcessEngine)
             break
         await asyncio.sleep(0.01)
     assert engine._stepper.rows == 0
+
+
+@pytest.fixture
+async def unqueued(folder: Path, tmp_path: Path) -> AsyncIterator[InProcessEngine]:
+    config = PolicyConfig(artefacts=str(tmp_path), threads=1, max_batch_rows=2, interactive_rows=0, refuse_when_busy=True)
+    made = InProcessEngine(load_base_model(str(folder), threads=1), ArtefactStore(str(tmp_path)), config)
+    yield made
+    await asyncio.to_thread(made.stop, 10)
+
+
+async def test_a_server_that_refuses_when_busy_takes_what_has_a_row_and_queues_nothing(
+    unqueued: InProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, real = threading.Event(), unqueued._stepper.step
+
+    def step() -> None:
+        go_on.wait(10)
+        real()
+
+    monkeypatch.setattr(unqueued._stepper, "step", step)
+    (first,) = unqueued.submit([request()], Terms())
+    await asyncio.sleep(0.1)  # it is in compute
+    (second,) = unqueued.submit([request()], Terms())  # a row is free: it begins at the next pass
+    with pytest.raises(ResourceExhaustedError, match="2 of 2 rows are taken and the call needs 1") as refused:
+        unqueued.submit([request()], Terms())
+    assert refused.value.retry_after_seconds
+    go_on.set()
+    assert await asyncio.wait_for(first.result(), 10)
+    assert await asyncio.wait_for(second.result(), 10)
+    assert await ask(unqueued) == 4
+
+
+async def test_a_server_that_refuses_when_busy_names_a_call_that_it_could_never_take(unqueued: InProcessEngine) -> None:
+    with pytest.raises(InvalidArgumentError, match="3 samples in one call; this server never queues, and has 2 rows"):
+        unqueued.submit([request()] * 3, Terms())
+
+
+def test_rows_of_another_server_cannot_be_promised() -> None:
+    with pytest.raises(ValueError, match="refuse_when_busy is of backend transformers"):
+        PolicyConfig(artefacts="here", backend="vllm", remote={"url": "http://127.0.0.1:8000"}, refuse_when_busy=True)  # type: ignore[arg-type]
