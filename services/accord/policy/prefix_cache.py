@@ -1,6 +1,6 @@
 """Keys and values of prompts' beginnings, kept so that a judge's template or a system prompt is computed once.
 
-Blocks of 32 tokens are keyed by a chain of hashes over the adapter version and every token up to the block's end: two prompts share the blocks
+Blocks of 8 tokens are keyed by a chain of hashes over the adapter version and every token up to the block's end: two prompts share the blocks
 up to the first difference. Bounded by bytes, least recently used first. What does not belong here: the slots of rows in compute
 (`accord.models.kvpool`).
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from prometheus_client import Counter, Gauge
 from torch import Tensor
 
-BLOCK = 32
+BLOCK = 8  # what a template has beyond whole blocks is computed again for each request: 24 tokens of 600 with 32
 _REUSED = Counter("accord_policy_prefix_tokens_total", "Prompt tokens, by whether the prefix cache had them", ["found"])
 _BYTES = Gauge("accord_policy_prefix_cache_bytes", "Bytes of the prefix cache")
 
@@ -33,7 +33,7 @@ def block_keys(adapter: str, tokens: Sequence[int]) -> list[Key]:
 
 
 class PrefixCache:
-    """Blocks of shape (layers, 2, kv heads, 32, head size) by key.
+    """Blocks of shape (layers, 2, kv heads, 8, head size) by key.
 
     Args:
         max_bytes: 0 keeps nothing.
