@@ -22,19 +22,28 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     yield from _shared(tmp_path_factory, reflection=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def limited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
-    """As `shared_server`, for two calls at once, with half a second for a call that brings no deadline."""
-    yield from _shared(tmp_path_factory, default_deadline_seconds=0.5, max_concurrent_calls=2)
+    """As `shared_server`, for two calls at once, with half a second for a call that brings no deadline; the last test that uses it ends it."""
+    yield from _shared(tmp_path_factory, default_deadline_seconds=0.5, max_concurrent_calls=2, drain_seconds=60)
 
 
-def _shared(tmp_path_factory: pytest.TempPathFactory, **server: Any) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
+@pytest.fixture(scope="module")
+def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
+    """As `shared_server`, with a queue of its own that is soon full; it need not be SERVING yet, and the last test that uses it ends it."""
+    yield from _shared(tmp_path_factory, wait="announced", full=True, drain_seconds=60)
+
+
+def _shared(
+    tmp_path_factory: pytest.TempPathFactory, *, wait: str = "serving", full: bool = False, **server: Any
+) -> Iterator[Callable[[ServiceEntry], ServerProcess]]:
     running: dict[str, ServerProcess] = {}
 
     def get(entry: ServiceEntry) -> ServerProcess:
         if entry.name not in running:
             folder = tmp_path_factory.mktemp(entry.name)
-            running[entry.name] = ServerProcess(entry.module, {**entry.config(folder), "server": server}, folder).__enter__()
+            config = entry.full_config if full and entry.full_config is not None else entry.config
+            running[entry.name] = ServerProcess(entry.module, {**config(folder), "server": server}, folder, wait=wait).__enter__()
         return running[entry.name]
 
     yield get

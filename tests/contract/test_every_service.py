@@ -15,9 +15,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.contract.entries import ENTRIES
-from tests.contract.harness import MAX_MESSAGE_BYTES, RpcCase, ServerProcess, ServiceEntry, begin, eventually, invoke
+from tests.contract.harness import MAX_MESSAGE_BYTES, START_SECONDS, RpcCase, ServerProcess, ServiceEntry, begin, eventually, invoke
 
 from accord.errors import AccordError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from accord.rpc.channels import wait_ready
 from accord.rpc.status import from_rpc_error
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -28,14 +29,15 @@ pytestmark = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.n
 Shared = Callable[[ServiceEntry], ServerProcess]
 
 
-def start(entry: ServiceEntry, folder: Path, *, wait: str = "serving", **server: Any) -> ServerProcess:
-    """A server of the test's own, with these fields of its `server` block."""
-    return ServerProcess(entry.module, {**entry.config(folder), "server": server}, folder, wait=wait)
-
-
 def health(channel: grpc.Channel, name: str) -> int:
     reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
     return int(reply.status)
+
+
+def serving(server: ServerProcess) -> ServerProcess:
+    """The server once it serves."""
+    wait_ready(server.address, "", START_SECONDS)
+    return server
 
 
 def refusal(channel: grpc.Channel, case: RpcCase, text: str = CANARY, **options: Any) -> AccordError:
@@ -66,8 +68,8 @@ def assert_compute_has_stopped(server: ServerProcess, entry: ServiceEntry) -> No
 # Health and reflection
 
 
-def test_health_is_not_serving_before_the_warm_up_and_serving_after_it(entry: ServiceEntry, tmp_path: Path) -> None:
-    with start(entry, tmp_path, wait="announced") as server, server.channel() as channel:
+def test_health_is_not_serving_before_the_warm_up_and_serving_after_it(entry: ServiceEntry, fresh_server: Shared) -> None:
+    with fresh_server(entry).channel() as channel:
         names = ("", *entry.services)
         if not entry.quick_start:
             first = [health(channel, name) for name in names]
@@ -178,11 +180,10 @@ def test_more_calls_than_a_server_takes_are_answered_at_once_with_when_to_come_b
     assert_overload_is_answered(limited_server(entry), entry)
 
 
-def test_a_full_queue_is_answered_at_once_with_when_to_come_back(entry: ServiceEntry, tmp_path: Path) -> None:
+def test_a_full_queue_is_answered_at_once_with_when_to_come_back(entry: ServiceEntry, fresh_server: Shared) -> None:
     if entry.full_config is None:
         pytest.skip("the service has no queue of its own")
-    with ServerProcess(entry.module, entry.full_config(tmp_path), tmp_path) as server:
-        assert_overload_is_answered(server, entry)
+    assert_overload_is_answered(serving(fresh_server(entry)), entry)
 
 
 def assert_overload_is_answered(server: ServerProcess, entry: ServiceEntry) -> None:
@@ -206,8 +207,9 @@ def assert_overload_is_answered(server: ServerProcess, entry: ServiceEntry) -> N
         assert isinstance(invoke(channel, entry.quick, CANARY), entry.quick.reply), "the server must be well again"
 
 
-def test_sigterm_finishes_what_is_in_flight_refuses_the_rest_and_exits_0(entry: ServiceEntry, tmp_path: Path) -> None:
-    with start(entry, tmp_path, drain_seconds=entry.slow_seconds) as server, server.channel() as channel, server.channel() as other:
+def test_sigterm_finishes_what_is_in_flight_refuses_the_rest_and_exits_0(entry: ServiceEntry, limited_server: Shared) -> None:
+    server = limited_server(entry)
+    with server.channel() as channel, server.channel() as other:
         assert health(other, "") == SERVING
         call = begin(channel, entry.slow, CANARY, timeout=entry.slow_seconds)
         eventually(lambda: in_flight(server, entry) == 1)
@@ -222,8 +224,9 @@ def test_sigterm_finishes_what_is_in_flight_refuses_the_rest_and_exits_0(entry: 
         assert CANARY not in server.log
 
 
-def test_a_second_signal_ends_the_process_at_once(entry: ServiceEntry, tmp_path: Path) -> None:
-    with start(entry, tmp_path, drain_seconds=60) as server, server.channel() as channel:
+def test_a_second_signal_ends_the_process_at_once(entry: ServiceEntry, fresh_server: Shared) -> None:
+    server = serving(fresh_server(entry))
+    with server.channel() as channel:
         call = begin(channel, entry.slow, CANARY, timeout=60)
         eventually(lambda: in_flight(server, entry) == 1)
         server.signal(signal.SIGTERM)

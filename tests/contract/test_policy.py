@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tests.contract import tiny
@@ -442,20 +441,6 @@ def test_a_cancelled_stream_frees_its_slot(server: ServerProcess, policy: Policy
     time.sleep(0.3)
     assert server.metric("accord_policy_decode_steps_total") == steps
     assert not [line for line in server.log_lines if line["event"] in ("rpc_defect", "compute_failed")]
-
-
-def test_a_paused_server_still_drains(tmp_path: Path) -> None:
-    config = {**POLICY.config(tmp_path), "server": {"drain_seconds": 20}}
-    with (
-        ServerProcess(POLICY.module, config, tmp_path) as own,
-        PolicyClient(ChannelConfig(address=own.address, attempts=1)) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        client.pause("wait")
-        call = pool.submit(one, client, ask("q"))
-        eventually(lambda: own.metric("accord_rpc_in_flight", service=POLICY.services[0]) == 1)
-        assert own.stop(20) == 0
-        assert call.result(5).text
 
 
 def test_the_error_of_an_adapter_that_is_away_names_those_that_are_there(policy: PolicyClient) -> None:

@@ -91,7 +91,7 @@ def test_logprobs_reuse_prefixes_too_and_a_template_with_two_verdicts_costs_its_
 @pytest.fixture(scope="module")
 def small_steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     config = {**policy_config(Path()), "step_tokens": 32, "prefix_cache_bytes": 0, "max_batch_tokens": 4096, "max_batch_rows": 8}
-    with ServerProcess(POLICY.module, config, tmp_path_factory.mktemp("small")) as started:
+    with ServerProcess(POLICY.module, {**config, "server": {"drain_seconds": 20}}, tmp_path_factory.mktemp("small")) as started:
         yield started
 
 
@@ -308,3 +308,13 @@ def test_full_weights_are_replaced_by_digest_after_what_is_in_flight(tmp_path: P
         policy.resume()
         assert policy.generate([item]).results[0].samples[0].token_ids == before.token_ids
         assert policy.generate([ids((5,))], adapter=FIRST).adapter_version == FIRST
+
+
+def test_a_paused_server_still_drains(small_steps: ServerProcess) -> None:
+    """The last test: that server is gone after it."""
+    with client(small_steps) as policy, ThreadPoolExecutor(1) as pool:
+        policy.pause("wait")
+        call = pool.submit(policy.generate, [ids((5,))])
+        eventually(lambda: small_steps.metric("accord_rpc_in_flight", service=POLICY.services[0]) == 1)
+        assert small_steps.stop(20) == 0
+        assert call.result(5).results[0].samples
