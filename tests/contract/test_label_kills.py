@@ -1,5 +1,5 @@
-"""A label job whose server is killed twenty times at random: every judgement once in the ledger, none lost, and none bought twice but those that the
-judge had answered when the server that had asked died.
+"""A label job whose server is killed at random, five times and at depth twenty: every judgement once in the ledger, none lost, and none bought twice
+but those that the judge had answered when the server that had asked died.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from accord.rpc.channels import ChannelConfig
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
-PAIRS, KILLS, CALLS, A_CALL = 300, 20, 3, 4
+PAIRS, CALLS, A_CALL = 300, 3, 4
 CONFIG = {"concurrency": CALLS, "batch_pairs": A_CALL}
 TASK = Task.CONVERSATION
 
@@ -83,11 +83,12 @@ def judge() -> Any:
 
 
 @pytest.mark.timeout(400)
-def test_twenty_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: FakeJudge, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.training)])
+def test_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: FakeJudge, tmp_path: Path, kills: int) -> None:
     draw = random.Random(20)
     spec = LabelJobSpec("job-1", write_data(tmp_path / "pairs.jsonl"), TASK, str(tmp_path / "out"), judge=Judge("verdict"), seed=5)
     lost = 0  # answered by the judge, and not in the ledger when the server died
-    for kill in range(KILLS):
+    for kill in range(kills):
         with start(judge, tmp_path) as server, client(server) as feedback:
             if kill == 0:
                 feedback.create_label_job(spec)
@@ -95,7 +96,7 @@ def test_twenty_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: 
         lost_now = len(judge.answered) - judgements(tmp_path) - lost
         assert 0 <= lost_now <= CALLS * A_CALL, f"kill {kill}"
         lost += lost_now
-    assert 2 * PAIRS > judgements(tmp_path) > KILLS  # the kills were in the middle
+    assert 2 * PAIRS > judgements(tmp_path) > kills  # the kills were in the middle
     with start(judge, tmp_path) as server, client(server) as feedback:
         job = ended(feedback, "labelJobs/job-1")
         assert (job.state, job.total_pairs, job.done_pairs) == ("succeeded", PAIRS, PAIRS)
@@ -103,7 +104,7 @@ def test_twenty_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: 
         asked = Counter(judge.answered)
         assert len(asked) == 2 * PAIRS  # no question is missing
         assert sum(asked.values()) == 2 * PAIRS + lost  # and only what was lost in flight was asked again
-        assert lost <= KILLS * CALLS * A_CALL
+        assert lost <= kills * CALLS * A_CALL
         assert judgements(tmp_path) == 2 * PAIRS
         assert len(rows_of(tmp_path, "SELECT DISTINCT pair_id FROM labels")) == len(rows_of(tmp_path, "SELECT pair_id FROM labels")) == PAIRS
         rows = read_pairs(job.dataset_uri, strict=True).rows
@@ -117,7 +118,7 @@ def test_twenty_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: 
         second = ended(feedback, "labelJobs/job-2")
         assert (second.state, second.tokens, second.cached_judgements) == ("succeeded", 0, 2 * PAIRS)
         assert len(judge.answered) == before
-    print(f"\n{KILLS} kills: {lost} of {2 * PAIRS} judgements answered and lost in flight, asked again")
+    print(f"\n{kills} kills: {lost} of {2 * PAIRS} judgements answered and lost in flight, asked again")
 
 
 def test_two_jobs_at_once_over_the_same_pairs_ask_each_question_once(judge: FakeJudge, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def runs() -> Iterator[list[TrainingRun]]:
 def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(
     root: Path, nursery: Nursery, runs: list[TrainingRun], kind: str
 ) -> None:  # fmt: skip
-    """SFT as `python -m accord.training`, the others forked, which is quicker."""
+    """SFT that nobody disturbs is `python -m accord.training`; all others are forked, which is quicker."""
     data = {"uri": str(root / "rows.jsonl")}
     spec: dict[str, Any] = {
         "steps": STEPS, "batch_size": 12, "micro_batch_size": 1, "checkpoint_every_steps": EVERY, "eval_every_steps": 5, "seed": 7,
@@ -57,11 +57,10 @@ def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(
         kind: {"data": data, "eval_data": {**data, "limit": 3}},
     }  # fmt: skip
     name = kind.replace("_", "-")
-    parent = None if kind == "sft" else nursery
-    straight = TrainingRun(root, f"{name}-straight", root / "model", spec, nursery=parent)
+    straight = TrainingRun(root, f"{name}-straight", root / "model", spec, nursery=None if kind == "sft" else nursery)
     runs.append(straight.start())
     for attempt in range(3):  # on a busy machine the kill can come a step too late to prove anything
-        disturbed = TrainingRun(root, f"{name}-disturbed-{attempt}", root / "model", spec, nursery=parent)
+        disturbed = TrainingRun(root, f"{name}-disturbed-{attempt}", root / "model", spec, nursery=nursery)
         runs.append(disturbed.start())
         if kill_between_checkpoints(disturbed, after_step=EVERY + 1, before_step=2 * EVERY):
             break
