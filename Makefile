@@ -3,6 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
+QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 
 .PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
@@ -22,13 +23,14 @@ study: setup ## the full study; continues where it stopped
 	.venv/bin/accord doctor --home study && .venv/bin/accord study --recipe full --home study
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
-	$(PY) -m pytest -q -m "not slow and not peers and not training and not cluster" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(QUICK) and not alone" tests
+	$(PY) -m pytest -q -m "$(QUICK) and alone" tests
 	@echo "not run here: tests marked peers (make test-peers), training (make test-training), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
 
 test-peers: setup ## replicas, and the policy service before doubles of vLLM and TGI, at depth; three minutes
 	$(PY) -m pytest -q -m peers tests
 
-test-training: setup ## training killed, starved and spread over processes, at depth; five minutes
+test-training: setup ## training killed, starved and spread over processes, label jobs killed, more studies, at depth
 	$(PY) -m pytest -q -m "training and not slow" tests
 
 test-slow: setup ## tests that take minutes

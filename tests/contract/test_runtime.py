@@ -221,6 +221,7 @@ def test_a_client_that_retries_waits_as_long_as_it_is_told(echo: ServerProcess) 
     assert 1.2 < time.monotonic() - began < 4
 
 
+@pytest.mark.alone
 def test_a_retry_that_would_come_too_late_is_not_waited_for(echo: ServerProcess) -> None:
     with echo.channel(attempts=4) as channel:
         began = time.monotonic()

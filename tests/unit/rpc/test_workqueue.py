@@ -208,6 +208,7 @@ def in_thread(function: Any) -> Any:
     return asyncio.get_running_loop().run_in_executor(None, function)
 
 
+@pytest.mark.alone
 async def test_lingering_waits_for_company_and_is_counted_from_the_submission() -> None:
     queue = make_queue()
     began = time.monotonic()
