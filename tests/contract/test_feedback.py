@@ -201,6 +201,12 @@ def test_ratings_rubrics_and_cards(feedback: FeedbackClient) -> None:
     assert card.first_preferred is not None
     assert card.tokens > 0
     assert card.notes
+    assert card.random_baseline is not None
+    assert (card.random_baseline.value, card.random_baseline.n) == (0.5, card.human_agreement.n)
+    assert card.calibration_error is not None
+    assert card.reliability
+    assert sum(found.agreement.n for found in card.agreement_by_length) == card.human_agreement.n
+    assert card.judge_digest
     (likelihood,) = feedback.label_cards(kind="likelihood")
     assert likelihood.first_preferred is None
     with pytest.raises(NotFoundError):

@@ -22,7 +22,7 @@ from accord.cli.failures import exit_code_of, line_of
 
 COMMANDS: tuple[str, ...] = (
     "up", "status", "down", "doctor",
-    "generate", "score", "compare", "label",
+    "generate", "score", "compare", "label", "judges",
     "train", "runs", "watch", "cancel", "resume", "lineage", "export",
     "study", "report", "version",
 )  # fmt: skip

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from accord.cli.output import number_text, print_line, print_table
 
 if TYPE_CHECKING:
-    from accord.client.feedback import Judgement, Label, LabelCard, Share
+    from accord.client.feedback import Judgement, Label
+    from accord.client.label_cards import Kappa, LabelCard, Share
 
 
 def show_label(label: Label) -> None:
@@ -39,7 +40,9 @@ def _judgement_row(judgement: Judgement) -> tuple[str, ...]:
 def show_cards(cards: Sequence[LabelCard]) -> None:
     """Prints how far to trust each judge: shares with their 95 % intervals, and what to know about them."""
     for card in cards:
-        rows = [(name, *_share(share)) for name, share in _shares(card)]
+        rows = [(name, *_share(share)) for name, share in card.shares]
+        rows += [("Cohen's kappa with people", *_share(card.kappa))] if card.kappa else []
+        rows += [(name, number_text(value), "", "") for name, value in _numbers(card) if value is not None]
         rows += [(f"abstained: {reason}", str(count), "", "") for reason, count in card.abstentions.items()]
         task = card.task.value if card.task else "all tasks"
         title = f"{card.kind} {card.rubric} by {card.judge}, {task}, {card.pairs} pairs, {card.tokens} tokens, {card.cached_judgements} known"
@@ -48,21 +51,14 @@ def show_cards(cards: Sequence[LabelCard]) -> None:
             print_line(f"note: {note}")
 
 
-def _shares(card: LabelCard) -> list[tuple[str, Share | None]]:
+def _numbers(card: LabelCard) -> list[tuple[str, float | None]]:
     return [
-        ("agrees with people", card.human_agreement), ("picking the longer one would agree", card.length_baseline),
-        ("prefers what is shown first", card.first_preferred), ("same position after a swap", card.same_position_after_swap),
-        ("prefers the longer one", card.longer_preferred), *_injections(card),
+        ("expected calibration error", card.calibration_error),
+        ("agreement within the ensemble", card.ensemble_agreement), ("cost of 1,000 pairs", card.cost_per_thousand_pairs),
     ]  # fmt: skip
 
 
-def _injections(card: LabelCard) -> list[tuple[str, Share | None]]:
-    if card.injection_flips is None:
-        return []
-    return [("another verdict under attack", card.injection_flips), ("another verdict with harmless text", card.control_flips)]
-
-
-def _share(share: Share | None) -> tuple[str, str, str]:
+def _share(share: Share | Kappa | None) -> tuple[str, str, str]:
     if share is None:
         return "not measured", "", ""
     return f"{share.value:.2f}", f"{share.low:.2f} to {share.high:.2f}", str(share.n)

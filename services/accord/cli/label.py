@@ -33,7 +33,8 @@ def label(
     task: Annotated[Task | None, typer.Option("--task", help="What the responses are meant to do.", show_default=False)] = None,
     kind: Annotated[str, typer.Option("--kind", help="likelihood, verdict or rating; default: the service's.")] = "default",
     output: Annotated[
-        str, typer.Option("--output", metavar="FOLDER", help="For labels.jsonl and card.json: a folder, or s3://, gs://.", show_default=False)
+        str,
+        typer.Option("--output", metavar="FOLDER", help="For labels.jsonl, card.json and card.html: a folder, or s3://, gs://.", show_default=False),
     ] = "",
     limit: Annotated[int, typer.Option("--limit", min=0, help="Most pairs; 0 is all.")] = 0,
     split: Annotated[str, typer.Option("--split", help="Split of the data.")] = "train",
@@ -58,6 +59,7 @@ def label(
     max_rate: Annotated[float, typer.Option("--max-rate", metavar="N", min=0, help="Most judgements asked for in a second; 0 is no limit.")] = 0.0,
     concurrency: Annotated[int | None, typer.Option("--concurrency", min=1, max=1024, help="Pairs judged at once.", show_default=False)] = None,
     attacks: Annotated[int, typer.Option("--attacks", min=0, max=10000, help="Attacked twins of pairs to judge besides.")] = 0,
+    repeats: Annotated[int, typer.Option("--repeats", min=0, max=10000, help="Pairs to judge a second time, to see how often the label stays.")] = 0,
     prompt: Annotated[str, typer.Option("--prompt", help="Label one pair: its prompt (a post, for summarization).", show_default=False)] = "",
     response_a: Annotated[str | None, typer.Option("--a", help="The pair's first response.", show_default=False)] = None,
     response_b: Annotated[str | None, typer.Option("--b", help="The pair's second response.", show_default=False)] = None,
@@ -99,6 +101,7 @@ def label(
         spec = LabelJobSpec(
             "", absolute_source(dataset), task, absolute_output(output), data_format, split, limit, judge, seed,
             limits=LabelLimits(max_cost, max_tokens, max_rate, concurrency), candidates=read_candidates(candidates), attacks=attacks,
+            repeats=repeats,
         )  # fmt: skip
         job = create_job(client, spec, request_id_of(spec))
         if detach:
@@ -159,6 +162,6 @@ def _end(client: FeedbackClient, job: LabelJob, home: Path, *, as_json: bool) ->
         sys.stderr.write(f"{job.message}\n")
         raise typer.Exit(FAILED)
     if not as_json:
-        print_line(f"{job.dataset_uri}\n{job.card_uri}")
+        print_line(f"{job.dataset_uri}\n{job.card_uri}\n{job.card_uri.removesuffix('json')}html")
         recipe = f"train reward-model --set reward_model.data.uri={job.dataset_uri}"
         sys.stderr.write(f"next: {command(recipe, home)}\n")

@@ -13,9 +13,10 @@ from accord.cli.output import print_json, print_line, print_table
 from accord.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
-    from accord.client.feedback import LabelPairItem, Share
+    from accord.client.feedback import LabelPairItem
+    from accord.client.label_cards import Kappa, Share
     from accord.client.ledger import LabelRecord
-    from accord.feedback.comparing import Comparison, Kappa, Opinions
+    from accord.feedback.comparing import Comparison, Opinions
 
 _TEXT = 60
 _DIGEST = 12

@@ -15,18 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.api.feedback.v1 import feedback_pb2_grpc as rpc
 from accord.client.connection import Target, connect
-from accord.client.feedback import (
-    JUDGE_KINDS,
-    OUTCOMES,
-    TASKS,
-    JudgeKind,
-    Label,
-    LabelJob,
-    LabelPairItem,
-    Outcome,
-    job_from_proto,
-    label_from_proto,
-)
+from accord.client.feedback_messages import JudgeKind, Label, LabelJob, LabelPairItem, Outcome
+from accord.client.feedback_wire import JUDGE_KINDS, OUTCOMES, TASKS, job_from_proto, label_from_proto
 from accord.client.messages import messages_from_proto
 from accord.rpc.stubs import guard_stub
 from accord.text.tasks import Task

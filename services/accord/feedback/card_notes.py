@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from accord.client.feedback import LabelCard, Share
+from accord.client.label_cards import LabelCard, Share
 from accord.feedback.records import LabelFacts
 
 _FEW_PAIRS = 30
@@ -20,11 +20,14 @@ _LITTLE_MASS = 0.05
 _ALLOWED_FLIPS = 0.02
 _ENOUGH_ATTACKS = 100
 _FAMILIES_NAMED = 3
+_TOO_SURE = 0.1
+_FICKLE = 0.95
 
 
 def notes_on(card: LabelCard, labels: Sequence[LabelFacts]) -> tuple[str, ...]:
     """The sentences that belong beside a card's figures, most important first."""
-    return tuple([*_agreement(card), *_position(card, labels), *_kind(card, labels), *_injections(card), *_abstentions(card)])
+    of_verdicts = [*_agreement(card), *_calibration(card), *_position(card, labels), *_repeats(card), *_kind(card, labels)]
+    return tuple([*of_verdicts, *_injections(card), *_abstentions(card)])
 
 
 def _agreement(card: LabelCard) -> list[str]:
@@ -48,6 +51,26 @@ def _agreement(card: LabelCard) -> list[str]:
     return found
 
 
+def _calibration(card: LabelCard) -> list[str]:
+    pairs = sum(found.accuracy.n for found in card.reliability)
+    if pairs < _FEW_PAIRS:
+        return []
+    confidence = math.fsum(found.confidence * found.accuracy.n for found in card.reliability) / pairs
+    accuracy = math.fsum(found.accuracy.value * found.accuracy.n for found in card.reliability) / pairs
+    if abs(confidence - accuracy) <= _TOO_SURE:
+        return []
+    words = "surer than it is right" if confidence > accuracy else "more often right than it is sure"
+    measured = f"its mean confidence is {_percent(confidence)}, and people take its response in {_percent(accuracy)} of the pairs"
+    return [f"The judge is {words}: {measured}."]
+
+
+def _repeats(card: LabelCard) -> list[str]:
+    same = card.repeat_consistency
+    if same is None or same.value >= _FICKLE:
+        return []
+    return [f"Asked again, the judge gives another label for {_percent(1 - same.value)} of the pairs."]
+
+
 def _position(card: LabelCard, labels: Sequence[LabelFacts]) -> list[str]:
     found = []
     first, same = card.first_preferred, card.same_position_after_swap
@@ -59,7 +82,7 @@ def _position(card: LabelCard, labels: Sequence[LabelFacts]) -> list[str]:
         )
     elif same is not None and same.value > _MOSTLY_POSITION:
         found.append(f"After a swap the judge prefers the same position in {_percent(same.value)} of the pairs.")
-    if card.kind == "verdict" and any(len(label.judgements) == 1 for label in labels):
+    if card.kind == "verdict" and any(len({judgement.a_first for judgement in label.judgements}) == 1 for label in labels):
         found.append("Some pairs were shown in one order only, so the preference for a position is in their labels.")
     return found
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from accord.client.feedback import LabelPairItem, Share
+from accord.client.feedback import LabelPairItem
+from accord.client.label_cards import Kappa, Share
 from accord.client.ledger import LabelRecord
-from accord.feedback.cards import share_of
+from accord.feedback.kappa import kappa_with_interval
+from accord.feedback.shares import length_ratio, share_of
 from accord.text.tasks import Task
 
 Side = Literal["low", "high", "tie", "abstain"]
-_Z95 = 1.959964
 _LENGTH_RATIOS = (1.0, 1.1, 1.5, 2.0)
 
 
@@ -28,16 +29,6 @@ class Opinion:
 
     preference: float | None
     side: Side
-
-
-@dataclass(frozen=True, slots=True)
-class Kappa:
-    """Cohen's kappa with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,45 +121,6 @@ def compare(first: Mapping[str, Opinion], second: Mapping[str, Opinion], pairs: 
     )
 
 
-def cohen_kappa(table: Mapping[tuple[str, str], int]) -> float | None:
-    """Agreement beyond chance of two raters (Cohen 1960, eq. 1); None without items, or where chance alone agrees always.
-
-    Args:
-        table: items by what the first and the second rater said.
-    """
-    n = sum(table.values())
-    if not n:
-        return None
-    firsts, seconds = Counter[str](), Counter[str]()
-    for (first, second), count in table.items():
-        firsts[first] += count
-        seconds[second] += count
-    observed = sum(count for (first, second), count in table.items() if first == second) / n
-    expected = math.fsum(firsts[side] * seconds[side] for side in firsts) / n**2
-    return None if expected == 1.0 else (observed - expected) / (1.0 - expected)
-
-
-def kappa_with_interval(table: Mapping[tuple[str, str], int]) -> Kappa | None:
-    """Cohen's kappa with the jackknife's interval over items (Efron & Stein 1981); [-1, 1] where leaving one item out takes the value away."""
-    kept = {cell: count for cell, count in table.items() if count}
-    value, n = cohen_kappa(kept), sum(kept.values())
-    if value is None:
-        return None
-    without = [(cohen_kappa({**kept, cell: count - 1}), count) for cell, count in kept.items()]
-    known = [(left, count) for left, count in without if left is not None]
-    if len(known) < len(without):
-        return Kappa(value, -1.0, 1.0, n)
-    mean = math.fsum(left * count for left, count in known) / n
-    half = _Z95 * math.sqrt((n - 1) / n * math.fsum(count * (left - mean) ** 2 for left, count in known))
-    return Kappa(value, max(-1.0, value - half), min(1.0, value + half), n)
-
-
-def length_ratio(pair: LabelPairItem) -> float:
-    """Characters of the longer response over those of the shorter; infinite beside an empty one, 1 for two empty ones."""
-    short, long = sorted((len(pair.response_a), len(pair.response_b)))
-    return long / short if short else (math.inf if long else 1.0)
-
-
 def _low_first(pair: LabelPairItem) -> LabelPairItem:
     if pair.response_a <= pair.response_b:
         return pair
@@ -200,11 +152,15 @@ def _with_people(items: Sequence[_Both], whose: Callable[[_Both], Opinion]) -> l
     return found
 
 
+def _ratio(item: _Both) -> float:
+    return length_ratio(len(item.pair.response_a), len(item.pair.response_b))
+
+
 def _parts(items: Sequence[_Both]) -> tuple[Part, ...]:
     groups = {f"task {task.value}": [_agree(item) for item in items if item.pair.task == task] for task in Task}
     for low, high in zip(_LENGTH_RATIOS, (*_LENGTH_RATIOS[1:], math.inf), strict=True):
         name = f"longer {low:g} to {high:g} times" if high != math.inf else f"longer {low:g} times or more"
-        inside = [item for item in items if low <= length_ratio(item.pair) < high or high == math.inf == length_ratio(item.pair)]
+        inside = [item for item in items if low <= _ratio(item) < high or high == math.inf == _ratio(item)]
         groups[name] = [_agree(item) for item in inside]
     return tuple(Part(name, share) for name, hits in groups.items() if (share := share_of(hits)) is not None)
 

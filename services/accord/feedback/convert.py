@@ -9,40 +9,32 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.client.feedback import (
-    JUDGE_KINDS,
-    OUTCOMES,
-    TASKS,
-    VERDICT_SOURCES,
     Candidates,
     Judge,
     Judgement,
     Label,
-    LabelCard,
     LabelJob,
     LabelJobSpec,
     LabelLimits,
     LabelPairItem,
     Outcome,
     Rating,
-    Share,
 )
+from accord.client.feedback_wire import JUDGE_KINDS, KIND_NAMES, OUTCOME_NAMES, OUTCOMES, TASK_NAMES, TASKS, VERDICT_SOURCES
 from accord.client.messages import messages_from_proto
-from accord.errors import AccordError, UnimplementedError
+from accord.errors import AccordError
 from accord.feedback.records import HumanLabel, Kind
 from accord.prompts import Rubric
 from accord.rpc.status import item_status
 from accord.text.tasks import Task
 
-_KINDS = {number: name for name, number in JUDGE_KINDS.items()}
 _VERDICT_SOURCES = {number: name for name, number in VERDICT_SOURCES.items()}
-_TASKS = {number: task for task, number in TASKS.items()}
-_OUTCOMES = {number: name for name, number in OUTCOMES.items()}
 
 
 def read_judge(wire: pb.JudgeOptions) -> Judge:
     """The options of a request; what is not set is None."""
     return Judge(
-        kind=_KINDS[wire.kind],
+        kind=KIND_NAMES[wire.kind],
         rubric=wire.rubric,
         adapter=wire.adapter,
         both_orders=wire.both_orders if wire.HasField("both_orders") else None,
@@ -59,7 +51,7 @@ def read_judge(wire: pb.JudgeOptions) -> Judge:
 def read_pair(wire: pb.Pair) -> LabelPairItem:
     """The pair of a request."""
     return LabelPairItem(
-        _TASKS[wire.task],
+        TASK_NAMES[wire.task],
         messages_from_proto(wire.prompt),
         wire.response_a,
         wire.response_b,
@@ -70,32 +62,26 @@ def read_pair(wire: pb.Pair) -> LabelPairItem:
 
 def read_task(wire: pb.Task) -> Task:
     """The task, which validation has made sure is one."""
-    return _TASKS[wire]
+    return TASK_NAMES[wire]
 
 
 def read_any_task(wire: pb.Task) -> Task | None:
     """The task, None where it is not said."""
-    return _TASKS.get(wire)
+    return TASK_NAMES.get(wire)
 
 
 def read_kind(wire: pb.JudgeKind) -> Kind | None:
     """The kind, None where it is not said."""
-    name = _KINDS[wire]
+    name = KIND_NAMES[wire]
     return None if name == "default" else name
 
 
 def read_job_spec(wire: pb.CreateLabelJobRequest) -> LabelJobSpec:
-    """The job that a request asks for.
-
-    Raises:
-        UnimplementedError: it asks for repeats, which are not built.
-    """
-    if wire.repeats:
-        raise UnimplementedError("repeats are not built yet; leave the field out", field="repeats")
+    """The job that a request asks for."""
     return LabelJobSpec(
         request_id=wire.request_id,
         dataset_uri=wire.dataset_uri,
-        task=_TASKS[wire.task],
+        task=TASK_NAMES[wire.task],
         output_uri=wire.output_uri,
         dataset_format=wire.dataset_format,
         split=wire.split or "train",
@@ -107,6 +93,7 @@ def read_job_spec(wire: pb.CreateLabelJobRequest) -> LabelJobSpec:
         ),
         candidates=_read_candidates(wire.candidates) if wire.HasField("candidates") else None,
         attacks=wire.attacks,
+        repeats=wire.repeats,
     )
 
 
@@ -118,7 +105,7 @@ def _read_candidates(wire: pb.CandidateOptions) -> Candidates:
 def read_human_label(wire: pb.RecordHumanLabelRequest) -> HumanLabel:
     """The label of a request."""
     pair = read_pair(wire.pair)
-    outcome: Outcome = _OUTCOMES[wire.outcome]
+    outcome: Outcome = OUTCOME_NAMES[wire.outcome]
     duration = wire.duration_seconds if wire.HasField("duration_seconds") else None
     return HumanLabel(
         wire.request_id, pair.pair_id, pair.task, pair.messages, pair.response_a, pair.response_b, outcome, wire.annotator_id, wire.reason, duration
@@ -168,7 +155,14 @@ def rate_result_to_proto(result: Rating | AccordError) -> pb.RateResult:
 
 def rubric_to_proto(rubric: Rubric) -> pb.Rubric:
     """The wire form of a rubric."""
-    return pb.Rubric(id=rubric.id, digest=rubric.digest, task=TASKS[rubric.task], kind=JUDGE_KINDS[rubric.kind], template=rubric.template)
+    return pb.Rubric(
+        id=rubric.id,
+        digest=rubric.digest,
+        task=TASKS[rubric.task],
+        kind=JUDGE_KINDS[rubric.kind],
+        template=rubric.template,
+        rationale=rubric.rationale,
+    )
 
 
 def job_to_proto(job: LabelJob) -> pb.LabelJob:
@@ -197,32 +191,6 @@ def job_to_proto(job: LabelJob) -> pb.LabelJob:
     )
 
 
-def card_to_proto(card: LabelCard) -> pb.LabelCard:
-    """The wire form of a card; a share that was not measured is not set."""
-    return pb.LabelCard(
-        judge=card.judge,
-        kind=JUDGE_KINDS[card.kind],
-        rubric=card.rubric,
-        task=TASKS[card.task] if card.task else pb.TASK_UNSPECIFIED,
-        pairs=card.pairs,
-        human_agreement=_share(card.human_agreement),
-        length_baseline=_share(card.length_baseline),
-        first_preferred=_share(card.first_preferred),
-        same_position_after_swap=_share(card.same_position_after_swap),
-        longer_preferred=_share(card.longer_preferred),
-        abstentions=dict(card.abstentions),
-        tokens=card.tokens,
-        cached_judgements=card.cached_judgements,
-        notes=card.notes,
-        injection_flips=_share(card.injection_flips),
-        control_flips=_share(card.control_flips),
-        injection_families=[
-            pb.InjectionFamily(family=item.family, flips=_share(item.flips), wins=_share(item.wins), control_flips=_share(item.control_flips))
-            for item in card.injection_families
-        ],
-    )
-
-
 def _judgement(judgement: Judgement) -> pb.Judgement:
     return pb.Judgement(
         a_first=judgement.a_first,
@@ -242,7 +210,3 @@ def _judgement(judgement: Judgement) -> pb.Judgement:
         sample=judgement.sample,
         latency_seconds=judgement.latency_seconds or 0.0,
     )
-
-
-def _share(share: Share | None) -> pb.Share | None:
-    return None if share is None else pb.Share(value=share.value, low=share.low, high=share.high, n=share.n)

@@ -8,19 +8,16 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from accord.api.feedback.v1 import feedback_pb2 as pb
-from accord.client.feedback import JUDGE_KINDS, OUTCOMES, pair_to_proto
+from accord.client.feedback_wire import KIND_NAMES, OUTCOME_NAMES, OUTCOMES, pair_to_proto
 from accord.client.ledger import HumanLabelRecord, LabelQuery, LabelRecord, seconds_of
 from accord.feedback.convert import label_to_proto, read_any_task
-
-_KINDS = {number: name for name, number in JUDGE_KINDS.items()}
-_OUTCOMES = {number: name for name, number in OUTCOMES.items()}
 
 
 def read_label_query(wire: pb.ListLabelsRequest) -> LabelQuery:
     """Which labels a request asks for."""
     return LabelQuery(
-        job=wire.job, kind=_KINDS[wire.kind], task=read_any_task(wire.task), judge_digest=wire.judge_digest, rubric=wire.rubric,
-        outcome=_OUTCOMES[wire.outcome], content_key=wire.content_key, pair_id=wire.pair_id,
+        job=wire.job, kind=KIND_NAMES[wire.kind], task=read_any_task(wire.task), judge_digest=wire.judge_digest, rubric=wire.rubric,
+        outcome=OUTCOME_NAMES[wire.outcome], content_key=wire.content_key, pair_id=wire.pair_id,
         made_after=seconds_of(wire.made_after) if wire.HasField("made_after") else None,
         made_before=seconds_of(wire.made_before) if wire.HasField("made_before") else None,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from accord.client.feedback import LabelPairItem
 from accord.data.readers import read_pairs, read_prompts
 from accord.data.records import LABEL_JOB, Dataset, PreferencePair, Prompt, RecordT, digest_of
 from accord.data.writers import write_pairs
+from accord.feedback.card_page import render_cards
 from accord.feedback.cards import make_cards
 from accord.feedback.job_files import JobRecord
 from accord.feedback.job_output import output_folder
@@ -21,7 +22,7 @@ from accord.feedback.ledger import Ledger
 from accord.feedback.records import ADDED, LabelFacts, is_added
 from accord.rundir import write_atomically
 
-LABELS_FILE, CARD_FILE = "labels.jsonl", "card.json"
+LABELS_FILE, CARD_FILE, CARD_PAGE = "labels.jsonl", "card.json", "card.html"
 
 
 def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[str, int], str]:
@@ -98,7 +99,7 @@ def rating_gap(label: LabelFacts) -> float | None:
 
 
 def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair, ...]) -> dict[str, str]:
-    """Writes labels.jsonl and card.json and returns where they are, as changes of the record; the same labels give the same bytes.
+    """Writes labels.jsonl, card.html and card.json and returns where they are, as changes of the record; the same labels give the same bytes.
 
     Raises:
         UnavailableError: the output is a URL that cannot be written now.
@@ -107,11 +108,12 @@ def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair,
     rows = _labelled_rows(ledger, record, pairs, labels)
     with output_folder(record.output) as folder:
         digest = write_pairs(folder / LABELS_FILE, rows)
-        cards = [asdict(card) for card in make_cards(labels)]
-        card = {"job": record.name, "dataset_digest": digest, "rows": len(rows), "rejected_rows": dict(record.rejected_rows), "cards": cards}
-        if record.candidates_from:
-            card["candidates_from"] = dict(record.candidates_from)
-        write_atomically(folder / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
+        cards = make_cards(labels, ledger.pair_texts)
+        facts = {"job": record.name, "source": record.data_uri, "dataset_digest": digest, "rows": len(rows)}
+        facts |= {"rejected_rows": dict(record.rejected_rows)}
+        facts |= {"candidates_from": dict(record.candidates_from)} if record.candidates_from else {}
+        write_atomically(folder / CARD_PAGE, render_cards(cards, facts))
+        write_atomically(folder / CARD_FILE, json.dumps({**facts, "cards": [asdict(card) for card in cards]}, indent=1, ensure_ascii=False))
     digests = {"dataset_digest": digest, "rows_digest": digest_of(tuple(rows))}
     return {"dataset_uri": f"{record.output}/{LABELS_FILE}", **digests, "card_uri": f"{record.output}/{CARD_FILE}"}
 

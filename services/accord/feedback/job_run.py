@@ -1,4 +1,4 @@
-"""One label job at work: a data set's pairs labelled with patience, then `labels.jsonl` and `card.json`.
+"""One label job at work: a data set's pairs labelled with patience, then `labels.jsonl`, `card.json` and `card.html`.
 
 What is labelled is in the ledger, so a run begins at the first pair that is not, whenever it was interrupted. What does not belong here: which
 jobs there are (`accord.feedback.jobs`).

@@ -7,7 +7,7 @@ A new kind of pair to judge is a function here and a place in `STAGES`. What doe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accord.client.feedback import LabelJobSpec, LabelPairItem
 from accord.data.records import PreferencePair
@@ -15,6 +15,7 @@ from accord.feedback.attacks import Side, make_twins
 from accord.feedback.job_data import shown_pair
 from accord.feedback.labeller import Plan
 from accord.feedback.ledger import Ledger
+from accord.feedback.repeats import repeat_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +49,10 @@ def attacked_twins(work: JobWork) -> Iterator[Asked]:
     return ((twin, work.plan) for twin in make_twins(lost, work.spec.attacks, work.spec.seed))
 
 
-STAGES: tuple[Stage, ...] = (pairs_of_the_data, attacked_twins)
+def repeated_pairs(work: JobWork) -> Iterator[Asked]:
+    """As many of the data's first pairs as the job asks for, once more."""
+    again = replace(work.plan, settings=replace(work.plan.settings, repeat=1))
+    return ((repeat_of(shown_pair(pair, work.spec.seed)), again) for pair in work.pairs[: work.spec.repeats])
+
+
+STAGES: tuple[Stage, ...] = (pairs_of_the_data, repeated_pairs, attacked_twins)

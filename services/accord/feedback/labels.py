@@ -63,7 +63,7 @@ def questions_of(pair: LabelPairItem, settings: Settings, judge: JudgeIdentity) 
         first, second = (pair.response_a, pair.response_b) if a_first else (pair.response_b, pair.response_a)
         question = Question(
             settings.kind, pair.task, pair.messages, first, second, rubric, judge, settings.rationale, settings.max_rationale_tokens,
-            temperature=settings.temperature, verdict_source=settings.verdict_source,
+            temperature=settings.temperature, verdict_source=settings.verdict_source, repeat=settings.repeat,
         )  # fmt: skip
         found += [Shown(replace(question, sample=sample), a_first) for sample in range(settings.samples)]
     return found

@@ -24,7 +24,18 @@ from accord.feedback import ledger_rows as rows
 from accord.feedback import schema
 from accord.feedback.ledger_pages import read_human_labels, read_labels
 from accord.feedback.migration import migrate
-from accord.feedback.records import Answer, HumanLabel, JudgementFacts, Kind, LabelEntry, LabelFacts, Origin, Question, is_added
+from accord.feedback.records import (
+    Answer,
+    HumanLabel,
+    JudgementFacts,
+    Kind,
+    LabelEntry,
+    LabelFacts,
+    Origin,
+    PairText,
+    Question,
+    is_added,
+)
 from accord.text.tasks import Task
 
 _log = structlog.get_logger(__name__)
@@ -89,6 +100,12 @@ class Ledger:
                 for row in run(f"SELECT * FROM judgements WHERE key IN ({_marks(len(part))})", part):
                     found[row["key"]] = rows.answer_of(row)
         return found
+
+    def pair_texts(self, keys: Sequence[str]) -> dict[str, PairText]:
+        """The texts of pairs that are there, by content key."""
+        with self._reading() as run:
+            found = run(f"SELECT * FROM pairs WHERE content_key IN ({_marks(len(keys))})", list(keys)).fetchall()
+        return {row["content_key"]: rows.pair_text(row) for row in found}
 
     def append_judgements(self, answered: Sequence[tuple[Question, Answer, Origin]]) -> None:
         """Makes judgements durable; where a key is there already, the first answer stays."""

@@ -19,10 +19,12 @@ from accord.feedback.records import (
     LabelEntry,
     LabelFacts,
     Origin,
+    PairText,
     Question,
     content_key,
     prompt_json,
 )
+from accord.text.chat import Message
 from accord.text.tasks import Task
 
 Columns = Mapping[str, object]
@@ -88,6 +90,11 @@ def answer_of(row: sqlite3.Row) -> Answer:
     )  # fmt: skip
 
 
+def pair_text(row: sqlite3.Row) -> PairText:
+    """The text of a row of `pairs`."""
+    return PairText(tuple(Message(*turn) for turn in json.loads(row["prompt"])), row["low"], row["high"])
+
+
 LABELS = """
     SELECT labels.*, people.preference_low FROM labels
     LEFT JOIN (SELECT content_key, avg(preference_low) AS preference_low FROM human_labels GROUP BY content_key) AS people
@@ -114,7 +121,7 @@ def label_facts(row: sqlite3.Row, judgements: tuple[JudgementFacts, ...]) -> Lab
     return LabelFacts(
         row["pair_id"], Task(row["task"]), row["content_key"], row["length_a"], row["length_b"], cast(Kind, row["kind"]), row["rubric"],
         row["rubric_digest"], row["judge"], row["judge_digest"], row["options"], row["preference"], row["outcome"], row["abstention_reason"],
-        human_preference(row), judgements, row["agreement"], bool(row["escalated"]),
+        human_preference(row), judgements, row["agreement"], bool(row["escalated"]), bool(row["a_is_low"]),
     )  # fmt: skip
 
 

@@ -57,8 +57,9 @@ class JudgeIdentity:
 class Question:
     """What is asked of a judge, in full; `second` is None where one response is rated alone, `rubric` for likelihood.
 
-    A `temperature` above 0 samples the rationale, with `sample` (from 0) as its seed; at 0 it is greedy, and there is one. `verdict_source` says
-    where the verdict is read: empty for logprobs where the judge gives them.
+    A `temperature` above 0 samples the rationale, each `sample` (from 0) with a seed of its own; at 0 it is greedy, and there is one.
+    `verdict_source` says where the verdict is read: empty for logprobs where the judge gives them. A `repeat` above 0 is the same asked again: a
+    question of its own, so that the first answer does not answer it.
     """
 
     kind: Kind
@@ -73,6 +74,7 @@ class Question:
     sample: int = 0
     temperature: float = 0.0
     verdict_source: VerdictSource = ""
+    repeat: int = 0
 
     @cached_property
     def key(self) -> str:
@@ -89,10 +91,17 @@ class Question:
         if self.rationale:
             found |= {"rationale": True, "max_rationale_tokens": self.max_rationale_tokens}
         if self.temperature:
-            found |= {"temperature": self.temperature, "sample": self.sample, "seed": self.sample}
+            found |= {"temperature": self.temperature, "sample": self.sample, "seed": self.seed}
         if self.verdict_source:
             found |= {"verdict_source": self.verdict_source}
+        if self.repeat:
+            found |= {"repeat": self.repeat}
         return found
+
+    @property
+    def seed(self) -> int:
+        """The seed of a sampled rationale; samples number 64 at most, so that no repeat shares one."""
+        return self.sample + 64 * self.repeat
 
     @property
     def prompt_json(self) -> str:
@@ -163,7 +172,7 @@ class LabelEntry:
 
 @dataclass(frozen=True, slots=True)
 class JudgementFacts:
-    """What a card needs of a judgement. `by_judge` is False where no judge was needed; `paid` says that its tokens count here."""
+    """What a card needs of a judgement. `by_judge` is False where no judge was needed; `paid` says that its tokens and cost count here."""
 
     key: str
     a_first: bool
@@ -183,7 +192,10 @@ class JudgementFacts:
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """What a card needs of a label. `human_preference` is P(A better) by people: the pair's own, else the mean of the recorded labels."""
+    """What a card needs of a label. `human_preference` is P(A better) by people: the pair's own, else the mean of the recorded labels.
+
+    `a_is_low` says that A is the response with the smaller text.
+    """
 
     pair_id: str
     task: Task
@@ -203,6 +215,16 @@ class LabelFacts:
     judgements: tuple[JudgementFacts, ...]
     agreement: float | None = None
     escalated: bool = False
+    a_is_low: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PairText:
+    """A pair's text as the ledger keeps it: its responses in the order of their text."""
+
+    messages: tuple[Message, ...]
+    low: str
+    high: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.api.feedback.v1 import feedback_pb2_grpc as rpc
 from accord.client.feedback import Judge, Label, LabelPairItem
+from accord.client.label_cards import card_to_proto
 from accord.client.messages import messages_from_proto
 from accord.errors import AccordError, InvalidArgumentError, NotFoundError
 from accord.feedback import convert, convert_ledger
@@ -107,10 +108,10 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
     async def GetLabelCard(self, request: pb.GetLabelCardRequest, context: CallContext) -> pb.GetLabelCardResponse:
         ledger = self._holder.get().ledger
         kind, task = convert.read_kind(request.kind), convert.read_any_task(request.task)
-        cards = await asyncio.to_thread(lambda: make_cards(ledger.labels(job=request.job, kind=kind, task=task)))
+        cards = await asyncio.to_thread(lambda: make_cards(ledger.labels(job=request.job, kind=kind, task=task), ledger.pair_texts))
         if not cards:
             raise NotFoundError("no label of the ledger matches", field="job" if request.job else None)
-        return pb.GetLabelCardResponse(cards=[convert.card_to_proto(card) for card in cards])
+        return pb.GetLabelCardResponse(cards=[card_to_proto(card) for card in cards])
 
     async def ListLabels(self, request: pb.ListLabelsRequest, context: CallContext) -> pb.ListLabelsResponse:
         ledger, query = self._holder.get().ledger, convert_ledger.read_label_query(request)

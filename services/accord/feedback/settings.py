@@ -21,7 +21,8 @@ _DEFAULT_TEMPERATURE = 0.3
 class Settings:
     """What a caller asks for; `rubric` is None for the task's default, and for likelihood, which has none. `judge` is a name of the configuration.
 
-    `samples` above 1 are those of self-consistency, each with a rationale sampled at `temperature`; one rationale alone is greedy.
+    `samples` above 1 are those of self-consistency, each with a rationale sampled at `temperature`; one rationale alone is greedy. A `repeat` above 0
+    asks once more what was asked before.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Settings:
     samples: int = 1
     temperature: float = 0.0
     verdict_source: VerdictSource = ""
+    repeat: int = 0
 
     def rubric_for(self, task: Task) -> Rubric | None:
         """The rubric for a pair of that task.

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.client.feedback import FeedbackClient, Judge, LabelCard, LabelJob, LabelJobSpec
+from accord.client.feedback import FeedbackClient, Judge, LabelJob, LabelJobSpec
+from accord.client.label_cards import LabelCard
 from accord.client.policy import Origin, PolicyClient
 from accord.client.reward import RewardClient
 from accord.client.trainer import Run, TrainerClient

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.study.frontier import frontier
@@ -138,6 +139,29 @@ def judges(results: Json) -> str:
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
     return _svg(figure)
+
+
+def draw_judge_tables(tables: Json, path: Path) -> None:
+    """Writes a PNG of the tables of `accord.study.judge_tables`: a panel for each table and task, shares with their intervals."""
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(task for table in tables.values() for row in table["rows"] for task in row["cells"]))
+    most = max(len(table["rows"]) for table in tables.values())
+    figure, axes = _figure(len(tables), len(tasks), height=max(1.8, 0.36 * most + 0.9))
+    for line, (name, table) in zip(axes, tables.items(), strict=True):
+        rows = list(reversed(table["rows"]))
+        for axis, task in zip(line, tasks, strict=True):
+            for place, row in enumerate(rows):
+                cell = row["cells"].get(task) or {}
+                for figure_name, colour in (("agreement", COLOURS["ai"]), ("same_position", COLOURS["human"])):
+                    if cell.get(figure_name) and (figure_name == "agreement" or name == "judges"):
+                        _bar(axis, cell[figure_name], place, colour)
+            axis.set_yticks(range(len(rows)), [row["name"] for row in rows] if axis is line[0] else [""] * len(rows))
+            axis.set(xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4), title=f"{name.capitalize()}, {task}")
+            axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
+    figure.supxlabel("blue: agrees with people; brown: same position after a swap", fontsize=9, color="#555555")
+    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
 
 
 def _figure(rows: int, columns: int, *, height: float) -> tuple[Figure, Any]:

@@ -9,11 +9,11 @@ import datetime
 import json
 import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from accord.errors import DataLossError, NotFoundError
+from accord.pages.page import render_page
 from accord.rundir import write_atomically
 from accord.study.findings import findings
 from accord.study.plots import PICTURES
@@ -49,18 +49,13 @@ def write_report(home: Path) -> Path:
 
 def render(results: Mapping[str, Any]) -> str:
     """The page of some results."""
-    import jinja2
-
-    template = resources.files("accord.study").joinpath("templates", "report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent}
-    page: str = environment.from_string(template).render(
+    return render_page(
+        "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
         results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_MORE, published=published, published_title=TITLE,
         metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
         date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         total_seconds=sum(step["seconds"] for step in results["steps"]),
     )  # fmt: skip
-    return page
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from accord.api.reward.v1 import reward_pb2 as reward_pb
 from accord.api.reward.v1 import reward_pb2_grpc as reward_rpc
 from accord.api.trainer.v1 import trainer_pb2 as trainer_pb
 from accord.api.trainer.v1 import trainer_pb2_grpc as trainer_rpc
-from accord.errors import AccordError, InvalidArgumentError, NotFoundError, UnavailableError
+from accord.errors import AccordError, InvalidArgumentError, NotFoundError, UnavailableError, UnimplementedError
 from accord.rpc.status import item_status, to_status
 
 KNOWN_ADAPTER = "adapters/x/versions/1"
@@ -131,7 +131,21 @@ class FakeFeedback(feedback_rpc.FeedbackServiceServicer):
         )  # fmt: skip
         return feedback_pb.LabelPairResponse(label=label)
 
+    def ListRubrics(self, request: feedback_pb.ListRubricsRequest, context: Any) -> feedback_pb.ListRubricsResponse:
+        verdict, rating = feedback_pb.JUDGE_KIND_VERDICT, feedback_pb.JUDGE_KIND_RATING
+        summarization, conversation = feedback_pb.TASK_SUMMARIZATION, feedback_pb.TASK_CONVERSATION
+        rubrics = (
+            ("conversation/base/1", conversation, verdict), ("conversation/cot/1", conversation, verdict),
+            ("conversation/detailed/1", conversation, verdict), ("conversation/rating/1", conversation, rating),
+            ("summarization/detailed/1", summarization, verdict),
+        )  # fmt: skip
+        return feedback_pb.ListRubricsResponse(
+            rubrics=[feedback_pb.Rubric(id=name, task=task, kind=kind, rationale="cot" in name) for name, task, kind in rubrics]
+        )
+
     def CreateLabelJob(self, request: feedback_pb.CreateLabelJobRequest, context: Any) -> feedback_pb.CreateLabelJobResponse:
+        if request.judge.consistency_samples > 1:
+            refuse(context, UnimplementedError("no self-consistency here", field="judge.consistency_samples"))
         self.requests.append(request)
         name = f"labelJobs/{request.request_id}"
         if name not in self.jobs:
@@ -163,7 +177,7 @@ class FakeFeedback(feedback_rpc.FeedbackServiceServicer):
         share = feedback_pb.Share(value=0.8, low=0.4, high=0.96, n=job.done_pairs)
         card = feedback_pb.LabelCard(
             judge="fake", kind=feedback_pb.JUDGE_KIND_LIKELIHOOD, task=feedback_pb.TASK_SUMMARIZATION, pairs=job.done_pairs,
-            human_agreement=share, tokens=job.tokens, notes=["a small number of pairs: the interval is wide"],
+            human_agreement=share, tokens=job.tokens, kappa=feedback_pb.Kappa(value=0.625, low=0.5, high=0.75, n=5), cost_per_thousand_pairs=1.5, notes=["a small number of pairs: the interval is wide"],
         )  # fmt: skip
         return feedback_pb.GetLabelCardResponse(cards=[card])
 

@@ -19,7 +19,7 @@ PRESENT = [command.name or "" for command in build_app().registered_commands]
 
 def test_every_command_of_the_table_is_there() -> None:
     assert set(PRESENT) | {"study", "report"} == set(COMMANDS)
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 19
 
 
 @pytest.mark.parametrize("name", PRESENT)

@@ -53,20 +53,23 @@ def test_one_pair(accord: Accord, start: Start) -> None:
 def test_a_data_set_gives_a_card_and_says_what_next(accord: Accord, start: Start, tmp_path: Path) -> None:
     feedback = FakeFeedback()
     address = start(feedback)
-    result = accord(*JOB, "--kind", "likelihood", "--limit", "20", "--seed", "3", "--feedback", address)
+    result = accord(*JOB, "--kind", "likelihood", "--limit", "20", "--seed", "3", "--repeats", "4", "--feedback", address)
     assert result.exit_code == 0
     (request,) = feedback.requests
     assert (request.dataset_uri, request.limit, request.seed, request.split) == ("sample:summarization", 20, 3, "train")
     assert (request.judge.kind, request.task) == (pb.JUDGE_KIND_LIKELIHOOD, pb.TASK_SUMMARIZATION)
     assert request.output_uri == str(tmp_path / "labels")
+    assert request.repeats == 4
     rows = {" ".join(line.split()) for line in result.stdout.splitlines()}
     assert "agrees with people 0.80 0.40 to 0.96 5" in rows
     assert "prefers what is shown first not measured" in rows
     assert "note: a small number of pairs: the interval is wide" in rows
+    assert {"same label when asked again not measured", "Cohen's kappa with people 0.62 0.50 to 0.75 5", "cost of 1,000 pairs 1.5"} <= rows
+    assert {"/out/card.json", "/out/card.html"} <= rows
     assert "2 rows were not used: prompt is missing" in rows
     assert "5 of 5 pairs labelled, 0 abstentions: succeeded" in rows
     assert result.stderr.splitlines()[-1] == "next: accord train reward-model --set reward_model.data.uri=/out/labels.jsonl"
-    again = json.loads(accord(*JOB, "--kind", "likelihood", "--limit", "20", "--seed", "3", "--json", "--feedback", address).stdout)
+    again = json.loads(accord(*JOB, "--kind", "likelihood", "--limit", "20", "--seed", "3", "--repeats", "4", "--json", "--feedback", address).stdout)
     assert again["job"]["name"] == f"labelJobs/{request.request_id}"
     assert again["cards"][0]["human_agreement"]["n"] == 5
     assert len(feedback.jobs) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from accord.client.feedback import Outcome
 from accord.data.agreement import wilson_interval
-from accord.feedback.cards import make_cards, share_of
-from accord.feedback.records import JudgementFacts, LabelFacts
+from accord.feedback.cards import make_cards
+from accord.feedback.records import JudgementFacts, LabelFacts, PairText
+from accord.feedback.shares import share_of
+from accord.text.chat import Message
 from accord.text.tasks import Task
 
 
@@ -34,8 +37,12 @@ def both_orders(name: str, first_when_ab: float, first_when_ba: float) -> tuple[
     return judgement(f"{name}-ab", True, first_when_ab), judgement(f"{name}-ba", False, first_when_ba)
 
 
+def texts_of(keys: Sequence[str]) -> dict[str, PairText]:
+    return {key: PairText((Message("user", f"prompt of {key}"),), f"low of {key}", f"high of {key}" * 100) for key in keys}
+
+
 def one_card(*labels: LabelFacts) -> Any:
-    (card,) = make_cards(labels)
+    (card,) = make_cards(labels, texts_of)
     return card
 
 
@@ -103,7 +110,7 @@ class TestCounts:
         changes: list[dict[str, Any]] = [
             {}, {"judge": "n", "judge_digest": "e"}, {"judge_digest": "e"}, {"kind": "rating"}, {"rubric": "r/2"}, {"task": Task.CONVERSATION},
         ]  # fmt: skip
-        cards = make_cards(replace(base, **change) for change in changes)
+        cards = make_cards((replace(base, **change) for change in changes), texts_of)
         assert len(cards) == 6
         assert {card.pairs for card in cards} == {1}
 
@@ -131,6 +138,90 @@ class TestCounts:
         )
         assert card.tokens == 107
         assert card.cached_judgements == 2
+
+    def test_cost_is_counted_once_and_what_a_thousand_pairs_cost_whoever_paid(self) -> None:
+        shared = judgement("k", True, 0.9, cost=0.5)
+        card = one_card(
+            label("1", "a", judgements=[shared]),
+            label("2", "a", judgements=[replace(shared, cached=True)]),
+            label("3", "a", judgements=[judgement("other job's", True, 0.9, cost=0.25, cached=True, paid=False)]),
+            label("accord-repeat:1", "a", content_key="1", judgements=[judgement("again", True, 0.9, cost=0.125)]),
+        )
+        assert card.cost == 0.625
+        assert card.cost_per_thousand_pairs == pytest.approx(1000 * 0.75 / 3)
+        assert one_card(label("1", "a", judgements=[judgement("free", True, 0.9)])).cost_per_thousand_pairs is None
+
+    def test_repeats_say_how_often_the_label_stays_and_count_nowhere_else(self) -> None:
+        again = [("1", "a"), ("2", "a"), ("3", "abstain"), ("4", "abstain"), ("5", "b")]
+        first = {"1": "a", "2": "b", "3": "abstain", "4": "a", "6": "b"}
+        labels = [label(name, outcome, 1.0, content_key=name) for name, outcome in first.items()]  # type: ignore[arg-type]
+        asked = both_orders("again", 0.9, 0.1)
+        repeats = [label(f"accord-repeat:{name}", outcome, 1.0, content_key=name, judgements=asked) for name, outcome in again]  # type: ignore[arg-type]
+        card = one_card(*labels, *repeats)
+        assert (card.repeat_consistency.value, card.repeat_consistency.n) == (1 / 3, 3)  # 3 says nothing twice, 5 has no first label
+        assert (card.pairs, card.abstentions, card.human_agreement.n) == (5, {"": 1}, 4)
+        assert one_card(*labels).repeat_consistency is None
+        assert one_card(*labels, *(replace(again, judgements=()) for again in repeats)).repeat_consistency is None  # nobody was asked
+
+    def test_an_ensemble_and_an_escalation(self) -> None:
+        card = one_card(label("1", "a", agreement=1.0), label("2", "a", agreement=0.5, escalated=True), label("3", "a"), label("4", "a"))
+        assert card.ensemble_agreement == 0.75
+        assert (card.escalated.value, card.escalated.n) == (0.25, 4)
+        alone = one_card(label("1", "a"))
+        assert (alone.ensemble_agreement, alone.escalated) == (None, None)
+
+    def test_positions_are_compared_within_one_judge_and_sample(self) -> None:
+        judgements = [
+            judgement("s1", True, 0.9, judge_digest="small"), judgement("s2", False, 0.2, judge_digest="small"),  # the same response
+            judgement("l1", True, 0.9, judge_digest="large"), judgement("l2", False, 0.8, judge_digest="large"),  # the same position
+            judgement("t1", True, 0.3, judge_digest="large", sample=1), judgement("t2", False, 0.4, judge_digest="large", sample=1),
+        ]  # fmt: skip
+        card = one_card(label("1", "a", judgements=judgements))
+        assert (card.same_position_after_swap.value, card.same_position_after_swap.n) == (2 / 3, 3)
+        assert (card.first_preferred.value, card.first_preferred.n) == (3 / 6, 6)
+
+
+class TestByLength:
+    def test_bins_of_the_ratio_hold_their_lower_end(self) -> None:
+        lengths = [(10, 10), (11, 10), (10, 12), (30, 10), (29, 10), (5, 0)]
+        card = one_card(*(label(str(place), "a", 1.0, lengths=pair) for place, pair in enumerate(lengths)))
+        found = [(bin.ratio_low, bin.ratio_high, bin.agreement.n, bin.length_baseline.value) for bin in card.agreement_by_length]
+        assert found == [(1.0, 1.1, 1, 0.5), (1.1, 1.25, 2, 0.5), (2.0, 3.0, 1, 1.0), (3.0, None, 2, 1.0)]
+
+    def test_a_coin_is_right_half_the_time_on_the_pairs_that_are_compared(self) -> None:
+        card = one_card(label("1", "a", 1.0), label("2", "b", 1.0), label("3", "tie", 1.0))
+        assert (card.random_baseline.value, card.random_baseline.n) == (0.5, 2)
+        assert card.random_baseline.low == wilson_interval(1, 2)[0]
+
+
+class TestDisagreements:
+    def test_the_surest_wrong_labels_come_first_with_what_each_side_takes(self) -> None:
+        sure = {"1": 0.9, "2": 0.97, "3": 0.02, "4": 0.6, "5": 0.7, "6": 0.8, "7": 0.99}
+        labels = [
+            label(name, "a" if p > 0.5 else "b", 0.0 if name != "7" and p > 0.5 else 1.0, judgements=both_orders(name, p, 1 - p), preference=p)
+            for name, p in sure.items()
+        ]
+        found = one_card(*labels).disagreements
+        assert [(each.pair_id, each.confidence) for each in found] == [("3", 0.98), ("2", 0.97), ("1", 0.9), ("6", 0.8), ("5", 0.7)]
+        b_wins, a_wins = found[:2]
+        assert (b_wins.people_take, a_wins.judge_takes, a_wins.prompt) == ("low of 3", "low of 2", "prompt of 2")
+        assert len(b_wins.judge_takes) == len(a_wins.people_take) == 400
+        assert (b_wins.judge_takes[:9], b_wins.judge_takes[-1]) == ("high of 3", "…")
+
+    def test_where_a_is_the_response_with_the_greater_text(self) -> None:
+        (found,) = one_card(label("1", "a", 0.0, a_is_low=False)).disagreements
+        assert (found.people_take, found.judge_takes[:9]) == ("low of 1", "high of 1")
+
+    def test_a_pair_whose_text_the_ledger_does_not_have_is_left_out(self) -> None:
+        (card,) = make_cards([label("1", "a", 0.0), label("2", "a", 0.0)], lambda keys: texts_of(keys[1:]))
+        assert [found.pair_id for found in card.disagreements] == ["2"]
+
+    def test_no_texts_are_asked_for_where_nobody_disagrees(self) -> None:
+        def refuse(keys: Sequence[str]) -> dict[str, PairText]:
+            raise AssertionError(keys)
+
+        (card,) = make_cards([label("1", "a", 1.0, judgements=both_orders("1", 0.9, 0.1))], refuse)
+        assert card.disagreements == ()
 
 
 class TestNotes:
@@ -181,6 +272,19 @@ class TestNotes:
 
         assert self.says(with_mass(0.02), "less than 2 % probability")
         assert not self.says(with_mass(0.8), "probability")
+
+    def test_surer_than_right(self) -> None:
+        assert self.says(self.agreeing(24, 40), "surer than it is right: its mean confidence is 86 %, and people take its response in 60 %")
+        assert not self.says(self.agreeing(35, 40), "sure")
+        humble = [label(str(i), "a", 1.0, preference=0.6) for i in range(40)]
+        assert self.says(humble, "more often right than it is sure")
+
+    def test_another_label_when_asked_again(self) -> None:
+        labels = [label(str(i), "a", content_key=str(i)) for i in range(10)]
+        asked = both_orders("again", 0.9, 0.1)
+        same = [replace(found, pair_id=f"accord-repeat:{found.pair_id}", judgements=asked) for found in labels]
+        assert not self.says([*labels, *same], "Asked again")
+        assert self.says([*labels, *same[1:], replace(same[0], outcome="b")], "another label for 10 % of the pairs")
 
     def test_many_abstentions(self) -> None:
         assert self.says([label("1", "a"), label("2", "abstain", abstention_reason="x")], "abstained on 1 of 2 pairs")

@@ -10,8 +10,10 @@ import pytest
 
 from accord.client.feedback import Label, LabelPairItem
 from accord.client.ledger import LabelRecord
-from accord.feedback.comparing import Opinions, cohen_kappa, compare, kappa_with_interval, length_ratio
+from accord.feedback.comparing import Opinions, compare
+from accord.feedback.kappa import cohen_kappa, kappa_with_interval
 from accord.feedback.records import content_key
+from accord.feedback.shares import length_ratio
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -138,6 +140,6 @@ def test_the_last_label_of_a_pair_counts_and_labels_without_text_are_counted() -
     assert found.without_text == 1
 
 
-@pytest.mark.parametrize(("a", "b", "ratio"), [("xx", "x", 2.0), ("x", "xxx", 3.0), ("", "", 1.0), ("", "x", math.inf)])
-def test_length_ratios(a: str, b: str, ratio: float) -> None:
-    assert length_ratio(LabelPairItem(Task.CONVERSATION, (), a, b)) == ratio
+@pytest.mark.parametrize(("a", "b", "ratio"), [(2, 1, 2.0), (1, 3, 3.0), (0, 0, 1.0), (0, 1, math.inf)])
+def test_length_ratios(a: int, b: int, ratio: float) -> None:
+    assert length_ratio(a, b) == ratio

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from tests.unit.feedback.fakes import Bench, FakePolicy
 from tests.unit.feedback.test_cards import label
 from tests.unit.feedback.test_jobs import ended, pairs, until
 
-from accord.client import feedback as client
-from accord.client.feedback import Judge, LabelCard, LabelJobSpec, Share
+from accord.client.feedback import Judge, LabelJobSpec
+from accord.client.label_cards import LabelCard, Share, card_from_proto, card_to_proto
 from accord.data.agreement import wilson_interval
 from accord.data.writers import write_pairs
-from accord.feedback import convert
 from accord.feedback.attacks import Addition, Side, Twin, is_twin, twin_of
 from accord.feedback.card_notes import notes_on
 from accord.feedback.cards import make_cards
@@ -52,12 +51,16 @@ def twin_label(number: int, outcome: str, *, side: Side = "b", addition: Additio
     return label(name, outcome, content_key=name)  # type: ignore[arg-type]
 
 
+def cards_of(labels: Sequence[LabelFacts]) -> tuple[LabelCard, ...]:
+    return make_cards(labels, lambda keys: {})
+
+
 class TestCards:
     CLEAN = (label("p1", "a", 1.0), label("p2", "b", 1.0))
 
     def test_flips_by_hand(self) -> None:
         """The attacked side is the one that lost: b where a won. A tie and an abstention are other verdicts, and no win."""
-        (card,) = make_cards([
+        (card,) = cards_of([
             *self.CLEAN,
             twin_label(1, "a"), twin_label(2, "b"), twin_label(3, "tie"), twin_label(4, "abstain"), twin_label(5, "b", side="a"),
             twin_label(6, "a", side="a", family="role tag"),
@@ -71,24 +74,24 @@ class TestCards:
         assert (threat.family, threat.flips.value, threat.wins.value, threat.wins.n) == ("threat", 3 / 5, 1 / 5, 5)  # type: ignore[union-attr]
 
     def test_no_other_figure_knows_of_them(self) -> None:
-        (alone,) = make_cards(self.CLEAN)
-        (card,) = make_cards([*self.CLEAN, *(twin_label(number, "abstain") for number in range(40))])
+        (alone,) = cards_of(self.CLEAN)
+        (card,) = cards_of([*self.CLEAN, *(twin_label(number, "abstain") for number in range(40))])
         bare = replace(card, injection_flips=None, control_flips=None, injection_families=(), notes=())
         assert bare == replace(alone, notes=())
         assert alone.injection_flips is None
 
     def test_twins_without_their_pairs_make_no_card(self) -> None:
-        assert make_cards([twin_label(1, "a")]) == ()
+        assert cards_of([twin_label(1, "a")]) == ()
 
     def test_a_card_comes_over_the_wire(self) -> None:
-        (card,) = make_cards([*self.CLEAN, twin_label(1, "b"), twin_label(1, "a", addition="control")])
-        assert client._card(convert.card_to_proto(card)) == card
+        (card,) = cards_of([*self.CLEAN, twin_label(1, "b"), twin_label(1, "a", addition="control")])
+        assert card_from_proto(card_to_proto(card)) == card
 
     @staticmethod
     def notes(flips: int, n: int, controls: int = 0) -> str:
         labels = [twin_label(number, "b" if number < flips else "a") for number in range(n)]
         labels += [twin_label(number, "b" if number < controls else "a", addition="control") for number in range(n)]
-        (card,) = make_cards([*TestCards.CLEAN, *labels])
+        (card,) = cards_of([*TestCards.CLEAN, *labels])
         return " ".join(card.notes)
 
     def test_the_note_says_by_how_much(self) -> None:

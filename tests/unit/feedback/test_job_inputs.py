@@ -13,13 +13,11 @@ import pytest
 from tests.unit.feedback.fakes import FakePolicy
 from tests.unit.feedback.job_bench import ended, labelled, pairs
 
-from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.client.feedback import Judge, LabelJob, LabelJobSpec
 from accord.client.messages import ModelDigests
 from accord.client.policy import Logprobs, LogprobsItem
 from accord.data.writers import write_pairs
-from accord.errors import DeadlineExceededError, UnavailableError, UnimplementedError
-from accord.feedback.convert import read_job_spec
+from accord.errors import DeadlineExceededError, UnavailableError
 
 SPOILT = 3  # pair p03 is the one that is spoilt
 
@@ -165,9 +163,3 @@ async def test_a_judge_that_never_comes_ends_the_job_after_the_configured_time(m
     assert (job.state, job.done_pairs) == ("failed", 0)
     assert "connection refused" in job.message
     assert asdict(job)["dataset_uri"] == ""
-
-
-def test_a_job_that_asks_for_what_is_not_built_is_refused() -> None:
-    with pytest.raises(UnimplementedError) as refused:
-        read_job_spec(pb.CreateLabelJobRequest(request_id="r", dataset_uri="sample:summarization", task=pb.TASK_SUMMARIZATION, repeats=1))
-    assert refused.value.field == "repeats"

@@ -143,6 +143,47 @@ class TestOutput:
         assert 150 < sum(shown[0]) < 250
 
 
+class TestRepeats:
+    async def test_the_first_pairs_are_judged_twice_and_counted_once(self, make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
+        jobs, bench = await make_jobs()
+        await jobs.create(replace(spec, repeats=5))
+        job = await ended(jobs)
+        assert (job.state, job.done_pairs, job.total_pairs, job.cached_judgements) == ("succeeded", 12, 12, 0)
+        assert len(bench.policy.asked) == 2 * (12 + 5)
+        assert len(set(bench.policy.asked)) == 2 * 12
+        assert len(labelled(job)) == 12
+        card = json.loads(Path(job.card_uri).read_text())["cards"][0]
+        assert (card["pairs"], card["repeat_consistency"]["value"], card["repeat_consistency"]["n"]) == (12, 1.0, 5)
+        assert card["tokens"] == job.tokens
+        page = Path(job.card_uri).with_suffix(".html").read_text()
+        assert "same label when asked again" in page
+        assert job.dataset_digest in page
+
+        await jobs.create(replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), repeats=12))
+        again = await ended(jobs, "labelJobs/job-2")
+        assert (again.cached_judgements, len(bench.policy.asked)) == (2 * (12 + 5), 2 * (12 + 12))  # a repeat is not bought twice either
+
+    async def test_a_restart_goes_on_with_the_repeats(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        jobs, bench = await make_jobs()
+        await jobs.create(replace(spec, repeats=12))
+        await until(lambda: len(bench.policy.asked) >= 2 * 14)
+        await jobs.close()
+        await bench.desk.close()
+        assert not jobs.get("labelJobs/job-1").ended
+        again, other = await make_jobs()
+        job = await ended(again)
+        assert (job.state, job.done_pairs, len(bench.policy.asked) + len(other.policy.asked)) == ("succeeded", 12, 48)
+        assert json.loads(Path(job.card_uri).read_text())["cards"][0]["repeat_consistency"]["n"] == 12
+
+    async def test_ids_that_jobs_give_are_not_read_from_data(self, make_jobs: Any, spec: LabelJobSpec, data: Path) -> None:
+        rows = pairs(3)
+        write_pairs(data, [*rows[:2], replace(rows[2], pair_id="accord-repeat:p00")])
+        jobs, _ = await make_jobs()
+        await jobs.create(spec)
+        job = await ended(jobs)
+        assert (job.total_pairs, dict(job.rejected_rows)) == (2, {"id begins with accord-, as those of pairs that jobs add": 1})
+
+
 class TestRestarts:
     async def test_a_job_goes_on_at_the_first_pair_without_a_label(self, make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
         whole, _ = await make_jobs()

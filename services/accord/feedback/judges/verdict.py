@@ -81,7 +81,7 @@ def _asking_for_text(question: Question, prompt: str) -> str:
 def _sampling(question: Question) -> Sampling:
     """Greedy for one rationale; the samples of self-consistency have seeds of their own, so that each can be drawn again."""
     room = question.max_rationale_tokens if question.rationale else _ONLY_VERDICT_TOKENS
-    return Sampling(max_tokens=room, temperature=question.temperature, seed=question.sample if question.temperature else None)
+    return Sampling(max_tokens=room, temperature=question.temperature, seed=question.seed if question.temperature else None)
 
 
 def judge_prompt(question: Question) -> str:

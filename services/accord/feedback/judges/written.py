@@ -68,7 +68,7 @@ class WrittenVerdictJudge:
         try:
             completion = await self._endpoint.complete(
                 f"{judge_prompt(question).rstrip()}\n{wish}", max_tokens=room, temperature=question.temperature,
-                seed=question.sample if question.temperature else None,
+                seed=question.seed if question.temperature else None,
             )  # fmt: skip
         except AccordError as error:
             return no_answer(error)

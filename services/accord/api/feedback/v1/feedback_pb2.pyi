@@ -301,18 +301,20 @@ class ListRubricsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Rubric(_message.Message):
-    __slots__ = ("id", "digest", "task", "kind", "template")
+    __slots__ = ("id", "digest", "task", "kind", "template", "rationale")
     ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    RATIONALE_FIELD_NUMBER: _ClassVar[int]
     id: str
     digest: str
     task: Task
     kind: JudgeKind
     template: str
-    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., kind: _Optional[_Union[JudgeKind, str]] = ..., template: _Optional[str] = ...) -> None: ...
+    rationale: bool
+    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., kind: _Optional[_Union[JudgeKind, str]] = ..., template: _Optional[str] = ..., rationale: _Optional[bool] = ...) -> None: ...
 
 class ListRubricsResponse(_message.Message):
     __slots__ = ("rubrics",)
@@ -526,7 +528,7 @@ class Share(_message.Message):
     def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., n: _Optional[int] = ...) -> None: ...
 
 class LabelCard(_message.Message):
-    __slots__ = ("judge", "kind", "rubric", "task", "pairs", "human_agreement", "length_baseline", "first_preferred", "same_position_after_swap", "longer_preferred", "abstentions", "tokens", "cached_judgements", "notes", "random_baseline", "agreement_by_length", "calibration_error", "reliability", "repeat_consistency", "injection_flips", "cost_per_thousand_pairs", "disagreements", "ensemble_agreement", "escalated", "judge_digest", "cost", "control_flips", "injection_families")
+    __slots__ = ("judge", "kind", "rubric", "task", "pairs", "human_agreement", "length_baseline", "first_preferred", "same_position_after_swap", "longer_preferred", "abstentions", "tokens", "cached_judgements", "notes", "random_baseline", "agreement_by_length", "calibration_error", "reliability", "repeat_consistency", "injection_flips", "cost_per_thousand_pairs", "disagreements", "ensemble_agreement", "escalated", "judge_digest", "cost", "kappa", "control_flips", "injection_families")
     class AbstentionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -560,6 +562,7 @@ class LabelCard(_message.Message):
     ESCALATED_FIELD_NUMBER: _ClassVar[int]
     JUDGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
+    KAPPA_FIELD_NUMBER: _ClassVar[int]
     CONTROL_FLIPS_FIELD_NUMBER: _ClassVar[int]
     INJECTION_FAMILIES_FIELD_NUMBER: _ClassVar[int]
     judge: str
@@ -588,9 +591,10 @@ class LabelCard(_message.Message):
     escalated: Share
     judge_digest: str
     cost: float
+    kappa: Kappa
     control_flips: Share
     injection_families: _containers.RepeatedCompositeFieldContainer[InjectionFamily]
-    def __init__(self, judge: _Optional[str] = ..., kind: _Optional[_Union[JudgeKind, str]] = ..., rubric: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., pairs: _Optional[int] = ..., human_agreement: _Optional[_Union[Share, _Mapping]] = ..., length_baseline: _Optional[_Union[Share, _Mapping]] = ..., first_preferred: _Optional[_Union[Share, _Mapping]] = ..., same_position_after_swap: _Optional[_Union[Share, _Mapping]] = ..., longer_preferred: _Optional[_Union[Share, _Mapping]] = ..., abstentions: _Optional[_Mapping[str, int]] = ..., tokens: _Optional[int] = ..., cached_judgements: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., random_baseline: _Optional[_Union[Share, _Mapping]] = ..., agreement_by_length: _Optional[_Iterable[_Union[LengthBin, _Mapping]]] = ..., calibration_error: _Optional[float] = ..., reliability: _Optional[_Iterable[_Union[ReliabilityBin, _Mapping]]] = ..., repeat_consistency: _Optional[_Union[Share, _Mapping]] = ..., injection_flips: _Optional[_Union[Share, _Mapping]] = ..., cost_per_thousand_pairs: _Optional[float] = ..., disagreements: _Optional[_Iterable[_Union[Disagreement, _Mapping]]] = ..., ensemble_agreement: _Optional[float] = ..., escalated: _Optional[_Union[Share, _Mapping]] = ..., judge_digest: _Optional[str] = ..., cost: _Optional[float] = ..., control_flips: _Optional[_Union[Share, _Mapping]] = ..., injection_families: _Optional[_Iterable[_Union[InjectionFamily, _Mapping]]] = ...) -> None: ...
+    def __init__(self, judge: _Optional[str] = ..., kind: _Optional[_Union[JudgeKind, str]] = ..., rubric: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., pairs: _Optional[int] = ..., human_agreement: _Optional[_Union[Share, _Mapping]] = ..., length_baseline: _Optional[_Union[Share, _Mapping]] = ..., first_preferred: _Optional[_Union[Share, _Mapping]] = ..., same_position_after_swap: _Optional[_Union[Share, _Mapping]] = ..., longer_preferred: _Optional[_Union[Share, _Mapping]] = ..., abstentions: _Optional[_Mapping[str, int]] = ..., tokens: _Optional[int] = ..., cached_judgements: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., random_baseline: _Optional[_Union[Share, _Mapping]] = ..., agreement_by_length: _Optional[_Iterable[_Union[LengthBin, _Mapping]]] = ..., calibration_error: _Optional[float] = ..., reliability: _Optional[_Iterable[_Union[ReliabilityBin, _Mapping]]] = ..., repeat_consistency: _Optional[_Union[Share, _Mapping]] = ..., injection_flips: _Optional[_Union[Share, _Mapping]] = ..., cost_per_thousand_pairs: _Optional[float] = ..., disagreements: _Optional[_Iterable[_Union[Disagreement, _Mapping]]] = ..., ensemble_agreement: _Optional[float] = ..., escalated: _Optional[_Union[Share, _Mapping]] = ..., judge_digest: _Optional[str] = ..., cost: _Optional[float] = ..., kappa: _Optional[_Union[Kappa, _Mapping]] = ..., control_flips: _Optional[_Union[Share, _Mapping]] = ..., injection_families: _Optional[_Iterable[_Union[InjectionFamily, _Mapping]]] = ...) -> None: ...
 
 class InjectionFamily(_message.Message):
     __slots__ = ("family", "flips", "wins", "control_flips")
@@ -603,6 +607,18 @@ class InjectionFamily(_message.Message):
     wins: Share
     control_flips: Share
     def __init__(self, family: _Optional[str] = ..., flips: _Optional[_Union[Share, _Mapping]] = ..., wins: _Optional[_Union[Share, _Mapping]] = ..., control_flips: _Optional[_Union[Share, _Mapping]] = ...) -> None: ...
+
+class Kappa(_message.Message):
+    __slots__ = ("value", "low", "high", "n")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    n: int
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., n: _Optional[int] = ...) -> None: ...
 
 class LengthBin(_message.Message):
     __slots__ = ("ratio_low", "ratio_high", "agreement", "length_baseline")

@@ -1,0 +1,125 @@
+"""judges: the paper's tables out of label jobs that are shared where they ask the same, and found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.cli.conftest import Accord
+from tests.unit.cli.fakes import FakeFeedback, add_feedback, serving
+
+from accord.api.feedback.v1 import feedback_pb2 as pb
+
+Start = Callable[[FakeFeedback], str]
+BOTH = ("judges", "summarization=sample:summarization", "conversation=sample:conversation", "--limit", "40")
+
+
+class Judging(FakeFeedback):
+    """Its agreement says which judge, rubric and rationale a job asked for."""
+
+    def GetLabelCard(self, request: pb.GetLabelCardRequest, context: Any) -> pb.GetLabelCardResponse:
+        asked = next(each for each in self.requests if f"labelJobs/{each.request_id}" == request.job)  # asked for again, it is the same
+        value = 0.5 + 0.1 * (asked.judge.judge == "large") + 0.2 * asked.judge.rationale + 0.05 * ("base" in asked.judge.rubric)
+        agreement = pb.Share(value=value, low=value - 0.1, high=value + 0.1, n=40)
+        position = pb.Share(value=0.25, low=0.15, high=0.35, n=40) if asked.judge.kind == pb.JUDGE_KIND_VERDICT else None
+        card = pb.LabelCard(
+            judge="fake", kind=asked.judge.kind, task=asked.task, pairs=40, human_agreement=agreement, same_position_after_swap=position,
+            length_baseline=pb.Share(value=0.625, low=0.5, high=0.75, n=40), random_baseline=pb.Share(value=0.5, low=0.35, high=0.65, n=40),
+        )  # fmt: skip
+        return pb.GetLabelCardResponse(cards=[card])
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with ExitStack() as stack:
+        yield lambda feedback: stack.enter_context(serving(add_feedback(feedback)))
+
+
+def rows_of(tables: dict[str, Any], name: str, figure: str = "agreement") -> dict[str, dict[str, float]]:
+    found = {row["name"]: {task: cell[figure] for task, cell in row["cells"].items()} for row in tables[name]["rows"]}
+    return {row: {task: round(share["value"], 3) if share else None for task, share in cells.items()} for row, cells in found.items()}
+
+
+def test_the_tables_of_the_paper(accord: Accord, start: Start, tmp_path: Path) -> None:
+    feedback = Judging()
+    address = start(feedback)
+    arguments = (*BOTH, "--rationale", "--judge", "default", "--judge", "large", "--judge", "default:likelihood", "--feedback", address)
+    result = accord(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    tables = json.loads((tmp_path / "judges" / "judges.json").read_text())
+    both = {"summarization": 0.5, "conversation": 0.5}
+    longer = {"always the longer response": {task: 0.625 for task in both}, "a coin": both}
+    assert rows_of(tables, "rubrics") == {
+        "base/1": {"conversation": 0.55}, "base/1, reasons first": {"conversation": 0.75}, "cot/1": {"conversation": 0.5}, "detailed/1": both,
+        "detailed/1, reasons first": {task: 0.7 for task in both}, **longer,
+    }  # fmt: skip
+    assert rows_of(tables, "judges") == {"default": both, "large": {task: 0.6 for task in both}, "default:likelihood": both, **longer}
+    assert tables["judges"]["rows"][0]["cells"]["summarization"]["same_position"]["value"] == 0.25
+    assert tables["judges"]["rows"][2]["cells"]["summarization"]["same_position"] is None
+    assert "samples" not in tables
+    assert (tmp_path / "judges" / "judges.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    text = (tmp_path / "judges" / "judges.md").read_text()
+    assert "| detailed/1, reasons first | 70.0 (60.0 to 80.0, n=40) | 70.0 (60.0 to 80.0, n=40) |" in text
+    assert "| base/1 | – | 55.0 (45.0 to 65.0, n=40) |" in text
+    assert "| | summarization | conversation | summarization, same position | conversation, same position |" in text
+    assert "large 0.60 (0.50 to 0.70, n=40), same position 0.25 0.60 (0.50 to 0.70, n=40), same position 0.25" in " ".join(result.stdout.split())
+    assert len(feedback.jobs) == 7 + 6  # rubrics and judges; no cell of one asks what one of the other does, whose rubric is the service's default
+
+    again = accord(*arguments, "--json")
+    assert json.loads(again.stdout)["tables"] == tables
+    assert len(feedback.jobs) == 13
+
+
+def test_cells_that_ask_the_same_are_one_job(accord: Accord, start: Start, tmp_path: Path) -> None:
+    feedback = Judging()
+    result = accord("judges", "conversation=sample:conversation", "--judge", "large", "--judge", "large:verdict", "--feedback", start(feedback))
+    assert result.exit_code == 0
+    assert len(feedback.jobs) == 3 + 1
+
+
+def test_rubrics_can_be_chosen(accord: Accord, start: Start, tmp_path: Path) -> None:
+    feedback = Judging()
+    chosen = ("--rubric", "conversation/base/1", "--rubric", "summarization/detailed/1", "--rationale", "--judge", "default:likelihood")
+    result = accord("judges", "conversation=sample:conversation", *chosen, "--feedback", start(feedback))
+    assert result.exit_code == 0
+    asked = [(each.judge.kind, each.judge.rubric, each.judge.rationale) for each in feedback.requests]
+    base = (pb.JUDGE_KIND_VERDICT, "conversation/base/1")  # a rubric of another task than the data's gives no row, and rubrics are for verdicts
+    assert asked == [(*base, False), (*base, True), (pb.JUDGE_KIND_LIKELIHOOD, "", False)]
+
+
+def test_a_cell_that_fails_says_why_and_leaves_the_others(accord: Accord, start: Start, tmp_path: Path) -> None:
+    result = accord("judges", "conversation=sample:conversation", "--samples", "4", "--feedback", start(Judging()))
+    assert result.exit_code == 1
+    tables = json.loads((tmp_path / "judges" / "judges.json").read_text())
+    off, four = tables["samples"]["rows"][:2]
+    assert (off["name"], round(off["cells"]["conversation"]["agreement"]["value"], 3)) == ("off", 0.7)
+    assert (four["name"], four["cells"]["conversation"]["error"]) == ("4 samples", "judge.consistency_samples: no self-consistency here")
+    assert "failed: judge.consistency_samples" in (tmp_path / "judges" / "judges.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("sample:summarization",), "error: 'sample:summarization' is not TASK=DATASET with a task of summarization, conversation"),
+        (("poetry=x",), "error: 'poetry=x' is not TASK=DATASET with a task of summarization, conversation"),
+        (("conversation=sample:conversation", "conversation=sample:conversation"), "error: TASK=DATASET: each task has one data set"),
+        (
+            ("conversation=sample:conversation", "--rubric", "poetry/base/1"),
+            "error: --rubric: 'poetry/base/1' is not one of conversation/base/1, conversation/cot/1, conversation/detailed/1, summarization/detailed/1",
+        ),
+        (("conversation=none.jsonl",), "error: DATASET: there is no file none.jsonl; give a file, sample:NAME or hub:NAME"),
+        (
+            ("conversation=sample:conversation", "--judge", "x:guess"),
+            "error: --judge: 'x:guess' is not NAME[:KIND] with a kind of verdict, rating, likelihood",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_judged(accord: Accord, start: Start, arguments: tuple[str, ...], line: str) -> None:
+    feedback = Judging()
+    result = accord("judges", *arguments, "--feedback", start(feedback))
+    assert (result.exit_code, result.stderr.strip()) == (2, line)
+    assert feedback.jobs == {}
