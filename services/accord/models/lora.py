@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.models.adapter_files import lora_config, read_lora_config, read_weights, write_adapter
 from accord.models.base import BaseModel
+from accord.models.lora_linear import replace_forward
 
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
@@ -299,6 +300,8 @@ class AdaptedModel:
                 self._tuner.inject_adapter(self.module, name)
         self._configs[name] = config
         self._layers = [module for module in self.module.modules() if isinstance(module, LoraLayer)]
+        for layer in self._layers:
+            replace_forward(layer)
         # Injection turns adapters on and flips requires_grad: put both back as they were.
         self._switch(self._active)
         self.module.requires_grad_(False)

@@ -150,7 +150,7 @@ def _learn(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSi
 
     from accord.artefacts.store import ArtefactStore
     from accord.models.base import load_base_model
-    from accord.training.allocation import give_back_before_learning
+    from accord.training.allocation import give_back_what_grows
     from accord.training.context import RunContext
     from accord.training.distribution import World, local_device, shard_base
     from accord.training.loop import train
@@ -164,7 +164,7 @@ def _learn(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSi
     try:
         dtype = getattr(torch, spec.dtype) if spec.dtype else None
         base = load_base_model(run.base_model, device=device, threads=threads_each(run.threads, place.local_size), dtype=dtype)
-        give_back_before_learning(getattr(base.model, base.model.base_model_prefix))
+        give_back_what_grows(getattr(base.model, base.model.base_model_prefix))
         if sharded:
             shard_base(base.model, world)
         context = RunContext(run, directory, base, ArtefactStore(run.artefacts), world)
