@@ -5,14 +5,18 @@ What does not belong here: models, batches, sampling.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+_ROWS = 32
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Logprob in nats of each token under the logits at its position, float32, shape of `tokens`.
 
-    log softmax(logits / temperature)[token] as a gather minus a log-sum-exp, so that no second tensor of the logits' size is made.
+    log softmax(logits / temperature)[token] as a gather minus a log-sum-exp.
 
     Args:
         logits: shape (..., vocabulary); `logits[..., t, :]` already predict `tokens[..., t]`.
@@ -29,7 +33,29 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) 
     scaled = logits if logits.dtype == torch.float64 else logits.float()
     if temperature != 1.0:
         scaled = scaled / temperature
-    return scaled.gather(-1, tokens[..., None])[..., 0] - torch.logsumexp(scaled, dim=-1)
+    found: Tensor = _TokenLogprobs.apply(scaled.reshape(-1, scaled.shape[-1]), tokens.reshape(-1))  # type: ignore[no-untyped-call]
+    return found.view(tokens.shape)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """For logits (N, vocabulary) and tokens (N,). The gradient is one tensor of the logits' size; autograd's own way makes four, tens of megabytes
+    each that no cache holds. A few rows at a time, so that what is between stays in one."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        normalizers = torch.cat([torch.logsumexp(part, dim=-1) for part in logits.split(_ROWS)])
+        ctx.save_for_backward(logits, tokens, normalizers)
+        return logits.gather(-1, tokens[:, None])[:, 0] - normalizers
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        logits, tokens, normalizers = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        for part, *given in zip(*(each.split(_ROWS) for each in (found, logits, normalizers, gradient)), strict=True):
+            rows, subtracted, factor = given
+            torch.sub(rows, subtracted[:, None], out=part).exp_().mul_(-factor[:, None])
+        found.scatter_add_(1, tokens[:, None], gradient[:, None])
+        return found, None
 
 
 def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:

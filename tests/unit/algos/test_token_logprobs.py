@@ -23,6 +23,18 @@ def test_logprobs_are_those_of_the_softmax_at_the_temperature(seed: int, tempera
     assert token_logprobs(logits.bfloat16(), tokens).dtype == torch.float32
 
 
+@pytest.mark.parametrize("count", [0, 1, 33, 70])  # no row, and parts of 32 with a rest
+def test_gradients_are_those_of_log_softmax(count: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(count, 11, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(0, 11, (count,), generator=generator)
+    weights = torch.linspace(-1, 2, count, dtype=torch.float64)
+    found, expected = (logits.clone().requires_grad_() for _ in range(2))
+    (token_logprobs(found, tokens, temperature=0.7) * weights).sum().backward()
+    (torch.log_softmax(expected / 0.7, dim=-1).gather(1, tokens[:, None])[:, 0] * weights).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
 def test_uniform_and_certain() -> None:
     uniform, certain = torch.zeros(7), torch.tensor([0.0, 1000.0, 0.0])
     assert token_logprobs(uniform, torch.tensor(3)).item() == pytest.approx(-math.log(7))
