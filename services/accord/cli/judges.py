@@ -139,8 +139,7 @@ def _label(client: FeedbackClient, cell: Cell, folder: Path, bar: ProgressBar, d
     job = create_job(client, spec, request_id_of(spec))
     for now in job_states(client, job):
         job = now
-        share = now.done_pairs / now.total_pairs if now.total_pairs else 0.0
-        bar.set(done + share, text=f"{cell.table}: {cell.row}, {cell.task.value}, {now.done_pairs} of {now.total_pairs} pairs")
+        bar.set(done, text=f"{cell.table}: {cell.row}, {cell.task.value}, {now.done_pairs} of {now.total_pairs} pairs")
     if job.state != "succeeded":
         return Found(cell, job.name, error=job.message or job.state)
     (card,) = client.label_cards(job=job.name)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from accord.client.label_cards import Kappa, ReliabilityBin
-from accord.feedback.kappa import kappa_with_interval
+from accord.feedback.kappa import category, kappa_with_interval
 from accord.feedback.records import LabelFacts
 from accord.feedback.shares import share_of
 
@@ -54,16 +54,13 @@ def calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
 
 
 def human_kappa(labels: Sequence[LabelFacts]) -> Kappa | None:
-    """Cohen's kappa of judge and people over the pairs that both labelled; categories are the response with the smaller text, the other, and tie.
-
-    A and B would be no categories: whoever always calls the better one A has no agreement beyond chance.
-    """
+    """Cohen's kappa of judge and people over the pairs that both labelled; categories are either response (`kappa.category`) and tie."""
     both = [(label, label.human_preference) for label in labels if label.preference is not None and label.human_preference is not None]
     return kappa_with_interval(Counter((_side(label, label.outcome), _side(label, _human_outcome(human))) for label, human in both))
 
 
 def _side(label: LabelFacts, outcome: str) -> str:
-    return "tie" if outcome == "tie" else "low" if (outcome == "a") == label.a_is_low else "high"
+    return "tie" if outcome == "tie" else category(label.content_key, takes_low=(outcome == "a") == label.a_is_low)
 
 
 def _human_outcome(preference: float) -> str:

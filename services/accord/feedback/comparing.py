@@ -15,7 +15,7 @@ from typing import Literal
 from accord.client.feedback import LabelPairItem
 from accord.client.label_cards import Kappa, Share
 from accord.client.ledger import LabelRecord
-from accord.feedback.kappa import kappa_with_interval
+from accord.feedback.kappa import category, kappa_with_interval
 from accord.feedback.shares import length_ratio, share_of
 from accord.text.tasks import Task
 
@@ -90,6 +90,7 @@ class Opinions:
 
 @dataclass(frozen=True, slots=True)
 class _Both:
+    key: str
     pair: LabelPairItem
     first: Opinion
     second: Opinion
@@ -103,9 +104,9 @@ def compare(first: Mapping[str, Opinion], second: Mapping[str, Opinion], pairs: 
         pairs: the pairs by content key, at least those of both.
         worst: how many differences to show, those farthest apart first.
     """
-    both = [_Both(_low_first(pairs[key]), first[key], second[key]) for key in sorted(first.keys() & second.keys())]
+    both = [_Both(key, _low_first(pairs[key]), first[key], second[key]) for key in sorted(first.keys() & second.keys())]
     said = [item for item in both if "abstain" not in (item.first.side, item.second.side)]
-    table: Counter[tuple[str, str]] = Counter((item.first.side, item.second.side) for item in said)
+    table = Counter((_category(item, item.first), _category(item, item.second)) for item in said)
     return Comparison(
         pairs=len(both),
         abstained=len(both) - len(said),
@@ -126,6 +127,10 @@ def _low_first(pair: LabelPairItem) -> LabelPairItem:
         return pair
     human = None if pair.human_preference is None else 1.0 - pair.human_preference
     return LabelPairItem(pair.task, pair.messages, pair.response_b, pair.response_a, pair.pair_id, human)
+
+
+def _category(item: _Both, opinion: Opinion) -> str:
+    return opinion.side if opinion.side == "tie" else category(item.key, takes_low=opinion.side == "low")
 
 
 def _agree(item: _Both) -> float:

@@ -6,11 +6,21 @@ What does not belong here: more than two raters (`accord.data.agreement`), and w
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 
 from accord.client.label_cards import Kappa
 from accord.data.agreement import Z95
+
+
+def category(content_key: str, *, takes_low: bool) -> str:
+    """The category of a response of a pair: which of the two it is, by a coin that the pair's content throws.
+
+    Kappa takes chance from how often each category comes. A and B, or the order of the texts, can go with what is better (a data set that calls the
+    better one A, responses that begin with their rank), and then nobody agrees beyond chance; a digest goes with nothing.
+    """
+    return "one" if takes_low == bool(zlib.crc32(content_key.encode()) & 1) else "other"
 
 
 def cohen_kappa(table: Mapping[tuple[str, str], int]) -> float | None:

@@ -153,11 +153,13 @@ def draw_judge_tables(tables: Json, path: Path) -> None:
         for axis, task in zip(line, tasks, strict=True):
             for place, row in enumerate(rows):
                 cell = row["cells"].get(task) or {}
-                for figure_name, colour in (("agreement", COLOURS["ai"]), ("same_position", COLOURS["human"])):
-                    if cell.get(figure_name) and (figure_name == "agreement" or name == "judges"):
-                        _bar(axis, cell[figure_name], place, colour)
+                both = name == "judges" and cell.get("same_position")
+                if cell.get("agreement"):
+                    _point(axis, cell["agreement"], place + (0.14 if both else 0.0), COLOURS["ai"])
+                if both:
+                    _point(axis, cell["same_position"], place - 0.14, COLOURS["human"])
             axis.set_yticks(range(len(rows)), [row["name"] for row in rows] if axis is line[0] else [""] * len(rows))
-            axis.set(xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4), title=f"{name.capitalize()}, {task}")
+            axis.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4), title=f"{name.capitalize()}, {task}")
             axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
     figure.supxlabel("blue: agrees with people; brown: same position after a swap", fontsize=9, color="#555555")
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
@@ -229,6 +231,10 @@ def _feedback_of(arm: str) -> str | None:
 
 def _bar(axis: Axes, share: Json, place: float, colour: str) -> None:
     axis.barh(place, share["value"], height=0.42, color=colour, alpha=0.35)
+    _point(axis, share, place, colour)
+
+
+def _point(axis: Axes, share: Json, place: float, colour: str) -> None:
     axis.plot([share["low"], share["high"]], [place, place], color=colour, linewidth=1.6)
     axis.plot(share["value"], place, "o", color=colour, markersize=5)
 

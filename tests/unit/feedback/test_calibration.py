@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from tests.unit.feedback.test_cards import label
 
 from accord.client.feedback import Outcome
 from accord.feedback.calibration import calibration_error, human_kappa, reliability
+from accord.feedback.kappa import category
 from accord.feedback.records import LabelFacts
 
 
@@ -21,6 +23,11 @@ def some_labels(seed: int, count: int) -> list[LabelFacts]:
     """Preferences and people's labels of all sorts, soft ones and ties among them."""
     chance = random.Random(seed)
     return [sure(chance.choice([0.5, 0.0, 1.0, chance.random()]), chance.choice([0.0, 1.0, 0.5, chance.random()])) for _ in range(count)]
+
+
+def a_is_one(labels: list[LabelFacts]) -> list[LabelFacts]:
+    """The labels with texts in such an order that A and B are kappa's categories."""
+    return [replace(each, a_is_low=category(each.content_key, takes_low=True) == "one") for each in labels]
 
 
 class TestCalibration:
@@ -71,17 +78,26 @@ class TestKappa:
         """Cohen's 2 x 2: 20 A/A, 5 A/B, 10 B/A, 15 B/B: observed 0.7, chance 0.5, kappa 0.4."""
         counts = [("a", 1.0, 20), ("a", 0.0, 5), ("b", 1.0, 10), ("b", 0.0, 15)]
         labels = [label(f"{outcome}{human}{n}", outcome, human) for outcome, human, count in counts for n in range(count)]  # type: ignore[arg-type]
-        kappa = human_kappa(labels)
+        kappa = human_kappa(a_is_one(labels))
         assert kappa is not None
         assert (kappa.value, kappa.n) == (pytest.approx(0.4), 50)
         assert kappa.low < 0.4 < kappa.high
 
-    def test_it_is_over_responses_and_not_over_a_and_b(self) -> None:
-        """People's choice is A throughout, as data often has it: by A and B nobody could agree beyond chance."""
-        labels = [label(str(n), "a" if n % 10 < 8 else "b", 1.0, a_is_low=n % 2 == 0) for n in range(100)]
+    @pytest.mark.parametrize("a_is_low", [True, False])
+    def test_data_that_calls_the_better_one_a_is_no_agreement_by_chance(self, a_is_low: bool) -> None:
+        """People's choice is A throughout and always the same of the texts: by A and B, and by the texts, kappa would be exactly 0."""
+        labels = [label(str(n), "a" if n % 10 < 8 else "b", 1.0, a_is_low=a_is_low) for n in range(1000)]
         kappa = human_kappa(labels)
         assert kappa is not None
-        assert kappa.value == pytest.approx(0.6)  # observed 0.8, both take the smaller text in half of the pairs
+        assert kappa.value == pytest.approx(0.6, abs=0.03)  # observed 0.8, chance one half
+
+    def test_swapping_a_and_b_leaves_it_exactly(self) -> None:
+        labels = [label(str(n), "a" if n % 10 < 8 else "b", n % 3 / 2, a_is_low=n % 7 < 3) for n in range(200)]
+        swapped = [
+            replace(each, outcome={"a": "b"}.get(each.outcome, "a"), human_preference=1 - (each.human_preference or 0), a_is_low=not each.a_is_low)
+            for each in labels
+        ]
+        assert human_kappa(labels) == human_kappa(swapped)
 
     @pytest.mark.parametrize("seed", range(5))
     def test_against_a_slow_loop_over_all_cells(self, seed: int) -> None:
@@ -93,17 +109,17 @@ class TestKappa:
         weights = [[sum(table[i]) * sum(row[j] for row in table) / 200 for j in range(3)] for i in range(3)]
         off = sum(table[i][j] for i in range(3) for j in range(3) if i != j)
         expected_off = sum(weights[i][j] for i in range(3) for j in range(3) if i != j)
-        kappa = human_kappa(labels)
+        kappa = human_kappa(a_is_one(labels))
         assert kappa is not None
         assert kappa.value == pytest.approx(1 - off / expected_off)
 
     def test_where_it_is_not_defined(self) -> None:
         assert human_kappa([]) is None
-        assert human_kappa([label("1", "a", 1.0), label("2", "a", 1.0)]) is None
+        assert human_kappa(a_is_one([label("1", "a", 1.0), label("2", "a", 1.0)])) is None
         assert human_kappa([label("1", "abstain", 1.0), label("2", "a")]) is None
 
     @pytest.mark.parametrize(("human", "value"), [((1.0, 0.0), 1.0), ((0.0, 1.0), -1.0)])
     def test_its_ends(self, human: tuple[float, float], value: float) -> None:
-        kappa = human_kappa([label("1", "a", human[0]), label("2", "b", human[1])])
+        kappa = human_kappa(a_is_one([label("1", "a", human[0]), label("2", "b", human[1])]))
         assert kappa is not None
         assert kappa.value == value

@@ -11,8 +11,10 @@ import pytest
 from tests.unit.feedback.fakes import Bench, FakePolicy
 
 from accord.client.feedback import Judge, Label, LabelPairItem, Rating
+from accord.client.messages import ModelDigests
 from accord.errors import InvalidArgumentError, OutOfRangeError, UnavailableError
-from accord.feedback.records import Origin
+from accord.feedback.labels import questions_of
+from accord.feedback.records import JudgeIdentity, Origin
 from accord.feedback.settings import read_settings
 from accord.text.chat import Message
 from accord.text.tasks import Task
@@ -21,6 +23,7 @@ MakeBench = Callable[..., Bench]
 PROMPT = (Message("user", "Summarize: the cat sat on the mat"),)
 PAIR = LabelPairItem(Task.SUMMARIZATION, PROMPT, "good good words", "other words", "p1")
 ORIGIN = Origin("req")
+IDENTITY = JudgeIdentity("fake", ModelDigests("base-1", "tokenizer-1", "template-1"))
 CONSISTENT = Judge("verdict", rubric="summarization/cot/1", consistency_samples=3, consistency_temperature=0.7)
 TEXT = Judge("verdict", verdict_source="text")
 
@@ -144,3 +147,11 @@ async def test_a_batch_that_no_judge_can_answer_fails_as_a_whole(make_bench: Mak
     policy.failures = []
     with pytest.raises(InvalidArgumentError, match="is for verdict, not rating"):
         await bench.labeller.rate_many(Task.SUMMARIZATION, [(PROMPT, "a")], Judge("rating", rubric="summarization/cot/1"), ORIGIN)
+
+
+def test_a_sampled_rationale_that_is_asked_for_again_has_a_seed_and_a_key_of_its_own() -> None:
+    settings = replace(read_settings(CONSISTENT, "verdict"), samples=64)
+    asked = [shown.question for repeat in (0, 1) for shown in questions_of(PAIR, replace(settings, repeat=repeat), IDENTITY) if shown.a_first]
+    assert len({question.seed for question in asked}) == len({question.key for question in asked}) == 128
+    assert [question.options["seed"] for question in asked] == [question.seed for question in asked]
+    assert [question.seed for question in asked[:64]] == list(range(64)), "without a repeat nothing has changed"

@@ -19,7 +19,7 @@ import pytest
 from tests.unit.feedback.fakes import FakePolicy
 
 from accord.client.feedback import Judge, LabelJobSpec, LabelPairItem
-from accord.client.label_cards import LabelCard, Share
+from accord.client.label_cards import Kappa, LabelCard, Share
 from accord.data.records import PreferencePair
 from accord.data.writers import write_pairs
 from accord.feedback.cards import make_cards
@@ -110,7 +110,7 @@ async def label_all(make_bench: Any, data: Path, tmp_path: Path) -> AsyncIterato
     await jobs.close()
 
 
-def holds(share: Share | None, planted: float) -> bool:
+def holds(share: Share | Kappa | None, planted: float) -> bool:
     assert share is not None
     return share.low <= planted <= share.high
 
@@ -125,6 +125,9 @@ async def test_the_card_recovers_each_planted_bias(label_all: Any) -> None:
     assert holds(card.longer_preferred, LENGTH + (1 - LENGTH) * 0.5)
     assert holds(card.first_preferred, POSITION + (1 - POSITION) * 0.5)
     assert holds(card.same_position_after_swap, POSITION)
+    right = LENGTH * 0.5 + (1 - LENGTH) * RIGHT  # chance: people take either response in half of the pairs, the judge in (1 - POSITION) / 2
+    observed, chance = (1 - POSITION) * right, (1 - POSITION) / 2
+    assert holds(card.kappa, (observed - chance) / (1 - chance))
     assert card.abstentions.keys() == {"empty answer"}
     garbage = card.abstentions["empty answer"] / PAIRS
     assert abs(garbage - GARBAGE) < 1.96 * math.sqrt(GARBAGE * (1 - GARBAGE) / PAIRS)
