@@ -2,7 +2,8 @@
 
     python benchmarks/training.py [--rounds 5] [--only ppo,dpo,reward,sft,resume] [--json FILE]
 
-ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, sampled by the policy service and scored by the run itself; against
+ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, sampled by the policy service, whose logprobs are taken and checked on
+        one rollout a step (ppo.reuse_sampler_logprobs), and scored by the run itself; against
         trl.experimental.ppo of the last TRL that has it (installed into an environment of its own on first use): four whole models as in its
         examples, and with LoRA on its policy
 dpo     4 pairs a step, prompts of 128 tokens, responses of 32 to 128, LoRA: an epoch with the reference pass, and the next epoch; against TRL's
@@ -225,8 +226,11 @@ def _ppo_run(home: Path, rows: Path) -> tuple[Ours, int]:
     scorer.finish()
     with ServerProcess("accord.policy", {"artefacts": str(home / "artefacts"), "threads": THREADS}, home) as policy:
         run = Ours(home, "ppo", {
-            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": 4, "max_response_tokens": SAMPLED,
-            "ppo": {"data": {"uri": str(rows)}, "reward_model": "adapters/scorer/versions/1", "epochs": 1, "kl_coef": 0.05},
+            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": 2, "max_response_tokens": SAMPLED,
+            "ppo": {
+                "data": {"uri": str(rows)}, "reward_model": "adapters/scorer/versions/1", "epochs": 1, "kl_coef": 0.05,
+                "reuse_sampler_logprobs": True,
+            },
         }, Endpoints(policy=policy.address, reward=LOCAL))  # fmt: skip
         run.finish()
         return run, peak_of(policy.pid)

@@ -70,7 +70,13 @@ def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    logprobs = torch.log_softmax((logits if logits.dtype == torch.float64 else logits.float()) / temperature, dim=-1)
+    rows = logits.reshape(-1, logits.shape[-1])
+    parts = [_entropy((part if part.dtype == torch.float64 else part.float()) / temperature) for part in rows.split(_ROWS)]
+    return torch.cat(parts).view(logits.shape[:-1])
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logprobs = torch.log_softmax(logits, dim=-1)
     return -(logprobs.exp() * logprobs).sum(dim=-1)
 
 

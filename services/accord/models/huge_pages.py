@@ -3,18 +3,19 @@
 A decode pass reads all weights once; with pages of 4 KiB the translation of addresses and the prefetchers, which stop at a page's end, hold it up:
 with SmolLM2-135M on two cores a pass of one row took 29 ms before and 23 after, one of 32 rows 77 and 66. Where Linux gives huge pages on
 advice only (the usual setting), nobody else asks for them: PyTorch's packed weights lie on the C library's heap. Runs that train do not ask: they
-give memory back before each pass (`accord.training.allocation`), which breaks huge pages up again, and were a sixth slower with them.
+give memory back (`accord.training.allocation`), which breaks huge pages up again; when they did so before each pass they were a sixth slower
+with them.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
+
+from accord.models.memory_advice import adviser
 
 _HUGE = 2 * 2**20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # collapse: Linux 6.1; before it khugepaged follows the advice in its own time
@@ -27,7 +28,7 @@ def collapse_memory() -> int:
 
     For the moment after weights were loaded: what comes later is left as it is. Moving copies every page, a gigabyte in about two seconds.
     """
-    advise = _adviser()
+    advise = adviser()
     if advise is None:
         return 0
     for first, end in _filled_ranges():
@@ -59,16 +60,3 @@ def _huge_bytes() -> int:
         if line.startswith("AnonHugePages:"):
             return 1024 * int(line.split()[1])
     return 0
-
-
-def _adviser() -> Callable[[int, int, int], int] | None:
-    """madvise(2), which returns -1 where it cannot; None on other systems than Linux, and where its files cannot be read."""
-    if not sys.platform.startswith("linux") or not Path("/proc/self/smaps_rollup").exists():
-        return None
-    try:
-        advise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return None
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    call: Callable[[int, int, int], int] = advise
-    return call

@@ -22,6 +22,7 @@ from accord.models.huge_pages import collapse_memory
 from accord.models.kernels import Linears, LoraFactors, Routing
 from accord.models.kvpool import KvPool, KvShape
 from accord.models.llama_layer import LlamaLayer, is_llama_layer
+from accord.models.mapped_files import MappedWeights
 from accord.models.ragged import Piece, hook_attention, kv_shape, make_plan
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -177,15 +178,18 @@ def _reference_logits(base: BaseModel) -> Tensor:
 
 def _replace(model: Any, routing: Routing, pack: bool) -> Iterator[tuple[str, Linears]]:
     """Puts lean layers in place of transformers' where it can and packed linear layers everywhere else; yields them by name."""
+    files = MappedWeights()
     for name, module in list(model.named_modules()):
         if is_llama_layer(module):
             lean = LlamaLayer(module, name, routing, pack=pack)
             _put(model, name, lean)
+            files.let_go(module.parameters())
             yield from ((f"{name}.{child}", part) for child, part in lean.named_children() if isinstance(part, Linears))
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             packed = Linears({name: module}, routing, pack=pack)
             _put(model, name, packed)
+            files.let_go(module.parameters())
             yield ("lm_head" if module is model.get_output_embeddings() else name), packed
 
 

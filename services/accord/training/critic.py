@@ -18,6 +18,7 @@ from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.logprobs import pad_rows
 from accord.training.adapter_state import load_adapter, save_adapter
 from accord.training.context import RunContext
+from accord.training.distribution import Rows
 from accord.training.rollout import Rollout
 from accord.training.rollout_tensors import micro_batches
 
@@ -53,14 +54,11 @@ class Critic:
         flat = self.head(hidden[batch.predicting_mask])
         return pad_rows(flat.split([len(each.response_ids) for each in rollouts]))[0]
 
-    def old_values(self, rollouts: Sequence[Rollout], *, micro_batch_size: int) -> Tensor:
-        """As `values`, without gradient, so many rollouts a pass."""
-        world = self._context.world
-        table = world.rows(len(rollouts), max(len(rollout.response_ids) for rollout in rollouts))
+    def fill(self, table: Rows, rollouts: Sequence[Rollout], members: Sequence[int]) -> None:
+        """Puts the members' `values`, without gradient, into their rows of a table."""
         with torch.no_grad():
-            for part in world.share(micro_batches(rollouts, range(len(rollouts)), micro_batch_size)):
+            for part in self._context.world.share(micro_batches(rollouts, members, self._context.micro_batch_size)):
                 table.put(part, self.values([rollouts[index] for index in part]))
-        return table.whole()
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """Adapter and head."""

@@ -176,11 +176,13 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         return sorted(order[: -(-count // _ROWS_FOR_EACH_CHECKED)])
 
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
-        targets, metrics = self._targets(rollouts, tensors)
         averages = Averages(self._context.world)
+        targets, metrics = self._targets(step, rollouts, tensors, averages)
         for epoch in range(self._spec.epochs):
             for number, members in enumerate(self._minibatches(step * self._spec.epochs + epoch, len(rollouts))):
-                approx_kl = self._minibatch(members, rollouts, tensors, targets, averages)
+                if epoch or number:
+                    self._learn_values(members, rollouts, tensors.mask, targets, averages)
+                approx_kl = self._learn_policy(members, rollouts, tensors, targets, averages)
                 self._pretraining(step, epoch, number, averages)
                 averages.add("grad_norm", optimizer.apply())
             averages.end_epoch()
@@ -189,15 +191,18 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
                 break
         return averages.values() | metrics | {"kl_coef": self._controller.value, "staleness": float(self._staleness)}
 
-    def _targets(self, rollouts: Sequence[Rollout], tensors: RolloutTensors) -> tuple[Targets, dict[str, float]]:
-        """Whitened advantages, values, returns and weights of a batch, and their metrics."""
+    def _targets(
+        self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, averages: Averages
+    ) -> tuple[Targets, dict[str, float]]:  # fmt: skip
+        """Whitened advantages, values, returns and weights of a batch, and their metrics. The critic has learnt from the first minibatch then."""
         spec, scores = self._spec, tensors.scores
         if spec.normalize_scores:
             self._moments.update(scores.tolist())
             scores = (scores - self._moments.mean) / self._moments.std
         scores = self._penalised(scores, rollouts)
         shaped = shaped_rewards(scores, tensors.old_logprobs, tensors.reference_logprobs, tensors.mask, kl_coef=self._controller.value)
-        old_values = self._critic.old_values(rollouts, micro_batch_size=self._context.micro_batch_size)
+        first = next(self._minibatches(step * spec.epochs, len(rollouts)))
+        old_values = self._old_values(first, rollouts, tensors.mask, shaped.rewards, averages)
         estimates = gae(shaped.rewards, old_values, tensors.mask, discount=spec.discount, gae_lambda=spec.gae_lambda)
         weights = behaviour_weights(tensors.old_logprobs, tensors.behaviour_logprobs, tensors.mask, cap=_WEIGHT_CAP)
         metrics = {"reward_mean": float(shaped.rewards.sum(dim=1).mean())}
@@ -206,10 +211,48 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             metrics |= {"behaviour_weight_mean": float(masked_mean(weights, tensors.mask)), "behaviour_weight_cut_share": float(cut)}
         return Targets(whiten(estimates.advantages, tensors.mask), old_values, estimates.returns, weights), metrics
 
-    def _minibatch(
+    def _old_values(
+        self, first: Sequence[int], rollouts: Sequence[Rollout], mask: Tensor, rewards: Tensor, averages: Averages
+    ) -> Tensor:  # fmt: skip
+        """Values before anything is learnt, (rollouts, T). Those of the first minibatch come from the passes that learn from it: a response's
+        returns need no other response's values, and a pass of the critic over the batch is saved."""
+        table = self._context.world.rows(*mask.shape)
+        self._critic.fill(table, rollouts, sorted(set(range(len(rollouts))) - set(first)))
+        tokens = int(mask[torch.tensor(list(first))].sum())
+        for part in self._parts(rollouts, first):
+            values = self._critic.values([rollouts[index] for index in part])
+            old, counts = values.detach(), mask[torch.tensor(part), : values.shape[1]]
+            table.put(part, old)
+            given = rewards[torch.tensor(part), : values.shape[1]]
+            returns = gae(given, old, counts, discount=self._spec.discount, gae_lambda=self._spec.gae_lambda).returns
+            self._add_value_gradient(values, old, returns, counts, int(counts.sum()) / tokens, averages)
+        return table.whole()
+
+    def _learn_values(
+        self, members: Sequence[int], rollouts: Sequence[Rollout], mask: Tensor, targets: Targets, averages: Averages
+    ) -> None:  # fmt: skip
+        """Accumulates the critic's gradient of one minibatch."""
+        tokens = int(mask[torch.tensor(list(members))].sum())
+        for part in self._parts(rollouts, members):
+            values = self._critic.values([rollouts[index] for index in part])
+            old, returns, counts = (tensor[torch.tensor(part), : values.shape[1]] for tensor in (targets.old_values, targets.returns, mask))
+            self._add_value_gradient(values, old, returns, counts, int(counts.sum()) / tokens, averages)
+
+    def _add_value_gradient(self, values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, share: float, averages: Averages) -> None:
+        """Accumulates the gradient of a part that has this share of its minibatch's tokens."""
+        value = value_loss(values, old, returns, mask, clip_range=self._spec.value_clip_range)
+        self._context.world.backward(self._spec.value_coefficient * value.loss * share)
+        for name, tensor in (
+            ("value_loss", value.loss),
+            ("value_clip_fraction", value.clip_fraction),
+            ("explained_variance", value.explained_variance),
+        ):
+            averages.add_part(name, float(tensor.detach()) * share)
+
+    def _learn_policy(
         self, members: Sequence[int], rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets, averages: Averages
     ) -> float:  # fmt: skip
-        """Accumulates the gradients of one minibatch; returns the KL to the old policy that it saw."""
+        """Accumulates the policy's gradient of one minibatch; returns the KL to the old policy that it saw."""
         tokens = int(tensors.mask[torch.tensor(list(members))].sum())
         world, seen = self._context.world, self._context.world.sums()
         for part in self._parts(rollouts, members):
@@ -217,20 +260,12 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             each = [rollouts[index] for index in part]
             width = max(len(rollout.response_ids) for rollout in each)
             mask, old = tensors.mask[rows, :width], tensors.old_logprobs[rows, :width]
-            advantages, old_values, returns, weights = (tensor[rows, :width] for tensor in targets)
+            advantages, weights = targets.advantages[rows, :width], targets.weights[rows, :width]
             share = int(mask.sum()) / tokens
             policy = policy_loss(self._model.logprobs(each, POLICY)[0], old, advantages, mask, clip_range=self._spec.clip_range, weights=weights)
             world.backward(policy.loss * share)
-            value = value_loss(self._critic.values(each), old_values, returns, mask, clip_range=self._spec.value_clip_range)
-            world.backward(self._spec.value_coefficient * value.loss * share)
             seen.add(kl=float(policy.approx_kl) * share)
             averages.add_policy({"policy_loss": float(policy.loss.detach()) * share, **movement(policy, share)})
-            for name, tensor in (
-                ("value_loss", value.loss),
-                ("value_clip_fraction", value.clip_fraction),
-                ("explained_variance", value.explained_variance),
-            ):
-                averages.add_part(name, float(tensor.detach()) * share)
         return seen.total()["kl"]
 
     def _pretraining(self, step: int, epoch: int, number: int, averages: Averages) -> None:

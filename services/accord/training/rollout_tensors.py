@@ -74,7 +74,7 @@ class RolloutModel:
         every = range(len(rollouts))
         rows = every if checked is None else checked
         with torch.no_grad():
-            reference, _ = self._filled(rollouts, every, adapters.reference, micro_batch_size)
+            reference, _ = self._filled(rollouts, every, adapters.reference, micro_batch_size, entropy=False)
             behaviour, entropy = self._filled(rollouts, rows, adapters.behaviour, micro_batch_size)
             chosen = torch.zeros(len(rollouts), 1, dtype=torch.bool, device=behaviour.device)
             chosen[list(rows)] = True
@@ -87,12 +87,15 @@ class RolloutModel:
         scores = torch.tensor([rollout.score for rollout in rollouts])
         return RolloutTensors(mask, old, reference, entropy, scores, behaviour, tuple(rows))
 
-    def _filled(self, rollouts: Sequence[Rollout], members: Sequence[int], adapter: str | None, size: int) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the members' tokens, (rollouts, longest response) both; 0 and NaN elsewhere."""
+    def _filled(
+        self, rollouts: Sequence[Rollout], members: Sequence[int], adapter: str | None, size: int, *, entropy: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the members' tokens, (rollouts, longest response) both; 0 and NaN elsewhere, and where none is asked for."""
         table = self._world.rows(len(rollouts), max(len(each.response_ids) for each in rollouts), 2)
         for part in self._world.share(micro_batches(rollouts, members, size)):
-            found, _, entropy = self.logprobs_and_entropy([rollouts[index] for index in part], adapter)
-            table.put(part, torch.stack([found, entropy], dim=2))
+            rows, spread = self._token_rows([rollouts[index] for index in part], adapter, entropy=entropy)
+            found = pad_rows(rows)[0]
+            table.put(part, torch.stack([found, pad_rows(spread)[0] if entropy else torch.full_like(found, torch.nan)], dim=2))
         logprobs, entropies = table.whole().unbind(dim=2)
         computed = torch.zeros(len(rollouts), 1, dtype=torch.bool, device=entropies.device)
         computed[list(members)] = True
