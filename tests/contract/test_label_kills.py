@@ -27,7 +27,7 @@ from accord.rpc.channels import ChannelConfig
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
-PAIRS, CALLS, A_CALL = 300, 3, 4
+PAIRS_A_KILL, CALLS, A_CALL = 40, 3, 4  # up to 40 questions and those that come until the kill; a pair is two questions
 CONFIG = {"concurrency": CALLS, "batch_pairs": A_CALL}
 TASK = Task.CONVERSATION
 
@@ -40,7 +40,7 @@ def client(server: ServerProcess) -> FeedbackClient:
     return FeedbackClient(ChannelConfig(address=server.address, attempts=1))
 
 
-def write_data(path: Path, count: int = PAIRS) -> str:
+def write_data(path: Path, count: int) -> str:
     rows = [
         PreferencePair(f"p{n:03}", TASK, (Message("user", f"question {n}"),), f"good answer {n}", f"another one, {n}", 1.0, f"g{n}", 1.0)
         for n in range(count)
@@ -85,8 +85,8 @@ def judge() -> Any:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.training)])
 def test_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: FakeJudge, tmp_path: Path, kills: int) -> None:
-    draw = random.Random(20)
-    spec = LabelJobSpec("job-1", write_data(tmp_path / "pairs.jsonl"), TASK, str(tmp_path / "out"), judge=Judge("verdict"), seed=5)
+    draw, pairs = random.Random(20), PAIRS_A_KILL * kills
+    spec = LabelJobSpec("job-1", write_data(tmp_path / "pairs.jsonl", pairs), TASK, str(tmp_path / "out"), judge=Judge("verdict"), seed=5)
     lost = 0  # answered by the judge, and not in the ledger when the server died
     for kill in range(kills):
         with start(judge, tmp_path) as server, client(server) as feedback:
@@ -96,29 +96,29 @@ def test_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: FakeJud
         lost_now = len(judge.answered) - judgements(tmp_path) - lost
         assert 0 <= lost_now <= CALLS * A_CALL, f"kill {kill}"
         lost += lost_now
-    assert 2 * PAIRS > judgements(tmp_path) > kills  # the kills were in the middle
+    assert 2 * pairs > judgements(tmp_path) > kills  # the kills were in the middle
     with start(judge, tmp_path) as server, client(server) as feedback:
         job = ended(feedback, "labelJobs/job-1")
-        assert (job.state, job.total_pairs, job.done_pairs) == ("succeeded", PAIRS, PAIRS)
+        assert (job.state, job.total_pairs, job.done_pairs) == ("succeeded", pairs, pairs)
 
         asked = Counter(judge.answered)
-        assert len(asked) == 2 * PAIRS  # no question is missing
-        assert sum(asked.values()) == 2 * PAIRS + lost  # and only what was lost in flight was asked again
+        assert len(asked) == 2 * pairs  # no question is missing
+        assert sum(asked.values()) == 2 * pairs + lost  # and only what was lost in flight was asked again
         assert lost <= kills * CALLS * A_CALL
-        assert judgements(tmp_path) == 2 * PAIRS
-        assert len(rows_of(tmp_path, "SELECT DISTINCT pair_id FROM labels")) == len(rows_of(tmp_path, "SELECT pair_id FROM labels")) == PAIRS
+        assert judgements(tmp_path) == 2 * pairs
+        assert len(rows_of(tmp_path, "SELECT DISTINCT pair_id FROM labels")) == len(rows_of(tmp_path, "SELECT pair_id FROM labels")) == pairs
         rows = read_pairs(job.dataset_uri, strict=True).rows
-        assert [row.pair_id for row in rows] == [f"p{n:03}" for n in range(PAIRS)]
+        assert [row.pair_id for row in rows] == [f"p{n:03}" for n in range(pairs)]
         assert all(row.chosen.startswith("good") for row in rows)
         (card,) = json.loads(Path(job.card_uri).read_text())["cards"]
-        assert (card["pairs"], card["tokens"]) == (PAIRS, job.tokens)
+        assert (card["pairs"], card["tokens"]) == (pairs, job.tokens)
 
         before = len(judge.answered)
         feedback.create_label_job(replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), seed=6))
         second = ended(feedback, "labelJobs/job-2")
-        assert (second.state, second.tokens, second.cached_judgements) == ("succeeded", 0, 2 * PAIRS)
+        assert (second.state, second.tokens, second.cached_judgements) == ("succeeded", 0, 2 * pairs)
         assert len(judge.answered) == before
-    print(f"\n{kills} kills: {lost} of {2 * PAIRS} judgements answered and lost in flight, asked again")
+    print(f"\n{kills} kills: {lost} of {2 * pairs} judgements answered and lost in flight, asked again")
 
 
 def test_two_jobs_at_once_over_the_same_pairs_ask_each_question_once(judge: FakeJudge, tmp_path: Path) -> None:
