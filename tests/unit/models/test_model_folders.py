@@ -174,7 +174,13 @@ class TestHub:
         assert time.monotonic() - start < 5
         assert caught.value.field == "model"
 
-    def test_an_allowed_download_without_a_network_fails_soon(self) -> None:
+    def test_an_allowed_download_without_a_network_fails_soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(FailedPreconditionError, match="cannot be downloaded"):
             load_base_model("meta-llama/Llama-2-7b-hf", allow_download=True)
