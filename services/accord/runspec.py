@@ -33,6 +33,7 @@ LEARNING_RATES: dict[str, float] = {
     "online_dpo": 5e-5,
     "evaluate": 1e-4,
 }
+ROWS_FOR_EACH_CHECKED = 8  # of a batch whose logprobs are the sampler's, one row in so many is computed by the trainer too
 
 
 class Spec(BaseModel):

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from accord.runspec import Algorithm, RunSpec
+from accord.runspec import ROWS_FOR_EACH_CHECKED, Algorithm, RunSpec
 from accord.trainer.calibration import Speed
 from accord.trainer.lengths import Lengths, Row
 from accord.trainer.shape import ModelShape
 
 PROCESS_BYTES = 470 * 2**20
-# Tensors of the logits' size that live at once where a loss is differentiated: logits, the gradients of gather and log-sum-exp, and their sum;
-# with a temperature the divided logits too.
-_LOGITS_ALIVE = 4
+# Tensors of the logits' size that live at once where a loss is differentiated: logits and their gradient; with a temperature the gradient of the
+# divided ones too.
+_LOGITS_ALIVE = 2
 # PyTorch asks glibc for aligned blocks, which does not find the freed ones of the same size again: the heap's holes beside what is alive came to the
 # same share in runs of SFT (0.70) and DPO (0.69), and to 1.0 to 1.4 before runs gave holes back (`accord.training.allocation`).
 _HOLES = 0.7
@@ -33,7 +33,7 @@ class Passes:
     Attributes:
         held: adapters in memory.
         trained: adapters that learn, one after the other.
-        read: passes without gradients over a batch in each step.
+        read: passes without gradients over a batch in each step, without those that `Workload.reads` counts by the settings of a run.
         once: passes without gradients over each distinct row of the run, before the first step.
         head: whether the vocabulary's head is needed.
         samples: how many responses of each row of data are generated; 0 where the data has them.
@@ -55,7 +55,7 @@ PASSES: dict[Algorithm, Passes] = {
     "sft": Passes(held=1, trained=1),
     "reward_model": Passes(held=1, trained=1, head=False, alone=True),
     "dpo": Passes(held=2, trained=1, once=1, alone=True),
-    "ppo": Passes(held=3, trained=2, read=3, samples=1, scored=True),
+    "ppo": Passes(held=3, trained=2, read=1, samples=1, scored=True),
     "grpo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
     "rloo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
     "online_dpo": Passes(held=2, trained=1, read=1, samples=2, alone=True),
@@ -91,6 +91,16 @@ class Workload:
     def passes(self) -> Passes:
         """Of the algorithm."""
         return PASSES[self.spec.algorithm]
+
+    @property
+    def reads(self) -> float:
+        """Passes without gradients over a batch in each step. PPO's old policy reads all or those that are checked; its critic what the first
+        minibatch does not learn from."""
+        if self.spec.ppo is None:
+            return self.passes.read
+        size = self.spec.batch_size
+        checked = -(-size // ROWS_FOR_EACH_CHECKED) if self.spec.ppo.reuse_sampler_logprobs else size
+        return self.passes.read + (checked + size - min(self.spec.ppo.minibatch_size or size, size)) / size
 
     @property
     def micro(self) -> int:
@@ -154,7 +164,7 @@ class Workload:
         tokens, width, responses = self.rows.batch(spec.batch_size, self.micro)
         epochs: int = getattr(spec.rollout_part, "epochs", 1)
         head = responses if passes.head else 0.0
-        seconds = self._read(speed, threads, tokens, width, head) * passes.read
+        seconds = self._read(speed, threads, tokens, width, head) * self.reads
         seconds += epochs * self._learn(speed, threads, tokens, width, head)
         if passes.trained > 1:
             seconds += epochs * (passes.trained - 1) * self._learn(speed, threads, tokens, width, 0.0)

@@ -26,7 +26,7 @@ from accord.data.readers import read_texts
 from accord.errors import FailedPreconditionError
 from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
-from accord.runspec import DataSpec, PpoSpec
+from accord.runspec import ROWS_FOR_EACH_CHECKED, DataSpec, PpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.ahead import BEHAVIOUR, Ahead
 from accord.training.context import RunContext
@@ -40,7 +40,6 @@ from accord.training.rollout_tensors import Adapters, RolloutTensors
 from accord.training.rollout_versions import publish_rollout_version
 
 _WEIGHT_CAP = 2.0
-_ROWS_FOR_EACH_CHECKED = 8
 
 
 class Targets(NamedTuple):
@@ -173,7 +172,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         if not self._spec.reuse_sampler_logprobs:
             return None
         order = epoch_order([str(index) for index in range(count)], step, self._context.spec.seed)
-        return sorted(order[: -(-count // _ROWS_FOR_EACH_CHECKED)])
+        return sorted(order[: -(-count // ROWS_FOR_EACH_CHECKED)])
 
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
         averages = Averages(self._context.world)
