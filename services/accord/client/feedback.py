@@ -13,6 +13,7 @@ from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.api.feedback.v1 import feedback_pb2_grpc as rpc
 from accord.client.connection import Target, connect
 from accord.client.feedback_messages import (
+    ABSTENTION,
     Candidates,
     JobState,
     Judge,
@@ -51,6 +52,7 @@ from accord.text.chat import Message
 from accord.text.tasks import Task
 
 __all__ = [
+    "ABSTENTION",
     "Candidates",
     "FeedbackClient",
     "JobState",

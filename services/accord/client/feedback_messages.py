@@ -97,6 +97,10 @@ class LabelResult:
     label: Label | None
 
 
+ABSTENTION = "abstention"
+"""Key of the metadata of a rating's error: the judge's reason for giving none (`context overflow`, `unreadable text`, `not finite`, or others)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rating:
     """A rating from 1 to 10 as a distribution, its mean and the mean scaled to [-1, 1]."""

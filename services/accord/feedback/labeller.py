@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from accord.client.feedback import Judge, Label, LabelPairItem, Rating
+from accord.client.feedback import ABSTENTION, Judge, Label, LabelPairItem, Rating
 from accord.errors import AccordError, FailedPreconditionError, InternalError, InvalidArgumentError, OutOfRangeError
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Desk
@@ -175,7 +175,8 @@ class Labeller:
         answer, _ = await self._desk.answer(ask(seat), origin)
         if answer.evidence_first is None:
             refusal = OutOfRangeError if answer.abstention_reason.startswith("context overflow") else InvalidArgumentError
-            raise refusal(f"{seat.name} cannot rate this: {answer.abstention_reason}", field="response")
+            reason = {ABSTENTION: answer.abstention_reason.partition(":")[0]}
+            raise refusal(f"{seat.name} cannot rate this: {answer.abstention_reason}", field="response", metadata=reason)
         return answer.distributions[0]
 
     async def _judged(self, pair: LabelPairItem, plan: Plan, origin: Origin) -> tuple[Label, LabelEntry]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from tests.unit.feedback.fakes import Bench, FakePolicy
 
-from accord.client.feedback import Judge, Label, LabelPairItem, Rating
+from accord.client.feedback import ABSTENTION, Judge, Label, LabelPairItem, Rating
 from accord.client.messages import ModelDigests
 from accord.errors import InvalidArgumentError, OutOfRangeError, UnavailableError
 from accord.feedback.labels import questions_of
@@ -133,9 +133,18 @@ async def test_a_batch_of_ratings(make_bench: MakeBench) -> None:
     assert isinstance(long, OutOfRangeError)
     assert isinstance(nul, InvalidArgumentError)
     assert (long.field, nul.field) == ("items[2].response", "items[3].response")
+    assert (long.metadata, nul.metadata) == ({ABSTENTION: "context overflow"}, {}), "whether a judge was asked shows"
     assert seat.name == "fake"
     alone = await bench.labeller.rate(Task.SUMMARIZATION, PROMPT, "good good", Judge("rating"), ORIGIN)
     assert alone == good
+
+
+async def test_a_rating_that_is_no_number_says_so_for_programs(make_bench: MakeBench) -> None:
+    policy = FakePolicy()
+    policy.logprob_of = lambda prompt, text: float("nan")
+    _, (result,) = await make_bench(policy).labeller.rate_many(Task.SUMMARIZATION, [(PROMPT, "good")], Judge("rating"), ORIGIN)
+    assert isinstance(result, InvalidArgumentError)
+    assert (result.field, result.metadata) == ("items[0].response", {ABSTENTION: "not finite"})
 
 
 async def test_a_batch_that_no_judge_can_answer_fails_as_a_whole(make_bench: MakeBench) -> None:
