@@ -137,12 +137,23 @@ class OnlineDpoSpec(Spec):
         return self
 
 
+class JudgeRewardSpec(Spec):
+    """Expected ratings of the feedback service as the reward (d-RLAIF; Lee et al. 2023, arXiv:2309.00267, section 3.2)."""
+
+    task: Literal["summarization", "conversation"]
+    rubric: str = Field("", max_length=128)
+    adapter: str = Field("", max_length=256)
+    judge: str = Field("", max_length=128)
+    abstentions: Literal["stop", "lowest"] = "stop"
+
+
 class RolloutSpec(Spec):
-    """What the algorithms share that sample through the policy service and score through the reward service."""
+    """What the algorithms share that sample through the policy service, and score by reward models or by a judge's ratings."""
 
     data: DataSpec
     eval_data: DataSpec | None = None
-    reward_model: str = Field(min_length=1, max_length=256)
+    reward_model: str = Field("", max_length=256)
+    judge_reward: JudgeRewardSpec | None = None
     more_reward_models: tuple[str, ...] = Field((), max_length=15)
     ensemble_std_coefficient: NonNegative = 1.0
     minibatch_size: int | None = Field(None, ge=1, le=65536)
@@ -152,8 +163,18 @@ class RolloutSpec(Spec):
 
     @property
     def reward_models(self) -> dict[str, str]:
-        """The names of all that score, by field."""
+        """The names of all reward models that score, by field; none where a judge does."""
+        if self.judge_reward is not None:
+            return {}
         return {"reward_model": self.reward_model} | {f"more_reward_models[{index}]": name for index, name in enumerate(self.more_reward_models)}
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> Self:
+        if bool(self.reward_model) == (self.judge_reward is not None):
+            raise ValueError(f"exactly one of reward_model and judge_reward must be given, not {'both' if self.reward_model else 'none'}")
+        if self.judge_reward is not None and self.more_reward_models:
+            raise ValueError("more_reward_models are beside a reward_model; a judge's ratings are a reward alone")
+        return self
 
 
 class GrpoSpec(RolloutSpec):
@@ -177,7 +198,7 @@ class RlooSpec(RolloutSpec):
 class PpoSpec(RolloutSpec):
     """PPO with InstructGPT's pretraining term; defaults of Huang et al. 2024 (arXiv:2403.17031)."""
 
-    value_from_reward_model: bool = True
+    value_from_reward_model: bool | None = None
     kl_coef: NonNegative = 0.05
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     kl_target: Positive = 6.0
@@ -195,6 +216,17 @@ class PpoSpec(RolloutSpec):
     max_staleness: int = Field(0, ge=0, le=1)
     reuse_sampler_logprobs: bool = False
     sampler_gap_bound: Positive = 0.05
+
+    @property
+    def starts_value_from_reward_model(self) -> bool:
+        """Whether the critic starts as the reward model: by default where there is one."""
+        return self.judge_reward is None if self.value_from_reward_model is None else self.value_from_reward_model
+
+    @model_validator(mode="after")
+    def _value_has_a_start(self) -> PpoSpec:
+        if self.value_from_reward_model and self.judge_reward is not None:
+            raise ValueError("value_from_reward_model needs a reward_model; with judge_reward the critic starts from 0")
+        return self
 
     @model_validator(mode="after")
     def _pretraining_has_text(self) -> PpoSpec:

@@ -441,6 +441,11 @@ SPECS: list[tuple[str, Callable[[], RunSpec], type[AccordError], str, tuple[str,
     ("unknown reward model", lambda: ppo(reward_model="adapters/nobody"), NotFoundError, "spec.ppo.reward_model", ("adapters/nobody",)),
     ("another without its reward model", lambda: grpo(reward_model="adapters/nobody"), NotFoundError, "spec.grpo.reward_model", ("adapters/nobody",)),
     (
+        "unknown adapter of a judge",
+        lambda: grpo(reward_model="", judge_reward={"task": "conversation", "adapter": "adapters/nobody"}),
+        NotFoundError, "spec.grpo.judge_reward.adapter", ("adapters/nobody",),
+    ),
+    (
         "unknown member",
         lambda: grpo(more_reward_models=["adapters/nobody"]),
         NotFoundError, "spec.grpo.more_reward_models[0]", ("adapters/nobody",),
@@ -498,6 +503,9 @@ def wire(**fields: Any) -> trainer_pb2.RunSpec:
         (lambda: wire(sft=None, grpo=_grpo(loss_normalization="mean")), "spec.grpo.loss_normalization", ("constant",)),
         (lambda: wire(sft=None, batch_size=6, grpo=_grpo(group_size=4)), "spec", ("batch_size 6 must be a multiple of group_size 4",)),
         (lambda: wire(sft=None, ppo=_ppo(clip_range=1.5)), "spec.ppo.clip_range", ("less than 1",)),
+        (lambda: wire(sft=None, ppo=_ppo(judge_reward=_judge())), "spec.ppo", ("exactly one of reward_model and judge_reward", "not both")),
+        (lambda: wire(sft=None, ppo=_ppo(judge_reward=_judge(task="poetry"))), "spec.ppo.judge_reward.task", ("summarization",)),
+        (lambda: wire(sft=None, grpo=_grpo(judge_reward=_judge(abstentions="mean"))), "spec.grpo.judge_reward.abstentions", ("lowest",)),
     ],
 )
 def test_a_specification_that_breaks_a_rule(
@@ -516,6 +524,10 @@ def _dpo(**fields: Any) -> trainer_pb2.DpoSpec:
 
 def _ppo(**fields: Any) -> trainer_pb2.PpoSpec:
     return trainer_pb2.PpoSpec(data=trainer_pb2.DataSpec(uri=str(tiny.small_dataset())), reward_model=MODEL, **fields)
+
+
+def _judge(**fields: Any) -> trainer_pb2.JudgeRewardSpec:
+    return trainer_pb2.JudgeRewardSpec(**{"task": "conversation", **fields})
 
 
 def _grpo(**fields: Any) -> trainer_pb2.GrpoSpec:

@@ -46,6 +46,7 @@ def test_round_trip_keeps_every_value() -> None:
     assert spec.algorithm == "ppo"
 
 
+RATED = {"data": {"uri": "x"}, "judge_reward": {"task": "conversation", "rubric": "conversation/harmless-rating/1", "judge": "large"}}
 PPO = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r"}}
 
 
@@ -60,6 +61,11 @@ PPO = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model":
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "label_smoothing": 0.1}}, "cdpo or robust"),
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "beta": -1}}, "dpo.beta"),
         ({"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r", "ptx_coefficient": 1}}, "ptx_data"),
+        ({"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}}}, "exactly one of reward_model and judge_reward"),
+        ({"adapter": "a", "steps": 1, "ppo": {**RATED, "reward_model": "r"}}, "not both"),
+        ({"adapter": "a", "steps": 1, "ppo": {**RATED, "value_from_reward_model": True}}, "the critic starts from 0"),
+        ({"adapter": "a", "steps": 1, "rloo": {**RATED, "more_reward_models": ["r"]}}, "more_reward_models are beside a reward_model"),
+        ({"adapter": "a", "steps": 1, "grpo": {"data": {"uri": "x"}, "judge_reward": {"task": "poetry"}}}, "summarization"),
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}}, "guards": {"max_kl": 3}}, "guards are for algorithms that sample"),
         ({**PPO, "guards": {"action": "stop"}}, "guards: action stop has nothing to watch: give held_out_reward_model, max_kl"),
         ({**PPO, "guards": {"action": "stop", "held_out_reward_model": "h", "max_held_out_drop": 0}}, "nothing to watch"),
@@ -101,3 +107,14 @@ def test_a_checkpoint_belongs_to_any_number_of_processes_and_to_nothing_else() -
     one, two, other = (runspec.parse_spec(sft | more) for more in ({}, {"distribution": {"processes": 2, "strategy": "fsdp"}}, {"seed": 1}))
     assert one.learning_digest == two.learning_digest != other.learning_digest
     assert one.digest != two.digest
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_a_judge_can_be_the_reward(algorithm: str) -> None:
+    spec = runspec.parse_spec({"adapter": "a", "steps": 1, algorithm: RATED})
+    assert runspec.spec_from_proto(runspec.spec_to_proto(spec)) == spec
+    assert spec.rollout_part is not None
+    assert spec.rollout_part.reward_models == {}
+    if spec.ppo is not None:
+        assert not spec.ppo.starts_value_from_reward_model
+    assert runspec.parse_spec(PPO).ppo.starts_value_from_reward_model  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ _FAR = ("sample:", "hub:")
 def shipped_recipes() -> dict[str, Path]:
     """The training recipes that come with Accord, by name."""
     folder = Path(str(resources.files("accord.recipes").joinpath("train")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load_train_recipe(name_or_path: str, settings: Sequence[str] = ()) -> RunSpec:

@@ -111,6 +111,8 @@ def make_plan(spec: RunSpec, model_folder: Path | None, available: int, *, speed
     whole = spec.steps * step + workload.once_seconds(speed, spec.threads or threads, max(rows, 1)) + _evaluations(spec, workload, speed, threads)
     notes = [*notes, f"about {step:.1f} s a step with {spec.threads or threads} threads that nobody else needs; starting takes some ten seconds more"]
     if workload.passes.samples:
+        if spec.rollout_part is not None and spec.rollout_part.judge_reward is not None:
+            notes.append("the time leaves the judge out: it is another service's, whose rubric and model are not in the plan")
         notes.append(f"the time is of responses of {spec.max_response_tokens} tokens; shorter ones take less")
     return Plan(plan.memory, plan.available_bytes, rows, tuple(notes), whole, step)
 

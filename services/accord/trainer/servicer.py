@@ -168,7 +168,10 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
         judge = spec.online_dpo.judge_adapter if spec.online_dpo is not None else ""
-        for field, name in (("parent_adapter", spec.parent_adapter), ("online_dpo.judge_adapter", judge)):
+        rating = spec.rollout_part.judge_reward if spec.rollout_part is not None else None
+        adapters = {"parent_adapter": spec.parent_adapter, "online_dpo.judge_adapter": judge}
+        adapters |= {f"{spec.algorithm}.judge_reward.adapter": rating.adapter} if rating is not None else {}
+        for field, name in adapters.items():
             if name:
                 with naming(f"spec.{field}"):
                     self._store.resolve(name)

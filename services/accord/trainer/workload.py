@@ -192,6 +192,12 @@ class Workload:
         tokens, width, responses = self.rows.batch(rows, self.micro)
         return self._read(speed, threads, tokens, width, responses if self.passes.head else 0.0)
 
+    @property
+    def _scored(self) -> bool:
+        """Whether reward models score: a judge's ratings are another service's work."""
+        part = self.spec.rollout_part
+        return self.passes.scored and (part is None or part.judge_reward is None)
+
     def _service_seconds(self, speed: Speed, threads: int, rows: int | None = None) -> float:
         """Sampling and scoring of a batch: prompts read once, then one pass a token, which reads all weights, with every row in it."""
         spec, shape, passes = self.spec, self.shape, self.passes
@@ -203,7 +209,7 @@ class Workload:
         sampled = count * passes.samples
         read = shape.forward_operations(count * prompts, prompts, count, adapter)
         decode = length * shape.forward_operations(sampled, prompts + length / 2, sampled, adapter)
-        score = shape.forward_operations(sampled * (prompts + length), prompts + length, 0, adapter) if passes.scored else 0.0
+        score = shape.forward_operations(sampled * (prompts + length), prompts + length, 0, adapter) if self._scored else 0.0
         operations = (read + decode + score) / speed.operations_per_second
         return (operations + length * shape.weights_bytes / speed.bytes_per_second) / threads
 

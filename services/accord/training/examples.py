@@ -54,10 +54,11 @@ class EncodedExample:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as token ids."""
+    """A prompt as token ids, and in words for who reads those."""
 
     id: str
     prompt: tuple[int, ...]
+    record: Prompt | None = None
 
 
 ItemT = TypeVar("ItemT", bound=HasId)
@@ -128,7 +129,7 @@ def encode_prompts(encoder: PromptEncoder, rows: Sequence[Prompt], limits: Limit
     def encode(row: Prompt) -> EncodedPrompt:
         prompt = tuple(encoder.encode_prompt(row.messages))
         _check(len(prompt), limits.response, limits)
-        return EncodedPrompt(row.prompt_id, prompt)
+        return EncodedPrompt(row.prompt_id, prompt, row)
 
     return _encoded(rows, encode)
 

@@ -74,7 +74,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         if self._spec.ptx_coefficient > 0 and self._spec.ptx_data is not None:
             self._texts = self._read_texts(self._spec.ptx_data)
         super().setup()
-        if self._spec.value_from_reward_model:
+        if self._spec.starts_value_from_reward_model:
             self._critic.start_from_reward_model(self._reward_versions[0])
         else:
             self._critic.start_fresh()

@@ -13,23 +13,24 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accord.client.messages import ModelDigests, TokenIds
+from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
 from accord.client.policy import Sample as WireSample
-from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
-from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
-from accord.rpc.channels import ChannelConfig, ChannelTls, LoadBalancing
+from accord.client.reward import RewardModel
+from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
+from accord.training.judge_scores import JudgeScorer, OneJudge
 from accord.training.local_scores import LOCAL, LocalScores
+from accord.training.scorers import Response, RewardScorer, Score, Scorer
+from accord.training.services import CALL_SECONDS, check_digests, check_endpoints, one_attempt
 from accord.training.waiting import Errand, accompany, with_patience
 
-CALL_SECONDS = 900.0
 _TRAINED, _HELD_OUT = "trained", "held_out"
 RowT = TypeVar("RowT")
 
@@ -40,7 +41,8 @@ class Rollout:
 
     `sampler_logprobs` are the policy service's, nats a token at the sampling temperature; `ended` says that the model ended the turn;
     `member_scores` are those of each reward model, of which `score` is made; `held_out_score` is that of a reward model which the policy is not
-    trained on (`guards.held_out_reward_model`), None where there is none.
+    trained on (`guards.held_out_reward_model`), None where there is none. `judge` says who has rated it where a judge gives the rewards: names and
+    digests of judge and rubric, empty where a rule gave the lowest rating (`accord.training.judge_scores`).
     """
 
     id: str
@@ -53,6 +55,7 @@ class Rollout:
     adapter_version: str
     member_scores: tuple[float, ...] = ()
     held_out_score: float | None = None
+    judge: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +72,33 @@ class RolloutSource:
 
     Args:
         context: of the run; its endpoints name the services, or `local` for reward models on the run's own base.
-        reward_model: versions that score, and how their scores become one (the reward service does it).
+        trained: what gives the rewards: versions of reward models and how their scores become one, or a judge.
         held_out: version that scores besides, for the guards alone; empty for none.
 
     Raises:
         InvalidArgumentError: the run has no address of a service.
     """
 
-    def __init__(self, context: RunContext, reward_model: RewardModel, *, held_out: str = "") -> None:
-        check_endpoints(context, "policy", "reward")
+    def __init__(self, context: RunContext, trained: RewardModel | OneJudge, *, held_out: str = "") -> None:
+        self._models: dict[str, RewardModel | OneJudge] = {_TRAINED: trained} | ({_HELD_OUT: RewardModel((held_out,))} if held_out else {})
+        asked = {"feedback" if isinstance(model, OneJudge) else "reward" for model in self._models.values()}
+        check_endpoints(context, "policy", *sorted(asked))
         self._context = context
-        self._scorers = {_TRAINED: reward_model} | ({_HELD_OUT: RewardModel((held_out,))} if held_out else {})
         self.score_seconds = 0.0
         """Time spent waiting for scores when all responses were there already, in all."""
-        self._local = LocalScores(context) if context.run.endpoints.reward == LOCAL else None
+        self._local = LocalScores(context) if "reward" in asked and context.run.endpoints.reward == LOCAL else None
         self._open()
 
     def check_services(self) -> None:
-        """Compares the services' base model with this process's.
+        """Compares the services' base model with this process's, and asks a judge's service for the rubric; waits for services that are away.
 
         Raises:
             FailedPreconditionError: they hold another model, tokenizer or template; both digests are named.
+            InvalidArgumentError: the feedback service does not know the rubric.
         """
         self._sampler.check_service()
-        scorers = with_patience(
-            self._context, "rollouts", f"reward service at {self._context.run.endpoints.reward}",
-            lambda: [self._digests_of(member) for scorer in self._scorers.values() for member in scorer.members],
-        )  # fmt: skip
-        for scorer in scorers:
-            check_digests(self._context, "reward", scorer)
+        for scorer in self._scorers.values():
+            with_patience(self._context, "rollouts", scorer.service, scorer.check_service)
 
     def collect(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> list[Rollout]:
         """One rollout for each prompt under a policy version, in the order of the prompts; waits for services that are away.
@@ -107,16 +108,16 @@ class RolloutSource:
         """
         batch = _Batch(prompts, draw, version, tuple(self._scorers))
         phase = ""  # whatever the run is in: the next batch is sampled while it learns from this one
-        with_patience(
-            self._context, phase, "policy service or reward service", lambda: self._attempt(batch, phase), progressed_at=lambda: batch.progressed_at
-        )
+        services = " or ".join(dict.fromkeys([self._sampler.service, *(scorer.service for scorer in self._scorers.values())]))
+        with_patience(self._context, phase, services, lambda: self._attempt(batch, phase), progressed_at=lambda: batch.progressed_at)
         self.score_seconds += time.monotonic() - batch.sampled_at
         return batch.rollouts()
 
     def close(self) -> None:
         """Closes the channels."""
         self._sampler.close()
-        self._reward.close()
+        for scorer in self._scorers.values():
+            scorer.close()
 
     def beside(self) -> RolloutSource:
         """Another source with calls of its own, for another thread: ending the calls of one does not end the other's."""
@@ -126,16 +127,12 @@ class RolloutSource:
 
     def _open(self) -> None:
         self._sampler = Sampler(self._context)
-        if self._local is None:
-            endpoints = self._context.run.endpoints
-            self._reward: RewardClient | LocalScores = RewardClient(one_attempt(endpoints.reward, tls=endpoints.tls))
-        else:
-            self._reward = self._local
+        self._scorers = {name: self._scorer(model) for name, model in self._models.items()}
 
-    def _digests_of(self, reward_model: str) -> ModelDigests:
-        if isinstance(self._reward, LocalScores):
-            return self._reward.digests_of(reward_model)
-        return self._reward.reward_model_info(reward_model).digests
+    def _scorer(self, model: RewardModel | OneJudge) -> Scorer:
+        if isinstance(model, OneJudge):
+            return JudgeScorer(self._context, model)
+        return RewardScorer(self._context, model, self._local)
 
     def _abandon(self) -> None:
         """Ends all calls, from whichever thread."""
@@ -144,42 +141,39 @@ class RolloutSource:
 
     def _attempt(self, batch: _Batch, phase: str) -> None:
         """Asks for what a batch lacks; samples are scored while others are still being sampled, by each scorer in a stream of its own."""
-        waiting: dict[str, queue.Queue[int | None]] = {scorer: queue.Queue() for scorer in self._scorers}
-        for scorer, indices in waiting.items():
-            for index in batch.unscored(scorer):
-                indices.put(index)
+        waiting: dict[str, queue.Queue[int | None]] = {name: queue.Queue() for name in self._scorers}
+        for name, places in waiting.items():
+            for place in batch.unscored(name):
+                places.put(place)
 
-        def hand_over(index: int | None) -> None:
-            for indices in waiting.values():
-                indices.put(index)
+        def hand_over(place: int | None) -> None:
+            for places in waiting.values():
+                places.put(place)
 
         policy = self._sampler.errand(batch, hand_over, lambda: hand_over(None))
-        rewards = [self._score_errand(batch, scorer, iter(indices.get, None)) for scorer, indices in waiting.items()]
+        rewards = [self._score_errand(batch, name, iter(places.get, None)) for name, places in waiting.items()]
         accompany(self._context, phase, [policy, *rewards], self._abandon)
 
-    def _score_errand(self, batch: _Batch, scorer: str, indices: Iterator[int]) -> Errand:
-        service = f"reward service at {self._context.run.endpoints.reward}"
-        return Errand(service, lambda errand: self._score(batch, scorer, errand, indices), lambda: bool(batch.unscored(scorer)))
+    def _score_errand(self, batch: _Batch, name: str, places: Iterator[int]) -> Errand:
+        scorer = self._scorers[name]
 
-    def _score(self, batch: _Batch, scorer: str, errand: Errand, indices: Iterator[int]) -> None:
-        """Scores samples as they come. One that gets no number does not hold up the others, and is asked for again."""
-        unusable: UnavailableError | None = None
-        items = (batch.score_item(index) for index in indices)
-        for result in self._reward.score_stream(items, self._scorers[scorer], timeout_seconds=CALL_SECONDS):
-            if errand.abandoned:
-                return
-            errand.heard()
-            if result.error is not None and not isinstance(result.error, DataLossError):
-                raise result.error
-            index = int(result.item_id)
-            if (reason := _without_number(self._scorers[scorer], result)) is not None:
-                unusable = UnavailableError(f"the response to prompt {batch.prompts[index].id} has no score that is a number: {reason}")
-            else:
-                batch.keep_score(scorer, index, result)
-        if unusable is not None:
-            raise unusable
-        if missing := len(batch.unscored(scorer)):
-            raise InternalError(f"the reward service left {missing} of {len(batch.samples)} responses without a score")
+        def score(errand: Errand) -> None:
+            """Scores samples as they come. One that gets no number does not hold up the others, and is asked for again."""
+            unusable: AccordError | None = None
+            for found in scorer.scores(batch.response(place) for place in places):
+                if errand.abandoned:
+                    return
+                errand.heard()
+                if isinstance(found, AccordError):
+                    unusable = found
+                else:
+                    batch.keep_score(name, found)
+            if unusable is not None:
+                raise unusable
+            if missing := len(batch.unscored(name)):
+                raise InternalError(f"the {scorer.service} left {missing} of {len(batch.samples)} responses without a score")
+
+        return Errand(scorer.service, score, lambda: scorer.owes(bool(batch.unscored(name))))
 
 
 class SampleBatch:
@@ -280,18 +274,19 @@ class _Batch(SampleBatch):
 
     def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str, scorers: Sequence[str]) -> None:
         super().__init__(prompts, draw, version)
-        self.scores: dict[str, dict[int, ScoreResult]] = {scorer: {} for scorer in scorers}
+        self.scores: dict[str, dict[int, Score]] = {scorer: {} for scorer in scorers}
 
-    def keep_score(self, scorer: str, index: int, score: ScoreResult) -> None:
-        self.scores[scorer][index] = score
+    def keep_score(self, scorer: str, score: Score) -> None:
+        self.scores[scorer][score.place] = score
         self.progressed_at = time.monotonic()
 
     def unscored(self, scorer: str) -> list[int]:
         """Those that are sampled and have no score of a scorer."""
         return [index for index in sorted(self.samples.copy()) if index not in self.scores[scorer]]
 
-    def score_item(self, index: int) -> ScoreItem:
-        return ScoreItem(TokenIds(self.prompts[index].prompt), TokenIds(self.samples[index].token_ids), str(index))
+    def response(self, index: int) -> Response:
+        """What is to be scored at a place."""
+        return Response(index, self.prompts[index], self.samples[index])
 
     def rollouts(self) -> list[Rollout]:
         """In the order of the prompts."""
@@ -299,48 +294,11 @@ class _Batch(SampleBatch):
         return [
             Rollout(
                 prompt.id, prompt.prompt, self.samples[index].token_ids, self.samples[index].logprobs, scores[index].score,
-                self.samples[index].finish_reason == "eos", self.draw.seeds[index], self.version, scores[index].member_scores,
-                None if held_out is None else held_out[index].score,
+                self.samples[index].finish_reason == "eos", self.draw.seeds[index], self.version, scores[index].members,
+                None if held_out is None else held_out[index].score, scores[index].judge,
             )
             for index, prompt in enumerate(self.prompts)
         ]  # fmt: skip
-
-
-def check_endpoints(context: RunContext, *names: str) -> None:
-    """Raises InvalidArgumentError naming a service that the run's algorithm needs and that it has no address of."""
-    for name in names:
-        if not getattr(context.run.endpoints, name):
-            raise InvalidArgumentError(f"{context.spec.algorithm} needs the {name} service; its address is empty", field=f"endpoints.{name}")
-
-
-def check_digests(context: RunContext, service: str, theirs: ModelDigests) -> None:
-    """Compares a service's base model with this process's.
-
-    Raises:
-        FailedPreconditionError: the service holds another model, tokenizer or template; both digests are named.
-    """
-    mine = context.base.digests
-    for name in ("base_model", "tokenizer", "chat_template"):
-        if getattr(mine, name) != getattr(theirs, name):
-            reason = f"the {service} service has {name} {getattr(theirs, name)}, this run {getattr(mine, name)}"
-            raise FailedPreconditionError(reason, field=f"endpoints.{service}")
-
-
-def one_attempt(address: str, balancing: LoadBalancing = "round_robin", *, tls: ChannelTls | None = None) -> ChannelConfig:
-    """A channel that tries a call once: `with_patience` tries again, and says so. gRPC's retries can lose the end of a stream whose server dies."""
-    return ChannelConfig(address=address, tls=tls, load_balancing=balancing, attempts=1)
-
-
-def _without_number(scorer: RewardModel, result: ScoreResult) -> str | None:
-    """Why a score cannot be used: which reward model gave which; None where all is well."""
-    if result.error is not None:
-        return str(result.error)
-    if len(result.member_scores) != len(scorer.members):
-        raise InternalError(f"the reward service gave {len(result.member_scores)} scores of {len(scorer.members)} reward models")
-    broken = [f"{member} gives {score}" for member, score in zip(scorer.members, result.member_scores, strict=True) if not math.isfinite(score)]
-    if not broken and not math.isfinite(result.score):
-        broken = [f"the ensemble gives {result.score}"]
-    return ", ".join(broken) or None
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -396,6 +354,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
     return Rollout(
         row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]), tuple(row["sampler_logprobs"]), row["score"],
         row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]), row["held_out_score"],
+        row.get("judge", {}),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from accord.serving.reward_models import resolve_held_out, resolve_reward_models
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at, epoch_order
+from accord.training.judge_scores import OneJudge
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
@@ -55,7 +56,9 @@ class RolloutAlgorithm(ABC):
         # The same ones to the end, whatever is published meanwhile.
         self._reward_versions = resolve_reward_models(part, context.spec.algorithm, context.fetch_parent)
         self._held_out = resolve_held_out(context.spec.guards, self._reward_versions, "guards", context.fetch_parent)
-        self._source = RolloutSource(context, RewardModel(self._reward_versions, part.ensemble_std_coefficient), held_out=self._held_out)
+        self._judge = OneJudge(part.judge_reward, f"{context.spec.algorithm}.judge_reward") if part.judge_reward is not None else None
+        trained = self._judge or RewardModel(self._reward_versions, part.ensemble_std_coefficient)
+        self._source = RolloutSource(context, trained, held_out=self._held_out)
         self._model = RolloutModel(context.adapted, context.world, temperature=part.temperature)
         self._parents: tuple[str, ...] = ()
         self._reference: str | None = None
@@ -76,6 +79,8 @@ class RolloutAlgorithm(ABC):
         self._prompts, self._data_digest = read_encoded_prompts(self._context, self._part.data, f"{algorithm}.data")
         if self._part.eval_data is not None:
             self._eval_prompts = read_encoded_prompts(self._context, self._part.eval_data, f"{algorithm}.eval_data")[0]
+        if self._judge is not None:
+            self._judge.check_prompts([*self._prompts, *self._eval_prompts])
         self._parents = start_adapter(self._context, POLICY, self._context.spec.parent_adapter)
         self._reference = start_reference(self._context, self._parents)
         self._context.world.from_first(self._source.check_services)
@@ -132,15 +137,18 @@ class RolloutAlgorithm(ABC):
         load_adapter(self._context, POLICY, checkpoint)
         self._first_length = checkpoint.state["algorithm"]["first_length"]
         self._step = checkpoint.step
+        if self._judge is not None:
+            self._judge.take(checkpoint.state["algorithm"]["judge"])
 
     def state(self) -> dict[str, Any]:
-        """Length of the first responses."""
-        return {"first_length": self._first_length}
+        """Length of the first responses, and who judges where a judge does."""
+        return {"first_length": self._first_length} | ({} if self._judge is None else {"judge": dict(self._judge.facts)})
 
     def publication(self) -> dict[str, Any]:
         """A policy, child of its start and of the reward models."""
         parents = list(dict.fromkeys([*self._parents, *self._reward_versions]))
         facts = {"algorithm": self._context.spec.algorithm, "spec_digest": self._context.spec.digest}
+        facts |= {} if self._judge is None else self._judge.facts
         facts |= {"held_out_reward_model": self._held_out} if self._held_out else {}
         return {"kind": "policy", "parents": parents, "data_digest": self._data_digest, "facts": facts}
 
@@ -152,6 +160,9 @@ class RolloutAlgorithm(ABC):
         self._context.world.from_first(lambda: self._prepare(step))
         found = read_rollouts(self._rollout_path(step))
         assert found is not None
+        if self._judge is not None:
+            for rollout in found:
+                self._judge.take(rollout.judge)
         return found
 
     def _prepare(self, step: int) -> None:
@@ -189,6 +200,8 @@ class RolloutAlgorithm(ABC):
             FailedPreconditionError: the policy service's logprobs are not those of this process: they do not compute the same policy.
         """
         metrics = observed(rollouts, tensors)
+        if self._judge is not None:
+            metrics["unrated"] = sum(not rollout.judge for rollout in rollouts) / len(rollouts)
         if not metrics["sampler_gap_max"] <= self._sampler_gap_bound:  # a gap of NaN too
             reason = (
                 f"logprobs of the policy service and of this run differ by up to {metrics['sampler_gap_max']:.3g} nats a token; "

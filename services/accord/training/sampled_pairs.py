@@ -19,7 +19,8 @@ from accord.errors import AccordError, InternalError, InvalidArgumentError, OutO
 from accord.runspec import OnlineDpoSpec
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair, EncodedPrompt
-from accord.training.rollout import CALL_SECONDS, Draw, SampleBatch, Sampler, check_endpoints, one_attempt
+from accord.training.rollout import Draw, SampleBatch, Sampler
+from accord.training.services import CALL_SECONDS, check_endpoints, one_attempt
 from accord.training.waiting import Errand, accompany, with_patience
 
 SAME_RESPONSES = "both responses are the same"

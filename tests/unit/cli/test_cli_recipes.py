@@ -11,10 +11,11 @@ from accord.data.readers import check_source
 from accord.errors import InvalidArgumentError
 
 
-def test_seven_recipes_are_shipped_one_an_algorithm() -> None:
+def test_eight_recipes_are_shipped() -> None:
     found = {name: load_train_recipe(name) for name in shipped_recipes()}
     assert {name: spec.algorithm for name, spec in found.items()} == {
         "sft": "sft", "reward-model": "reward_model", "dpo": "dpo", "online-dpo": "online_dpo", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo",
+        "ppo-rating-judge": "ppo",
     }  # fmt: skip
     assert {spec.adapter for spec in found.values()} == set(found)
 

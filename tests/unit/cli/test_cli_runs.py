@@ -194,7 +194,7 @@ def test_recipe_errors(accord: Accord, start: Start, tmp_path: Path) -> None:
         (("broken.yaml",), "error: broken.yaml is not YAML, line 2: "),
         (
             ("missing.yaml",),
-            "error: there is no recipe 'missing.yaml': neither a file, nor one of dpo, grpo, online-dpo, ppo, reward-model, rloo, sft",
+            "error: there is no recipe 'missing.yaml': neither a file, nor one of dpo, grpo, online-dpo, ppo, ppo-rating-judge, reward-model, rloo, sft",
         ),
         (("sft", "--set", "steps"), "error: --set 'steps' is not KEY=VALUE, for example steps=5 or lora.rank=8"),
         (("sft", "--set", "steps.x=1"), "error: --set steps.x: steps holds no fields of its own"),

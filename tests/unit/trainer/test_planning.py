@@ -238,6 +238,10 @@ class TestTime:
         assert ppo[2] - ppo[1] == pytest.approx(ppo[1] - ppo[0])
         assert step("grpo", grpo={"group_size": 4}) < ppo[0]
         assert step("dpo") < 1.1 * step("online_dpo")
+        rated = {"reward_model": "", "judge_reward": {"task": "summarization"}}
+        assert step("grpo", grpo={"group_size": 4, **rated}) < step("grpo", grpo={"group_size": 4}), "a judge's time is not known, and left out"
+        plan = make_plan(spec_of("grpo", grpo={"group_size": 4, **rated}), folder, PLENTY, speed=Speed(1e9, 1e9))
+        assert any("leaves the judge out" in note for note in plan.notes)
 
     def test_learning_costs_twice_reading_and_dpo_reads_its_reference_once(self, folder: Path) -> None:
         shape, operations_only = ModelShape.read(folder), Speed(1.0, 1e30)

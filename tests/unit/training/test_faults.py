@@ -20,7 +20,7 @@ from accord.client.reward import ScoreItem, ScoreResult
 from accord.errors import ResourceExhaustedError, UnavailableError
 from accord.rundir import EXIT_AWAY, EXIT_DONE, RunEvent
 from accord.training import __main__ as entry
-from accord.training import rollout, waiting
+from accord.training import rollout, scorers, waiting
 from accord.training.context import RunContext, StopSignal
 from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, read_rollouts
@@ -182,7 +182,7 @@ class World:
         def built(own: RunContext) -> Any:
             services = Policy(own, policy or Faults(self.clock)), Reward(own, reward or Faults(self.clock))
             self._patch.setattr(rollout, "PolicyClient", lambda target, **_: services[0])
-            self._patch.setattr(rollout, "RewardClient", lambda target: services[1])
+            self._patch.setattr(scorers, "RewardClient", lambda target: services[1])
             return build(own)
 
         with self._patch.context() as patch:

@@ -264,7 +264,7 @@ def test_all_members_score_and_are_parents(tmp_path: Path, tiny_folder: Path, ki
     context = with_ensemble(tmp_path, tiny_folder, kind, ["adapters/rm", "adapters/other"], ensemble_std_coefficient=0.5)
     algorithm: Any = build(context)
     members = ("adapters/rm/versions/1", "adapters/rm/versions/2", "adapters/other/versions/1")
-    assert algorithm._source._scorers == {"trained": RewardModel(members, 0.5)}
+    assert algorithm._source._models == {"trained": RewardModel(members, 0.5)}
     assert algorithm.publication()["parents"] == list(members)
     assert algorithm.publication()["facts"]["algorithm"] == kind
 

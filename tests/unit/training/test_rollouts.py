@@ -16,7 +16,7 @@ from accord.client.messages import ModelDigests
 from accord.client.policy import GenerateItem, Sample, StreamEvent
 from accord.client.reward import RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, OutOfRangeError, UnavailableError
-from accord.training import rollout
+from accord.training import rollout, scorers
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, RolloutSource, read_rollouts, write_rollouts
@@ -105,7 +105,7 @@ class FakeReward:
 def services(monkeypatch: pytest.MonkeyPatch) -> tuple[FakePolicy, FakeReward]:
     policy, reward = FakePolicy(), FakeReward()
     monkeypatch.setattr(rollout, "PolicyClient", lambda target, **_: policy)
-    monkeypatch.setattr(rollout, "RewardClient", lambda target: reward)
+    monkeypatch.setattr(scorers, "RewardClient", lambda target: reward)
     monkeypatch.setattr("accord.training.waiting._FIRST_SECONDS", 0.01)
     return policy, reward
 
@@ -166,8 +166,8 @@ def test_a_held_out_reward_model_scores_the_same_responses(context: RunContext, 
 def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
     targets: list[Any] = []
-    for name in ("PolicyClient", "RewardClient"):
-        monkeypatch.setattr(rollout, name, lambda target, **_: targets.append(target))
+    for module, name in ((rollout, "PolicyClient"), (scorers, "RewardClient")):
+        monkeypatch.setattr(module, name, lambda target, **_: targets.append(target))
     RolloutSource(context, ONE)
     assert [(target.address, target.attempts) for target in targets] == [("127.0.0.1:1", 1)] * 2
 

@@ -115,8 +115,22 @@ class DpoSpec(_message.Message):
     rating_weights: bool
     def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., beta: _Optional[float] = ..., loss: _Optional[str] = ..., label_smoothing: _Optional[float] = ..., soft_labels: _Optional[bool] = ..., rating_margin: _Optional[float] = ..., rating_weights: _Optional[bool] = ...) -> None: ...
 
+class JudgeRewardSpec(_message.Message):
+    __slots__ = ("task", "rubric", "adapter", "judge", "abstentions")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_FIELD_NUMBER: _ClassVar[int]
+    ABSTENTIONS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    rubric: str
+    adapter: str
+    judge: str
+    abstentions: str
+    def __init__(self, task: _Optional[str] = ..., rubric: _Optional[str] = ..., adapter: _Optional[str] = ..., judge: _Optional[str] = ..., abstentions: _Optional[str] = ...) -> None: ...
+
 class PpoSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "reward_model", "value_from_reward_model", "kl_coef", "kl_controller", "kl_target", "kl_horizon", "epochs", "minibatch_size", "clip_range", "value_clip_range", "value_coefficient", "discount", "gae_lambda", "temperature", "missing_eos_penalty", "ptx_coefficient", "ptx_data", "ptx_rows_per_rollout", "normalize_scores", "target_kl", "more_reward_models", "ensemble_std_coefficient", "max_staleness", "reuse_sampler_logprobs", "sampler_gap_bound")
+    __slots__ = ("data", "eval_data", "reward_model", "value_from_reward_model", "kl_coef", "kl_controller", "kl_target", "kl_horizon", "epochs", "minibatch_size", "clip_range", "value_clip_range", "value_coefficient", "discount", "gae_lambda", "temperature", "missing_eos_penalty", "ptx_coefficient", "ptx_data", "ptx_rows_per_rollout", "normalize_scores", "target_kl", "more_reward_models", "ensemble_std_coefficient", "max_staleness", "reuse_sampler_logprobs", "sampler_gap_bound", "judge_reward")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +158,7 @@ class PpoSpec(_message.Message):
     MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     REUSE_SAMPLER_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_GAP_BOUND_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_REWARD_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     reward_model: str
@@ -171,10 +186,11 @@ class PpoSpec(_message.Message):
     max_staleness: int
     reuse_sampler_logprobs: bool
     sampler_gap_bound: float
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., value_from_reward_model: _Optional[bool] = ..., kl_coef: _Optional[float] = ..., kl_controller: _Optional[str] = ..., kl_target: _Optional[float] = ..., kl_horizon: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., value_clip_range: _Optional[float] = ..., value_coefficient: _Optional[float] = ..., discount: _Optional[float] = ..., gae_lambda: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., ptx_coefficient: _Optional[float] = ..., ptx_data: _Optional[_Union[DataSpec, _Mapping]] = ..., ptx_rows_per_rollout: _Optional[int] = ..., normalize_scores: _Optional[bool] = ..., target_kl: _Optional[float] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., max_staleness: _Optional[int] = ..., reuse_sampler_logprobs: _Optional[bool] = ..., sampler_gap_bound: _Optional[float] = ...) -> None: ...
+    judge_reward: JudgeRewardSpec
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., value_from_reward_model: _Optional[bool] = ..., kl_coef: _Optional[float] = ..., kl_controller: _Optional[str] = ..., kl_target: _Optional[float] = ..., kl_horizon: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., value_clip_range: _Optional[float] = ..., value_coefficient: _Optional[float] = ..., discount: _Optional[float] = ..., gae_lambda: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., ptx_coefficient: _Optional[float] = ..., ptx_data: _Optional[_Union[DataSpec, _Mapping]] = ..., ptx_rows_per_rollout: _Optional[int] = ..., normalize_scores: _Optional[bool] = ..., target_kl: _Optional[float] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., max_staleness: _Optional[int] = ..., reuse_sampler_logprobs: _Optional[bool] = ..., sampler_gap_bound: _Optional[float] = ..., judge_reward: _Optional[_Union[JudgeRewardSpec, _Mapping]] = ...) -> None: ...
 
 class GrpoSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "reward_model", "more_reward_models", "ensemble_std_coefficient", "group_size", "kl_coef", "epochs", "minibatch_size", "clip_range", "temperature", "missing_eos_penalty", "scale_advantages", "loss_normalization")
+    __slots__ = ("data", "eval_data", "reward_model", "more_reward_models", "ensemble_std_coefficient", "group_size", "kl_coef", "epochs", "minibatch_size", "clip_range", "temperature", "missing_eos_penalty", "scale_advantages", "loss_normalization", "judge_reward")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +205,7 @@ class GrpoSpec(_message.Message):
     MISSING_EOS_PENALTY_FIELD_NUMBER: _ClassVar[int]
     SCALE_ADVANTAGES_FIELD_NUMBER: _ClassVar[int]
     LOSS_NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_REWARD_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     reward_model: str
@@ -203,10 +220,11 @@ class GrpoSpec(_message.Message):
     missing_eos_penalty: float
     scale_advantages: bool
     loss_normalization: str
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., group_size: _Optional[int] = ..., kl_coef: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., scale_advantages: _Optional[bool] = ..., loss_normalization: _Optional[str] = ...) -> None: ...
+    judge_reward: JudgeRewardSpec
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., group_size: _Optional[int] = ..., kl_coef: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., scale_advantages: _Optional[bool] = ..., loss_normalization: _Optional[str] = ..., judge_reward: _Optional[_Union[JudgeRewardSpec, _Mapping]] = ...) -> None: ...
 
 class RlooSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "reward_model", "more_reward_models", "ensemble_std_coefficient", "group_size", "kl_coef", "epochs", "minibatch_size", "clip_range", "temperature", "missing_eos_penalty")
+    __slots__ = ("data", "eval_data", "reward_model", "more_reward_models", "ensemble_std_coefficient", "group_size", "kl_coef", "epochs", "minibatch_size", "clip_range", "temperature", "missing_eos_penalty", "judge_reward")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +237,7 @@ class RlooSpec(_message.Message):
     CLIP_RANGE_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     MISSING_EOS_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_REWARD_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     reward_model: str
@@ -231,7 +250,8 @@ class RlooSpec(_message.Message):
     clip_range: float
     temperature: float
     missing_eos_penalty: float
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., group_size: _Optional[int] = ..., kl_coef: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ...) -> None: ...
+    judge_reward: JudgeRewardSpec
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., reward_model: _Optional[str] = ..., more_reward_models: _Optional[_Iterable[str]] = ..., ensemble_std_coefficient: _Optional[float] = ..., group_size: _Optional[int] = ..., kl_coef: _Optional[float] = ..., epochs: _Optional[int] = ..., minibatch_size: _Optional[int] = ..., clip_range: _Optional[float] = ..., temperature: _Optional[float] = ..., missing_eos_penalty: _Optional[float] = ..., judge_reward: _Optional[_Union[JudgeRewardSpec, _Mapping]] = ...) -> None: ...
 
 class OnlineDpoSpec(_message.Message):
     __slots__ = ("data", "eval_data", "beta", "loss", "label_smoothing", "soft_labels", "temperature", "judge", "rubric", "judge_adapter")

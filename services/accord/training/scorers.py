@@ -1,0 +1,142 @@
+"""What scores rollouts: reward models, through the reward service or on the run's own base. A judge is in `accord.training.judge_scores`.
+
+What does not belong here: which responses lack a score, and waiting (`accord.training.rollout`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from accord.client.messages import ModelDigests, TokenIds
+from accord.client.policy import Sample
+from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
+from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPrompt
+from accord.training.local_scores import LocalScores
+from accord.training.services import CALL_SECONDS, check_digests, one_attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response to score, by the place of its prompt in the batch."""
+
+    place: int
+    prompt: EncodedPrompt
+    sample: Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a response is worth.
+
+    `members` are the scores of each reward model, of which `score` is made. `judge` says who has rated it where a judge did: names and digests of
+    judge and rubric.
+    """
+
+    place: int
+    score: float
+    members: tuple[float, ...]
+    judge: Mapping[str, str] = field(default_factory=dict)
+
+
+class Scorer(Protocol):
+    """Scores responses through calls of its own; `close`, from whichever thread, ends them."""
+
+    @property
+    def service(self) -> str:
+        """The service in words."""
+        ...
+
+    def check_service(self) -> None:
+        """Raises AccordError where the service cannot score for this run, whatever the responses."""
+        ...
+
+    def owes(self, unscored: bool) -> bool:
+        """Whether the service owes an answer now; `unscored` says that there are responses without a score."""
+        ...
+
+    def scores(self, responses: Iterable[Response]) -> Iterator[Score | AccordError]:
+        """Yields a score for each response, or an error that asking again can help and that holds up no other response.
+
+        Raises:
+            AccordError: no response can be scored, or one never can.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes the channel."""
+        ...
+
+
+class RewardScorer:
+    """Reward models. Implements `Scorer`.
+
+    Args:
+        context: of the run.
+        model: versions that score, and how their scores become one (the reward service does it).
+        local: reward models on the run's own base; None where the reward service is asked.
+    """
+
+    def __init__(self, context: RunContext, model: RewardModel, local: LocalScores | None) -> None:
+        self._context = context
+        self._model = model
+        endpoints = context.run.endpoints
+        self._client: RewardClient | LocalScores = local or RewardClient(one_attempt(endpoints.reward, tls=endpoints.tls))
+
+    @property
+    def service(self) -> str:
+        """The service in words."""
+        return f"reward service at {self._context.run.endpoints.reward}"
+
+    def check_service(self) -> None:
+        """Compares the base model of each reward model with this process's. Raises as `check_digests`."""
+        for member in self._model.members:
+            check_digests(self._context, "reward", self._digests_of(member))
+
+    def owes(self, unscored: bool) -> bool:
+        """It is asked as soon as there is a response."""
+        return unscored
+
+    def scores(self, responses: Iterable[Response]) -> Iterator[Score | AccordError]:
+        """As `Scorer`: a score that is no number is asked for again."""
+        prompts: dict[str, str] = {}
+        for result in self._client.score_stream(_items(responses, prompts), self._model, timeout_seconds=CALL_SECONDS):
+            if result.error is not None and not isinstance(result.error, DataLossError):
+                raise result.error
+            if (reason := self._without_number(result)) is not None:
+                yield UnavailableError(f"the response to prompt {prompts[result.item_id]} has no score that is a number: {reason}")
+            else:
+                yield Score(int(result.item_id), result.score, result.member_scores)
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._client.close()
+
+    def _digests_of(self, reward_model: str) -> ModelDigests:
+        if isinstance(self._client, LocalScores):
+            return self._client.digests_of(reward_model)
+        return self._client.reward_model_info(reward_model).digests
+
+    def _without_number(self, result: ScoreResult) -> str | None:
+        """Why a score cannot be used: which reward model gave which; None where all is well."""
+        members = self._model.members
+        if result.error is not None:
+            return str(result.error)
+        if len(result.member_scores) != len(members):
+            raise InternalError(f"the reward service gave {len(result.member_scores)} scores of {len(members)} reward models")
+        broken = [f"{member} gives {score}" for member, score in zip(members, result.member_scores, strict=True) if not math.isfinite(score)]
+        if not broken and not math.isfinite(result.score):
+            broken = [f"the ensemble gives {result.score}"]
+        return ", ".join(broken) or None
+
+
+def _items(responses: Iterable[Response], prompts: dict[str, str]) -> Iterator[ScoreItem]:
+    """The responses as the wire has them; `prompts` gets the id of the prompt of each."""
+    for each in responses:
+        item_id = str(each.place)
+        prompts[item_id] = each.prompt.id
+        yield ScoreItem(TokenIds(each.prompt.prompt), TokenIds(each.sample.token_ids), item_id)
