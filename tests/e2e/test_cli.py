@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -254,6 +255,19 @@ def wait_for_state(person: Person, name: str, state: str) -> None:
         time.sleep(0.3)
 
 
+def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process that ends by itself still writes. `communicate` would lose what `readline` has read ahead."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    limit = threading.Timer(CALL_SECONDS, process.kill)
+    limit.start()
+    try:
+        return process.stdout.read(), process.stderr.read()
+    finally:
+        process.wait()
+        limit.cancel()
+
+
 def test_a_killed_trainer_is_seen_and_alone_started_again_while_a_run_is_watched(person: Person) -> None:
     (name,) = person.accord("status", "--json").json()["running_runs"]
     watching = person.start("watch", name, "--json")
@@ -276,7 +290,7 @@ def test_a_killed_trainer_is_seen_and_alone_started_again_while_a_run_is_watched
     assert {service for service in before if before[service] != after[service]} == {"trainer"}
     assert person.address("trainer") == address
     person.accord("cancel", name)
-    out, err = watching.communicate(timeout=CALL_SECONDS)
+    out, err = rest_of(watching)
     assert watching.returncode == 1, err
     events = [json.loads(line) for line in (*seen, *out.splitlines())]
     steps = [event["step"] for event in events if event["event"] == "metrics"]
