@@ -46,9 +46,9 @@ class TextStream:
         return piece
 
     def _held_back(self, text: str) -> int:
-        unfinished = len(text) - len(text.rstrip(_REPLACEMENT))  # the first bytes of a character
+        whole = text.rstrip(_REPLACEMENT)  # what follows are the first bytes of a character, which may be one of a stop string
         partial = max(
-            (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size])),
+            (size for stop in self._stop for size in range(1, len(stop)) if whole.endswith(stop[:size])),
             default=0,
         )
-        return max(unfinished, partial)
+        return len(text) - len(whole) + partial
