@@ -22,6 +22,8 @@ OwnBalancing = Literal["least_loaded", "prefix"]
 """Ways to choose a replica that gRPC does not have and `accord.client.replicas` does."""
 LoadBalancing = Literal["round_robin", "pick_first"] | OwnBalancing
 
+_ONE_REPLICA = {"accord.api.policy.v1.PolicyAdminService": ("UnloadAdapter", "PauseGeneration", "ResumeGeneration", "UpdateWeights")}
+"""Calls that change the replica that they reach: a retry would change another one too."""
 _POLL_SECONDS = 0.1
 _PROBE_SECONDS = 1.0
 
@@ -87,7 +89,8 @@ def open_async_channel(config: ChannelConfig) -> grpc.aio.Channel:
 def channel_options(config: ChannelConfig) -> list[tuple[str, str | int]]:
     """Channel arguments: the service config (load balancing, retries), message limits and keepalive.
 
-    RESOURCE_EXHAUSTED is retried because Accord's servers say with `grpc-retry-pushback-ms` when that helps and when it does not.
+    RESOURCE_EXHAUSTED is retried because Accord's servers say with `grpc-retry-pushback-ms` when that helps and when it does not. What changes one
+    replica is never retried.
 
     Raises:
         InvalidArgumentError: `load_balancing` is one of `OwnBalancing`: one channel cannot do it.
@@ -109,7 +112,8 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, str | int]]:
                     "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
                 },
-            }
+            },
+            {"name": [{"service": name, "method": method} for name, methods in _ONE_REPLICA.items() for method in methods]},
         ]
     options: list[tuple[str, str | int]] = [
         ("grpc.service_config", json.dumps(service)),

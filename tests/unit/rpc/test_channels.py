@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
+from accord.client.policy import PolicyClient
 from accord.errors import UnavailableError
 from accord.rpc.channels import ChannelConfig, channel_options, wait_ready, wait_ready_async
 from accord.rpc.stubs import guard_stub
@@ -38,6 +43,36 @@ def test_the_service_config_balances_and_retries() -> None:
 def test_one_attempt_means_no_retries_at_all() -> None:
     assert "methodConfig" not in service_config(attempts=1)
     assert dict(channel_options(ChannelConfig(address="h:1", attempts=1)))["grpc.enable_retries"] == 0
+
+
+def test_what_changes_one_replica_is_not_tried_on_another() -> None:
+    asked: list[str] = []
+
+    class Starting(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+                asked.append(details.method.rpartition("/")[2])
+                context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(2):
+            server = grpc.server(pool, handlers=(Starting(),))
+            ports.append(server.add_insecure_port("127.0.0.1:0"))
+            server.start()
+            stack.callback(lambda server=server: server.stop(0).wait())
+        config = ChannelConfig(address="ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports), initial_backoff_seconds=0.01)
+        client = stack.enter_context(PolicyClient(config))
+        calls = (
+            lambda: client.pause("wait"), client.resume, lambda: client.unload_adapter("adapters/x/versions/1"),
+            lambda: client.update_weights("x", "ab" * 32), lambda: client.load_adapter("adapters/x"),
+        )  # fmt: skip
+        for call in calls:
+            with pytest.raises(UnavailableError):
+                call()
+    assert Counter(asked) == {"PauseGeneration": 1, "ResumeGeneration": 1, "UnloadAdapter": 1, "UpdateWeights": 1, "LoadAdapter": 4}
 
 
 def test_waiting_for_nobody_names_address_service_and_state(closed_address: str) -> None:
