@@ -136,6 +136,9 @@ def test_bad_input_has_the_same_codes_and_fields(backend: Backend, client: Polic
     with pytest.raises(FailedPreconditionError) as wrong:
         client.generate([GenerateItem(tiny.user("q"))], adapter=version)
     assert wrong.value.field == "adapter"
+    with pytest.raises(FailedPreconditionError, match="is of kind reward") as reward:
+        client.generate([GenerateItem(tiny.user("q"))], adapter=f"adapters/{tiny.REWARD_MODEL}")
+    assert reward.value.field == "adapter"
     if backend.kind != "tgi":  # TGI holds what it was started with, and that is the reason it gives
         assert other in wrong.value.message
         assert client.model_info().digests.base_model in wrong.value.message

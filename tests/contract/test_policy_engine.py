@@ -15,7 +15,7 @@ from tests.contract.harness import ServerProcess, ServiceEntry, eventually
 
 from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, LogprobsItem, Origin, PolicyClient, Sampling
-from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnavailableError
 from accord.models.base import load_base_model
 from accord.models.testing import tiny_model_folder
 from accord.rpc.channels import ChannelConfig
@@ -55,7 +55,7 @@ def test_a_prefix_that_recurs_is_read_once_and_changes_nothing(server: ServerPro
     def counts() -> tuple[float, float]:
         return tuple(server.metric("accord_policy_prefix_tokens_total", found=found) for found in ("yes", "no"))  # type: ignore[return-value]
 
-    prefix = tuple(range(60, 160))  # three whole blocks of 32, and 4
+    prefix = tuple(range(60, 160))  # twelve whole blocks of 8, and 4
     asked = [ids((*prefix, 200 + number, 7)) for number in range(4)]
     reused, computed = counts()
     together = policy.generate(asked, adapter=FIRST).results
@@ -281,7 +281,8 @@ def test_full_weights_are_replaced_by_digest_after_what_is_in_flight(tmp_path: P
     wanted = load_base_model(str(update), threads=1).digests
     narrow = load_base_model(str(tiny_model_folder(tmp_path / "narrow", hidden=64)), threads=1)
     item = ids((9, 10, 11), replace(DRAWN, max_tokens=200, ignore_eos=True))
-    with ServerProcess(POLICY.module, policy_config(tmp_path), tmp_path) as own, client(own) as policy:
+    config = {**policy_config(tmp_path), "max_batch_rows": 1, "interactive_rows": 0}
+    with ServerProcess(POLICY.module, config, tmp_path) as own, client(own) as policy, ThreadPoolExecutor(1) as pool:
         before = policy.generate([item]).results[0].samples[0]
         policy.generate([ids((5,))], adapter=FIRST)
         with pytest.raises(FailedPreconditionError, match="the caller expects") as caught:
@@ -294,8 +295,13 @@ def test_full_weights_are_replaced_by_digest_after_what_is_in_flight(tmp_path: P
         assert policy.generate([item]).results[0].samples[0].token_ids == before.token_ids
         stream = policy.generate_stream([item])
         next(stream)
+        waiting = pool.submit(policy.generate, [item])
+        eventually(lambda: own.metric("accord_queue_depth") == 1)
         assert policy.update_weights(update.as_uri(), wanted.base_model).base_model == wanted.base_model
         assert [event.sample.token_ids for event in stream if event.sample is not None] == [before.token_ids]
+        with pytest.raises(UnavailableError, match="other weights are served since the call came") as replaced:
+            waiting.result(10)
+        assert replaced.value.retry_after_seconds
         assert policy.list_adapters() == ()
         after = policy.generate([item])
         assert after.digests.base_model == wanted.base_model == policy.model_info().digests.base_model

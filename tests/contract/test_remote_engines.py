@@ -407,6 +407,18 @@ async def test_an_adapter_in_use_is_not_unloaded(doubles: Callable[..., Double])
         assert far.engine.calls_with(FIRST) == 1
 
 
+async def test_who_comes_right_after_an_unloading_gets_the_adapter_again(doubles: Callable[..., Double]) -> None:
+    async with opened("vllm", doubles("vllm")) as far:
+        expected = await far.sample(version=FIRST)
+        unload = asyncio.create_task(far.engine.command(FIRST, load=False, deadline=None))
+        await asyncio.sleep(0)  # both are in the queue when it is looked at next
+        after = far.submit(far.request(), version=FIRST)
+        await asyncio.wait_for(unload, 5)
+        (sample,) = await asyncio.wait_for(after.result(), 5)  # type: ignore[misc]
+        assert sample.token_ids == expected.token_ids
+        assert FIRST in far.engine.adapters()
+
+
 async def test_a_server_that_has_forgotten_an_adapter_gets_it_again(doubles: Callable[..., Double]) -> None:
     async with opened("vllm", doubles("vllm")) as far:
         expected = await far.sample(version=FIRST)
@@ -529,12 +541,42 @@ async def test_pause_abort_ends_what_computes_and_what_waits(kind: str, doubles:
         assert await far.engine.pause("abort", timeout_seconds=5) == 6
         await until(lambda: far.double.seen("open") == 0, 1.0)
         for item in items:
-            assert "paused" in (await failing(item.result(), UnavailableError)).message
+            samples = await item.result()
+            assert [(sample.index, sample.finish_reason) for sample in samples] == [(0, "aborted"), (1, "aborted")]  # type: ignore[union-attr]
         with pytest.raises(UnavailableError, match="paused"):
             far.submit(far.request())
         far.double.set()
         far.engine.resume()
         assert (await far.sample()).token_ids
+
+
+async def test_pause_abort_answers_a_stream_with_what_has_come(far: Opened) -> None:
+    far.double.set(step_seconds=0.02)
+    item = far.submit(far.request(n=2, max_tokens=400, ignore_eos=far.kind == "vllm", stream=True))
+    seen: dict[int, list[int]] = {0: [], 1: []}
+
+    async def follow() -> None:
+        async for chunk in item.values():
+            assert isinstance(chunk, Chunk)
+            seen[chunk.sample_index] += chunk.token_ids
+
+    following = asyncio.create_task(follow())
+    await until(lambda: all(seen.values()))
+    assert await far.engine.pause("abort", timeout_seconds=5) == 2
+    await following
+    for sample in await item.result():  # type: ignore[union-attr]
+        assert sample.finish_reason == "aborted"  # type: ignore[union-attr]
+        assert 4 <= len(sample.token_ids) == len(sample.logprobs) < 400  # type: ignore[union-attr]
+        assert tuple(seen[sample.index]) == sample.token_ids  # type: ignore[union-attr]
+
+
+async def test_adapters_are_loaded_and_unloaded_under_a_pause(doubles: Callable[..., Double]) -> None:
+    async with opened("vllm", doubles("vllm")) as far:
+        assert await far.engine.pause("wait", timeout_seconds=5) == 0
+        await asyncio.wait_for(far.engine.command(FIRST, load=True, deadline=None), 5)
+        assert FIRST in far.engine.adapters()
+        await asyncio.wait_for(far.engine.command(FIRST, load=False, deadline=None), 5)
+        assert FIRST not in far.engine.adapters()
 
 
 async def test_pause_wait_finishes_what_computes(kind: str, doubles: Callable[..., Double]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from accord.artefacts.store import ArtefactStore
 from accord.models.base import BaseModel, load_base_model
 from accord.models.heads import HeadFacts, ScalarHead
+from accord.models.inference import InferenceModel
 from accord.models.lora import AdaptedModel
 from accord.models.testing import tiny_model_folder
 from accord.runspec import LoraSpec
@@ -51,9 +52,12 @@ def store() -> ArtefactStore:
     return found
 
 
+@cache
 def policy_bytes() -> int:
-    """Bytes of the largest of the policies."""
-    return max(store().manifest(f"adapters/{name}/versions/1").size_bytes for name in POLICIES)
+    """Bytes in memory of each of the policies."""
+    model = InferenceModel(base_model(), kernels=False)
+    (found,) = {model.adapter_bytes(store().fetch(f"adapters/{name}/versions/1")) for name in POLICIES}
+    return found
 
 
 @cache

@@ -52,15 +52,9 @@ class InferenceModel:
         _own_weights(base.model)
         self.fused = kernels and _can_fuse(self._decoder, base)
         self.shape: KvShape = kv_shape(base.model)
-        self._sizes: dict[str, int] = {}
         self._check(reference)
         if kernels and base.device == "cpu" and 4 * base.parameters >= _LARGE_BYTES:
             collapse_memory()
-
-    @property
-    def adapters(self) -> dict[str, int]:
-        """Bytes of each loaded adapter."""
-        return dict(self._sizes)
 
     def forward(self, pieces: Sequence[Piece]) -> Tensor:
         """Reads the pieces into their slots; hidden states after the last norm, (tokens of all pieces, hidden). Pieces of one adapter adjoin."""
@@ -95,44 +89,56 @@ class InferenceModel:
         logits: Tensor = self._head(hidden)
         return logits.float()
 
-    def load_adapter(self, name: str, folder: Path) -> int:
-        """Adds the adapter saved in a folder in PEFT's format; returns its bytes in memory.
+    def adapter_bytes(self, folder: Path) -> int:
+        """Bytes in memory of the adapter saved in a folder, more than in its file: its numbers have the base's type, and B is spread out.
+
+        Raises:
+            NotFoundError, DataLossError, FailedPreconditionError: as `load_adapter` of its configuration.
+        """
+        config = read_lora_config(folder)
+        layers = {layer for layer in self._widths() if layer.rsplit(".", 1)[-1] in config.target_modules}
+        return sum(linears.adapter_bytes(int(config.r), layers) for linears in self._linears.values())
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Adds the adapter saved in a folder in PEFT's format.
 
         Raises:
             NotFoundError: the folder lacks a file.
             DataLossError: a file is damaged, or tensors are missing, extra or of another shape than the configuration says.
-            FailedPreconditionError: it is not plain LoRA, or targets layers that this model does not have (they are named).
+            FailedPreconditionError: it is not plain LoRA, targets layers that this model does not have (they are named), or holds NaN or infinity.
         """
         config = read_lora_config(folder)
+        self._check_targets(name, set(config.target_modules))
         parts = _factors(name, read_weights(folder))
-        self._check_targets(name, set(config.target_modules), parts, int(config.r))
+        self._check_factors(name, set(config.target_modules), parts, int(config.r))
         rank_root = config.r**0.5 if config.use_rslora else config.r
-        bytes_before = 0
         for linears in self._linears.values():
             found = {layer: parts[layer] for layer in linears.names if layer in parts}
             linears.set_adapter(name, {layer: (_like(a, self), _like(b, self)) for layer, (a, b) in found.items()}, config.lora_alpha / rank_root)
-            bytes_before += linears.adapter_bytes(name)
-        self._sizes[name] = bytes_before
-        return bytes_before
 
     def remove_adapter(self, name: str) -> None:
         """Forgets an adapter."""
-        del self._sizes[name]
         for linears in self._linears.values():
             linears.remove_adapter(name)
 
-    def _check_targets(self, name: str, targets: set[str], parts: dict[str, LoraFactors], rank: int) -> None:
-        widths = {
+    def _widths(self) -> dict[str, tuple[int, int]]:
+        """Width of input and output of each layer that can have an adapter."""
+        return {
             layer: (linears.in_features, width)
             for linears in self._linears.values()
             for layer, width in zip(linears.names, linears.widths, strict=True)
         }
-        known = {layer.rsplit(".", 1)[-1] for layer in widths}
+
+    def _check_targets(self, name: str, targets: set[str]) -> None:
+        known = {layer.rsplit(".", 1)[-1] for layer in self._widths()}
         if unknown := sorted(targets - known):
             raise FailedPreconditionError(
                 f"{name} targets {', '.join(unknown)}, which this engine cannot serve for {self.base.name}; it serves {', '.join(sorted(known))}",
                 field="adapter",
             )
+
+    def _check_factors(self, name: str, targets: set[str], parts: dict[str, LoraFactors], rank: int) -> None:
+        widths = self._widths()
         wanted = {layer for layer in widths if layer.rsplit(".", 1)[-1] in targets}
         if missing := sorted(wanted - set(parts)):
             raise DataLossError(f"adapter {name}: no tensors for {missing[0]} and {len(missing) - 1} more", field="adapter")
@@ -143,6 +149,8 @@ class InferenceModel:
             expected = ((rank, widths[layer][0]), (widths[layer][1], rank))
             if shapes != expected:
                 raise DataLossError(f"adapter {name}: {layer} has factors of shape {shapes}, not {expected}", field="adapter")
+            if not all(bool(factor.isfinite().all()) for factor in (a, b)):
+                raise FailedPreconditionError(f"adapter {name}: {layer} has weights that are no finite numbers", field="adapter")
 
     def _check(self, reference: Tensor) -> None:
         """The replaced model must compute what transformers' did: a wrong kernel is found at start, not in a user's text."""

@@ -8,7 +8,7 @@ adapters are added per group of rows (`Routing`), so that one pass serves many o
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -66,6 +66,7 @@ class Linears(nn.Module):
             raise ValueError(f"{self.names}: all of these layers or none must have a bias")
         self._bias = torch.cat(biases) if biases else None
         self.packed = pack and weight.device.type == "cpu" and weight.dtype == torch.float32 and packing_supported()
+        self._item_bytes = weight.element_size()
         self._weight = _pack(weight) if self.packed else weight.contiguous()
         if self.packed:  # looked up once, not at every call
             self._packed_linear = torch.ops.mkldnn._linear_pointwise.default
@@ -110,9 +111,10 @@ class Linears(nn.Module):
         """Forgets an adapter, where it has a part here."""
         self._adapters.pop(adapter, None)
 
-    def adapter_bytes(self, adapter: str) -> int:
-        """Bytes of an adapter's part here."""
-        return sum(factor.numel() * factor.element_size() for factor in self._adapters.get(adapter, ()))
+    def adapter_bytes(self, rank: int, layers: Collection[str]) -> int:
+        """Bytes that the part of an adapter of that rank for those layers takes here: B is as wide as all layers together."""
+        ranks = rank * sum(name in layers for name in self.names)
+        return ranks * (self.in_features + self.out_features) * self._item_bytes
 
     def _adapt(self, rows: Tensor, out: Tensor) -> Tensor:
         for start, end, adapter in self._routing.groups:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import Gauge
 
@@ -20,7 +21,7 @@ from accord.models.inference import InferenceModel
 from accord.policy.engine import AdapterFacts
 from accord.rpc.fairqueue import Verdict
 from accord.serving.fields import naming
-from accord.serving.reader import check_adapter_base
+from accord.serving.reader import check_adapter_base, check_policy
 
 _ADAPTERS = Gauge("accord_policy_loaded_adapters", "Adapter versions in memory")
 
@@ -52,8 +53,9 @@ class AdapterShelf:
         self._pins: Tally[str] = Tally()
         self.facts: dict[str, AdapterFacts] = {}
 
-    def ready(self, version: str) -> Verdict:
-        """Whether a version can be used now: "take"; "skip" while it is being fetched; "stop" while it needs the room of others in use.
+    def ready(self, version: str) -> Verdict | Literal["load"]:
+        """Whether a version can be used now: "take"; "skip" while it is being fetched; "stop" while it needs the room of others in use; "load" once
+        it has been fetched and has room: `load` it and ask again.
 
         Raises:
             NotFoundError, FailedPreconditionError, DataLossError: it is not there, not for this model, or damaged.
@@ -65,19 +67,33 @@ class AdapterShelf:
             return "take"
         future = self._fetching.get(version)
         if future is None:
-            future = self._fetching[version] = self._fetcher.submit(self._fetch, version, self._model.base.digests.base_model)
+            future = self._fetching[version] = self._fetcher.submit(self._fetch, version, self._model)
             future.add_done_callback(lambda _: self._wake())
         if not future.done():
             return "skip"
         try:
             with naming("adapter"):
-                return self._install(version, future.result())
+                return "load" if self._make_room(version, future.result().facts.size_bytes) else "stop"
         except AccordError:
             del self._fetching[version]
             raise
         except Exception as error:
             del self._fetching[version]
             raise InternalError(f"{version} could not be loaded: {type(error).__name__}") from error
+
+    def load(self, version: str) -> None:
+        """Loads a version that is ready for it; takes as long as its files and the disk want. What is wrong with it, the next `ready` raises."""
+        fetched = self._fetching[version].result()
+        try:
+            self._model.load_adapter(version, fetched.folder)
+        except Exception as error:  # noqa: BLE001 - `ready` says what it is to whoever wants the version
+            failed: Future[_Fetched] = Future()
+            failed.set_exception(error)
+            self._fetching[version] = failed
+            return
+        del self._fetching[version]
+        self._held[version] = fetched.facts
+        self._publish()
 
     def pin(self, version: str) -> None:
         """A request in flight uses it."""
@@ -115,27 +131,23 @@ class AdapterShelf:
         """Ends the fetching thread."""
         self._fetcher.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, version: str, base_model: str) -> _Fetched:
+    def _fetch(self, version: str, model: InferenceModel) -> _Fetched:
         manifest = self._store.manifest(version)
-        check_adapter_base(version, manifest.base_model_digest, base_model)
-        return _Fetched(self._store.fetch(version), AdapterFacts(manifest.digest, manifest.size_bytes))
+        check_policy(version, manifest.kind)
+        check_adapter_base(version, manifest.base_model_digest, model.base.digests.base_model)
+        folder = self._store.fetch(version)
+        return _Fetched(folder, AdapterFacts(manifest.digest, model.adapter_bytes(folder)))
 
-    def _install(self, version: str, fetched: _Fetched) -> Verdict:
-        size = fetched.facts.size_bytes
+    def _make_room(self, version: str, size: int) -> bool:
+        """Whether there is room for so many bytes, once what is not in use has made it: those in use leave first, and nobody new keeps them."""
         if size > self._max_bytes:
-            raise FailedPreconditionError(f"{version} has {size} bytes; this engine holds at most {self._max_bytes} of adapters", field="adapter")
+            raise FailedPreconditionError(f"{version} takes {size} bytes; this engine holds at most {self._max_bytes} of adapters", field="adapter")
         held = sum(facts.size_bytes for facts in self._held.values())
         for other in [name for name in self._held if not self.pinned(name)]:
             if held + size <= self._max_bytes:
                 break
             held -= self.unload(other).size_bytes
-        if held + size > self._max_bytes:
-            return "stop"  # those in use leave first, and nobody new keeps them
-        self._model.load_adapter(version, fetched.folder)
-        del self._fetching[version]
-        self._held[version] = fetched.facts
-        self._publish()
-        return "take"
+        return held + size <= self._max_bytes
 
     def _publish(self) -> None:
         self.facts = dict(sorted(self._held.items()))

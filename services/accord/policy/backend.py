@@ -61,6 +61,11 @@ class GeneratedSample:
     top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
+def aborted_samples(request: GenerationRequest) -> tuple[GeneratedSample, ...]:
+    """The samples of a request that was ended before it began."""
+    return tuple(GeneratedSample(index, "", (), (), "aborted", request.sampling.seed) for index in range(request.n))
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Some more text of one sample."""

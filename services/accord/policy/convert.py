@@ -9,6 +9,7 @@ import secrets
 
 from accord.api.common.v1 import common_pb2
 from accord.api.policy.v1 import policy_pb2 as pb
+from accord.client.messages import ModelDigests
 from accord.errors import InvalidArgumentError, OutOfRangeError
 from accord.models.encoding import PromptEncoder
 from accord.policy.backend import BackendInfo, Chunk, GeneratedSample, GenerationRequest, LogprobsRequest, SamplingSettings
@@ -115,9 +116,9 @@ class RequestReader:
         )
 
 
-def terms_of(origin: pb.Origin, version: str, deadline: float | None, peer: str) -> Terms:
+def terms_of(origin: pb.Origin, version: str, deadline: float | None, peer: str, digests: ModelDigests) -> Terms:
     """Returns what holds for a call's requests; a caller that gives no name is its connection."""
-    return Terms(version, deadline, _PRIORITY[origin.priority], origin.caller or peer)
+    return Terms(version, deadline, _PRIORITY[origin.priority], origin.caller or peer, digests)
 
 
 def sample_to_proto(sample: GeneratedSample) -> pb.Sample:

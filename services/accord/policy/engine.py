@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from accord.client.messages import ModelDigests
 from accord.policy.backend import BackendInfo, GeneratedSample, GenerationRequest, LogprobsRequest
 from accord.rpc.workitem import WorkItem
 
 PauseMode = Literal["abort", "wait", "keep"]
 INTERACTIVE, ROLLOUT, LABELLING = 0, 1, 2
+ANY_MODEL = ModelDigests()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,15 @@ class Terms:
         deadline: `time.monotonic()` seconds after which nobody wants the results; None for never.
         priority: INTERACTIVE, ROLLOUT or LABELLING.
         caller: whose turn it is.
+        digests: of the model that the call was accepted for: what still waits when other weights take over fails, so that one model answers a call.
+            ANY_MODEL takes whichever is served.
     """
 
     version: str = ""
     deadline: float | None = None
     priority: int = INTERACTIVE
     caller: str = ""
+    digests: ModelDigests = ANY_MODEL
 
 
 Payload = GenerationRequest | LogprobsRequest | AdapterCommand

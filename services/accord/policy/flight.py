@@ -283,11 +283,6 @@ class Scoring:
         self.open -= 1
 
 
-def aborted_sample(request: GenerationRequest, index: int) -> GeneratedSample:
-    """A sample of a request that was ended before it began."""
-    return GeneratedSample(index, "", (), (), "aborted", request.sampling.seed)
-
-
 def scoring_tokens(request: LogprobsRequest) -> int:
     """Places that a scoring needs: its prompt, its longest response, and as many more as are worth it."""
     lengths = [len(response) - 1 for response in request.responses]

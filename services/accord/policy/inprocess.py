@@ -29,10 +29,9 @@ from accord.errors import (
 from accord.models.base import BaseModel
 from accord.models.inference import InferenceModel
 from accord.policy.adapters import AdapterShelf
-from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest
+from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest, aborted_samples
 from accord.policy.config import PolicyConfig
 from accord.policy.engine import INTERACTIVE, AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
-from accord.policy.flight import aborted_sample
 from accord.policy.stepper import Stepper, Unit, request_of
 from accord.policy.weights import load_update
 from accord.rpc.fairqueue import FairQueue, Verdict
@@ -41,7 +40,7 @@ from accord.rpc.workitem import WorkRequest
 from accord.serving.fields import naming
 
 _STEP_SECONDS = Histogram("accord_policy_step_seconds", "Time of one pass", buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5))
-_IDLE_SECONDS, _PAUSED_SECONDS, _POLL_SECONDS = 0.5, 0.05, 0.01
+_IDLE_SECONDS, _PAUSED_SECONDS, _POLL_SECONDS, _AGAIN_SECONDS = 0.5, 0.05, 0.01, 0.1
 _log = structlog.get_logger(__name__)
 
 
@@ -73,6 +72,7 @@ class InProcessEngine:
         self._update: tuple[BaseModel, asyncio.Future[str], asyncio.AbstractEventLoop] | None = None
         self._pass_since: float | None = None
         self._doing = ""
+        self._to_load = ""
         self._thread = threading.Thread(target=self._run, name="policy-compute", daemon=True)
         self._thread.start()
 
@@ -104,7 +104,8 @@ class InProcessEngine:
         if self._pause == "abort":
             raise UnavailableError("generation is paused", retry_after_seconds=1.0)
         asked: list[WorkRequest[Payload]] = [
-            WorkRequest(request, request.cost, terms.version, terms.deadline, terms.priority, terms.caller) for request in requests
+            WorkRequest(request, request.cost, (terms.version, terms.digests.base_model), terms.deadline, terms.priority, terms.caller)
+            for request in requests
         ]
         if self._config.refuse_when_busy and (rows := sum(map(_rows_of, requests))) > self._config.max_batch_rows:
             raise InvalidArgumentError(
@@ -122,7 +123,7 @@ class InProcessEngine:
 
     async def command(self, version: str, *, load: bool, deadline: float | None) -> AdapterFacts:
         """Loads or unloads an adapter version; see `Engine.command`."""
-        item = self._queue.submit(AdapterCommand(version, load), key=version, deadline=deadline)
+        item = self._queue.submit(AdapterCommand(version, load), deadline=deadline)
         return cast(AdapterFacts, await item.result())
 
     def adapters(self) -> dict[str, AdapterFacts]:
@@ -201,10 +202,10 @@ class InProcessEngine:
         self._let_go(self._stepper.leave())
         if self._update is not None and not self._stepper.active:
             self._replace_weights()
+        if self._update is None:
+            self._admit()
         if self._pause is not None and self._stand_still(self._pause):
             return
-        if self._pause is None and self._update is None:
-            self._admit()
         if not self._stepper.active:
             self._queue.wait(_IDLE_SECONDS)
             return
@@ -229,29 +230,47 @@ class InProcessEngine:
         waiting = self._queue.admit(lambda item: "skip" if isinstance(item.payload, AdapterCommand) else "take")
         for item in waiting:
             if isinstance(item.payload, GenerationRequest):
-                item.complete(tuple(aborted_sample(item.payload, index) for index in range(item.payload.n)))
+                item.complete(aborted_samples(item.payload))
                 samples += item.payload.n
         for item in [*(unit.item for unit in gone), *waiting]:
             item.fail(UnavailableError("generation is paused", retry_after_seconds=1.0))  # without effect on what is answered
         return samples
 
     def _admit(self) -> None:
-        for item in self._queue.admit(self._decide):
-            if isinstance(item.payload, AdapterCommand):
-                self._obey(item, item.payload)
+        """Lets in who has room. Adapters are loaded without the queue's lock, which the event loop needs too."""
+        while True:
+            self._to_load = ""
+            self._queue.admit(self._decide)
+            if not self._to_load:
+                return
+            self._pass_since, self._doing = time.monotonic(), f"loading {self._to_load}"
+            self._shelf.load(self._to_load)
+            self._pass_since = None
+
+    def _ready(self, version: str) -> Verdict:
+        """As the shelf's; what is to be loaded is noted, and whoever wants it stays the next in turn."""
+        ready = self._shelf.ready(version)
+        if ready == "load":
+            self._to_load = version
+            return "stop"
+        return ready
 
     def _decide(self, item: Item) -> Verdict:
-        """Called in the queue's order: who comes in now."""
-        version = str(item.key or "")
-        payload = item.payload
-        if isinstance(payload, AdapterCommand) and not payload.load:
-            return "skip" if self._shelf.pinned(version) else "take"
+        """Called in the queue's order: who comes in now; under a pause commands alone."""
+        if isinstance(item.payload, AdapterCommand):
+            return self._obey(item, item.payload)
+        if self._pause is not None:
+            return "skip"
+        version, base_model = cast(tuple[str, str], item.key)
+        if base_model not in ("", self._info.digests.base_model):
+            item.fail(UnavailableError("other weights are served since the call came; ask again", retry_after_seconds=_AGAIN_SECONDS))
+            return "skip"
         try:
-            ready = self._shelf.ready(version)
+            ready = self._ready(version)
         except AccordError as error:
             item.fail(error)
             return "skip"
-        if ready != "take" or isinstance(payload, AdapterCommand):
+        if ready != "take":
             return ready
         request = request_of(item)
         rows = _rows_of(request)
@@ -271,11 +290,19 @@ class InProcessEngine:
         most = self._config.max_batch_rows
         return f"{held} of {most} rows are taken and the call needs {asked}; nothing is queued here" if asked and held + asked > most else None
 
-    def _obey(self, item: Item, command: AdapterCommand) -> None:
+    def _obey(self, item: Item, command: AdapterCommand) -> Verdict:
+        """Obeys at once, or not yet: what is decided next may take the place of a version, or begin to use one."""
+        version = command.version
         try:
-            item.complete(self._shelf.facts[command.version] if command.load else self._shelf.unload(command.version))
+            if not command.load and self._shelf.pinned(version):
+                return "skip"
+            ready = self._ready(version) if command.load else "take"
+            if ready != "take":
+                return ready
+            item.complete(self._shelf.facts[version] if command.load else self._shelf.unload(version))
         except AccordError as error:
             item.fail(error)
+        return "skip"  # it is answered, and has left the queue
 
     def _let_go(self, units: Iterable[Unit]) -> None:
         for unit in units:
@@ -308,14 +335,18 @@ class InProcessEngine:
             outcome: str | AccordError = self._info.digests.base_model
         except AccordError as error:
             outcome = error
+        except Exception as error:  # noqa: BLE001 - no memory for both, say: the old ones are served
+            _log.error("weights_not_replaced", **describe_exception(error))
+            outcome = InternalError("the weights could not be replaced, see server log")
         loop.call_soon_threadsafe(_settle, done, outcome)
 
     def _serve(self, base: BaseModel) -> None:
         config = self._config
-        self._model = InferenceModel(base)
+        model = InferenceModel(base)
         self._stepper = Stepper(
-            self._model, max_tokens=config.max_batch_tokens, step_tokens=config.step_tokens, prefix_cache_bytes=config.prefix_cache_bytes
+            model, max_tokens=config.max_batch_tokens, step_tokens=config.step_tokens, prefix_cache_bytes=config.prefix_cache_bytes
         )
+        self._model = model
         digests = base.digests
         self._info = BackendInfo(
             name="transformers", base_model=base.name, digests=ModelDigests(digests.base_model, digests.tokenizer, digests.chat_template),

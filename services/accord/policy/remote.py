@@ -27,7 +27,7 @@ from accord.errors import (
     UnimplementedError,
 )
 from accord.models.encoding import PromptEncoder
-from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest
+from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest, aborted_samples
 from accord.policy.config import PolicyConfig
 from accord.policy.engine import INTERACTIVE, AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
 from accord.policy.remote_adapters import RemoteAdapters
@@ -114,7 +114,7 @@ class RemoteEngine:
 
     async def command(self, version: str, *, load: bool, deadline: float | None) -> AdapterFacts:
         """Loads or unloads an adapter version; see `Engine.command`."""
-        item = self._queue.submit(AdapterCommand(version, load), key=version, deadline=deadline)
+        item = self._queue.submit(AdapterCommand(version, load), deadline=deadline)
         self._woken.set()
         return cast(AdapterFacts, await item.result())
 
@@ -135,7 +135,7 @@ class RemoteEngine:
         self._pause = mode
         aborted = self._abort() if mode == "abort" else 0
         give_up = time.monotonic() + timeout_seconds
-        while self._flights:
+        while self._flights and self._pause == mode:  # another call may have resumed
             if time.monotonic() > give_up:
                 raise DeadlineExceededError("generation did not stop in time; it stops when it can, ResumeGeneration takes that back")
             await asyncio.sleep(_TICK_SECONDS / 5)
@@ -196,17 +196,15 @@ class RemoteEngine:
                 flight.item.fail(DeadlineExceededError(f"the deadline passed while the {self._server.name} server computed"))
             if flight.item.abandoned:
                 flight.recall()
-        if self._pause is None:
-            self._queue.admit(self._decide)
+        self._queue.admit(self._decide)
 
     def _decide(self, item: Item) -> Verdict:
-        """Called in the queue's order: who is sent now."""
+        """Called in the queue's order: who is sent now; under a pause commands alone."""
         version, payload = str(item.key or ""), item.payload
-        if isinstance(payload, AdapterCommand) and not payload.load:
-            if self._adapters.pinned(version):
-                return "skip"
-            self._send(Flight(item, version, "", 0))
-            return "take"
+        if isinstance(payload, AdapterCommand):
+            return self._obey(item, payload)
+        if self._pause is not None:
+            return "skip"
         try:
             if not self._adapters.ready(version):
                 return "skip"
@@ -219,6 +217,23 @@ class RemoteEngine:
         if busy and busy + requests > limit:
             return "stop"
         self._send(Flight(item, version, self._adapters.far_name(version), requests))
+        return "take"
+
+    def _obey(self, item: Item, command: AdapterCommand) -> Verdict:
+        """Obeys, or not yet. What is decided next finds a version that is unloaded gone."""
+        version = command.version
+        try:
+            if command.load:
+                if self._adapters.ready(version):
+                    item.complete(self.adapters()[version])
+                return "skip"
+            if self._adapters.pinned(version):
+                return "skip"
+            far_name, facts = self._adapters.withdraw(version)
+        except AccordError as error:
+            item.fail(error)
+            return "skip"
+        self._send(Flight(item, version, far_name, 0, facts))
         return "take"
 
     def _send(self, flight: Flight) -> None:
@@ -238,12 +253,12 @@ class RemoteEngine:
         item, payload = flight.item, flight.item.payload
         try:
             if isinstance(payload, AdapterCommand):
-                facts = self.adapters()[payload.version] if payload.load else await self._adapters.unload(payload.version)
-                item.complete(facts)
+                await self._adapters.unload(flight.version, flight.adapter)
+                item.complete(flight.facts)
             else:
                 item.complete(await self._forwarder.answer(flight))
-        except NotFoundError as error:
-            item.fail(error if isinstance(payload, AdapterCommand) else self._forgotten(flight.version))
+        except NotFoundError:
+            item.fail(self._forgotten(flight.version))
         except AccordError as error:
             item.fail(error)
         except Exception as error:  # noqa: BLE001 - a defect ends this item alone
@@ -259,11 +274,18 @@ class RemoteEngine:
         waiting = self._queue.admit(lambda item: "skip" if isinstance(item.payload, AdapterCommand) else "take")
         flying = [flight for flight in self._flights if not isinstance(flight.item.payload, AdapterCommand)]
         samples = sum(item.payload.n for item in waiting if isinstance(item.payload, GenerationRequest))
+        for item in waiting:
+            if isinstance(item.payload, GenerationRequest):
+                item.complete(aborted_samples(item.payload))
         for flight in flying:
+            request = flight.item.payload
             samples += 0 if flight.item.abandoned else flight.unfinished
+            # What is scored again afterwards has no logprobs yet: it is asked for anew.
+            if isinstance(request, GenerationRequest) and not self._server.rescored(request.sampling):
+                flight.abort()
             flight.recall()
         for item in [*waiting, *(flight.item for flight in flying)]:
-            item.fail(_paused())
+            item.fail(_paused())  # without effect on what is answered
         return samples
 
     async def _probe(self) -> None:

@@ -23,7 +23,7 @@ from accord.policy.engine import AdapterFacts
 from accord.policy.remote_server import AdapterFiles, RemoteServer
 from accord.rpc.logs import describe_exception
 from accord.serving.fields import naming
-from accord.serving.reader import check_adapter_base
+from accord.serving.reader import check_adapter_base, check_policy
 
 _FRESH_SECONDS = 1.0  # so long a version stays for who waits for it: two that share one place would evict each other forever
 _ADAPTERS = Gauge("accord_policy_remote_adapters", "Adapter versions that another server holds for this replica")
@@ -113,19 +113,23 @@ class RemoteAdapters:
         self._held.pop(version, None)
         self._publish()
 
-    async def unload(self, version: str) -> AdapterFacts:
-        """Unloads a version.
+    def withdraw(self, version: str) -> tuple[str, AdapterFacts]:
+        """Takes a version out of use before it is unloaded, so that nobody begins to use it meanwhile; returns the server's name of it and its facts.
 
         Raises:
             NotFoundError: it is not loaded.
         """
+        held = self._held.pop(version, None)
+        if held is None:
+            raise NotFoundError(f"{version} is not loaded; loaded: {', '.join(self._held) or 'none'}", field="name")
+        self._publish()
+        return held.far_name, held.facts
+
+    async def unload(self, version: str, far_name: str) -> None:
+        """Unloads a version that was withdrawn, unless it has been brought again since."""
         async with self._changing:
-            held = self._held.pop(version, None)
-            if held is None:
-                raise NotFoundError(f"{version} is not loaded; loaded: {', '.join(self._held) or 'none'}", field="name")
-            self._publish()
-            await self._server.unload_adapter(held.far_name)
-            return held.facts
+            if version not in self._held:
+                await self._server.unload_adapter(far_name)
 
     async def close(self) -> None:
         """Stops bringing."""
@@ -136,6 +140,7 @@ class RemoteAdapters:
     async def _bring(self, version: str) -> None:
         try:
             manifest = await asyncio.to_thread(self._store.manifest, version)
+            check_policy(version, manifest.kind)
             check_adapter_base(version, manifest.base_model_digest, self._base_model)
             folder = await asyncio.to_thread(self._store.fetch, version)
             async with self._changing:

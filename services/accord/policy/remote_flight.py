@@ -15,8 +15,8 @@ from prometheus_client import Gauge, Histogram
 
 from accord.errors import UnavailableError
 from accord.models.encoding import PromptEncoder
-from accord.policy.backend import GeneratedSample, GenerationRequest, LogprobsRequest
-from accord.policy.engine import AdapterCommand, Item, Payload, Result
+from accord.policy.backend import GeneratedSample, GenerationRequest, LogprobsRequest, aborted_samples
+from accord.policy.engine import AdapterCommand, AdapterFacts, Item, Payload, Result
 from accord.policy.remote_row import RemoteRow
 from accord.policy.remote_server import Ask, RemoteServer, sample_seed
 from accord.policy.text_stream import TextStream
@@ -29,12 +29,13 @@ _SECONDS = Histogram(
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """An item whose requests are on their way, under an adapter by our name and the server's."""
+    """An item whose requests are on their way, under an adapter by our name and the server's; `facts` are those of one that is being unloaded."""
 
     item: Item
     version: str
     adapter: str
     requests: int
+    facts: AdapterFacts | None = None
     rows: list[RemoteRow] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     recalled: bool = False
@@ -45,6 +46,16 @@ class Flight:
         if not isinstance(self.item.payload, GenerationRequest):
             return 0
         return self.item.payload.n - sum(row.finish is not None for row in self.rows)
+
+    def abort(self) -> None:
+        """Answers a generation with what has come of it, and cancels its requests."""
+        request = self.item.payload
+        assert isinstance(request, GenerationRequest)
+        for row in self.rows:
+            if (chunk := row.abort()) is not None:
+                self.item.emit(chunk)
+        self.item.complete(tuple(row.sample() for row in self.rows) or aborted_samples(request))
+        self.recall()
 
     def recall(self) -> None:
         """Cancels it, once: a second time would disturb its clearing up."""

@@ -46,6 +46,13 @@ class RemoteRow:
         self.finish = self.finish or piece.finish
         return self._chunk() if self._request.stream else None
 
+    def abort(self) -> Chunk | None:
+        """Ends it with what has come; returns what a stream has not been handed."""
+        if self.finish is not None:
+            return None
+        self.finish = "aborted"
+        return self._chunk() if self._request.stream else None
+
     def sample(self) -> GeneratedSample:
         """What the request is answered with; the sample must have ended."""
         assert self.finish is not None

@@ -60,7 +60,8 @@ def row_uniforms(seed: int, sample_index: int, count: int) -> list[float]:
 def sample(logits: Tensor, sampling: RowSampling, uniforms: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the next token of each row and its logprob, both of shape (rows,).
 
-    The logprob is that of the model at the sampling temperature (1 where it is greedy), before penalties and truncation.
+    The logprob is that of the model at the sampling temperature (1 where it is greedy), before penalties and truncation. It is no finite number where
+    a row's logits are not, and the token means nothing then.
 
     Args:
         logits: shape (rows, vocabulary), float32.
@@ -114,7 +115,8 @@ def draw(weights: Tensor, sampling: RowSampling, uniforms: Tensor) -> Tensor:
     bounds = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total = bounds[:, -1:]
     target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    block = torch.searchsorted(bounds, target, right=True)
+    # Weights that are no numbers are past every bound; whoever called sees it by the logprob.
+    block = torch.searchsorted(bounds, target, right=True).clamp_(max=bounds.shape[1] - 1)
     below = torch.where(block > 0, bounds.gather(1, (block - 1).clamp(min=0)), torch.zeros_like(target))
     inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]].double()
     cumulative = inside.cumsum(dim=-1)

@@ -51,7 +51,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         started = time.monotonic()
         slots = await _in_thread_if_long(request, partial(_read_all, served, request, stream=False))
         results = await _compute(served.engine, slots, terms)
-        reply = pb.GenerateResponse(adapter_version=terms.version, digests=digests_to_wire(served.engine.info.digests))
+        reply = pb.GenerateResponse(adapter_version=terms.version, digests=digests_to_wire(terms.digests))
         for item, (accepted, error), samples in zip(request.items, slots, results, strict=True):
             reply.items.append(_generate_result(item.item_id, accepted, error, samples))
         reply.usage.CopyFrom(_usage(slots, started, sum(len(s.token_ids) for done in results if done for s in done)))
@@ -90,7 +90,7 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         started = time.monotonic()
         slots = await _in_thread_if_long(request, partial(_read_all_logprobs, served, request))
         results = await _compute(served.engine, slots, terms)
-        reply = pb.ComputeLogprobsResponse(adapter_version=terms.version, digests=digests_to_wire(served.engine.info.digests))
+        reply = pb.ComputeLogprobsResponse(adapter_version=terms.version, digests=digests_to_wire(terms.digests))
         for item, (accepted, error), rows in zip(request.items, slots, results, strict=True):
             reply.items.append(_logprobs_result(item.item_id, accepted, error, rows))
         scored = sum(len(response) for work, _ in slots if isinstance(work, LogprobsRequest) for response in work.responses)
@@ -103,10 +103,11 @@ class PolicyServicer(rpc.PolicyServiceServicer):
 
     async def _prepare(self, request: Request, context: CallContext) -> tuple[Served, Terms]:
         served = self._holder.get()
-        check_digests(request.expected_digests, served.engine.info.digests)
+        digests = served.engine.info.digests
+        check_digests(request.expected_digests, digests)
         wanted = request.min_policy_version if request.HasField("min_policy_version") else 0
         version = await _resolve(served.engine, request.adapter, wanted, context)
-        return served, terms_of(request.origin, version, context.deadline, context.peer())
+        return served, terms_of(request.origin, version, context.deadline, context.peer(), digests)
 
 
 class PolicyAdminServicer(rpc.PolicyAdminServiceServicer):

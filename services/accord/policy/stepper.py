@@ -7,6 +7,7 @@ work (`accord.models.inference`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -15,6 +16,7 @@ import torch
 from prometheus_client import Counter, Gauge, Histogram
 from torch import Tensor
 
+from accord.errors import FailedPreconditionError
 from accord.models.inference import InferenceModel
 from accord.models.kvpool import KvPool
 from accord.models.ragged import Piece
@@ -228,6 +230,8 @@ class Stepper:
             unit.take(target, logprob)
         for unit in {id(unit): unit for unit, _, _ in scores}.values():
             if unit.complete:
+                if not all(math.isfinite(logprob) for response in unit.results for logprob in response):
+                    _clear(unit)
                 unit.answer()
 
     def _sample(self, logits: Tensor, samplers: Sequence[tuple[Row, int]]) -> None:
@@ -251,6 +255,9 @@ class Stepper:
         top = _top_logprobs(logits, rows, sampling)
         _TOKENS.labels("generated").inc(len(rows))
         for row, token, logprob, likeliest in zip(rows, tokens.tolist(), logprobs.tolist(), top, strict=True):
+            if not math.isfinite(logprob):
+                _refuse(row.owner)
+                continue
             row.append(token, logprob, likeliest, self._ends)
             if row.finish is not None:
                 self._pool.give_back(row.slot)
@@ -260,6 +267,21 @@ class Stepper:
     def _free(self, unit: Unit) -> None:
         for slot in unit.slots:
             self._pool.give_back(slot)
+
+
+def _refuse(unit: Generation) -> None:
+    """Fails what the model has no probabilities for; it leaves before the next pass."""
+    if unit.item.done:  # by another of its samples
+        return
+    _clear(unit)
+    whose = unit.prompt.adapter or "the base model"
+    unit.item.fail(FailedPreconditionError(f"{whose} gives logits that are no finite numbers: its weights are broken", field="adapter"))
+
+
+def _clear(unit: Unit) -> None:
+    """A NaN that is masked would still spoil the sums of whoever has the slot next."""
+    for slot in unit.slots:
+        slot.kv.zero_()
 
 
 def _top_logprobs(logits: Tensor, rows: Sequence[Row], sampling: RowSampling) -> list[TopLogprobs | None]:

@@ -50,6 +50,7 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
         self._max_wait_seconds = max_wait_seconds
         self._aging_seconds = aging_seconds
         self._refuses = refuses
+        self._changed = False  # since the last `admit`
         self._lines: dict[tuple[int, str], dict[int, WorkItem[PayloadT, ResultT]]] = {}
         self._caller_cost: dict[str, int] = {}
         self._given: dict[str, int] = {}
@@ -60,6 +61,7 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
         Work that has expired or waited too long is failed first, and never offered.
         """
         with self._condition:
+            self._changed = False
             self._drop_expired()
             self._drop_overdue()
             taken: list[WorkItem[PayloadT, ResultT]] = []
@@ -79,14 +81,18 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
             return taken
 
     def wait(self, timeout_seconds: float) -> None:
-        """Returns when something waits, the queue is closed, or the time is over."""
+        """Returns when something has come since the last `admit`, or `wake` was called, or the queue is closed, or the time is over.
+
+        What was skipped waits for something else: for who calls `wake`.
+        """
         with self._condition:
-            if not self._waiting and self._closed is None:
+            if not self._changed and self._closed is None:
                 self._condition.wait(timeout_seconds)
 
     def wake(self) -> None:
         """Makes `wait` return."""
         with self._condition:
+            self._changed = True
             self._condition.notify_all()
 
     # With the lock held.
@@ -107,6 +113,7 @@ class FairQueue(BoundedQueue[PayloadT, ResultT]):
                 )
 
     def _entered(self, item: WorkItem[PayloadT, ResultT]) -> None:
+        self._changed = True
         if item.caller not in self._caller_cost:
             # Who was away does not come back with credit: it starts level with the least served of those who wait.
             level = min((self._given[caller] for caller in self._caller_cost), default=0)

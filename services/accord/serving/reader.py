@@ -102,6 +102,12 @@ def check_adapter_base(version: str, adapter_base: str, served_base: str) -> Non
         )
 
 
+def check_policy(version: str, kind: str) -> None:
+    """Raises FailedPreconditionError where an adapter is no policy: a reward model's would answer prompts too, with nonsense."""
+    if kind != "policy":
+        raise FailedPreconditionError(f"{version} is of kind {kind}; the policy service answers by adapters of kind policy", field="adapter")
+
+
 def digests_to_wire(values: ModelDigests) -> common_pb2.ModelDigests:
     """Returns the wire form of the served digests."""
     return common_pb2.ModelDigests(base_model=values.base_model, tokenizer=values.tokenizer, chat_template=values.chat_template)

@@ -64,6 +64,10 @@ def close(found: Tensor, wanted: Tensor) -> bool:
     return found.shape == wanted.shape and float((found - wanted).abs().max()) < 2e-4
 
 
+def loaded(model: InferenceModel) -> set[str]:
+    return {name for linears in model._linears.values() for name in linears._adapters}
+
+
 # Linear layers
 
 
@@ -211,7 +215,8 @@ def test_adapters_and_the_bare_base_share_a_pass(folder: Path, adapters: dict[st
     assert not close(wanted[3], expected(load_base_model(str(folder), threads=1), SEQUENCES[3])), "an adapter that changes nothing proves nothing"
     model = InferenceModel(load_base_model(str(folder), threads=1))
     for name, path in adapters.items():
-        assert model.load_adapter(name, path) > 0
+        model.load_adapter(name, path)
+        assert model.adapter_bytes(path) == sum(factor.nbytes for each in model._linears.values() for factor in each._adapters.get(name, ())) > 0
     pool = KvPool(model.shape, max_tokens=4096)
     order = sorted(range(4), key=lambda index: names[index])
     pieces = [Piece(pool.take(64), SEQUENCES[index], 0, 0, adapter=names[index]) for index in order]
@@ -220,7 +225,7 @@ def test_adapters_and_the_bare_base_share_a_pass(folder: Path, adapters: dict[st
     for index, part in zip(order, found, strict=True):
         assert close(part, wanted[index])
     model.remove_adapter("attention")
-    assert set(model.adapters) == {"everything"}
+    assert loaded(model) == {"everything"}
 
 
 def test_a_decoder_of_another_shape_keeps_transformers_code(tmp_path: Path, folder: Path) -> None:
@@ -261,10 +266,13 @@ def test_a_model_that_the_engine_computes_otherwise_is_refused(folder: Path, mon
 
 
 def test_targets_that_cannot_be_served_are_named(folder: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
     model = InferenceModel(load_base_model(str(folder), threads=1))
     text = (adapters["attention"] / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(text.replace('"q_proj"', '"embed_tokens"'))
-    (tmp_path / "adapter_model.safetensors").write_bytes((adapters["attention"] / "adapter_model.safetensors").read_bytes())
+    embedding = {f"base_model.model.model.embed_tokens.lora_embedding_{half}": torch.zeros(3, 3) for half in "AB"}  # as PEFT names them
+    save_file(embedding, tmp_path / "adapter_model.safetensors")
     with pytest.raises(FailedPreconditionError, match=r"targets embed_tokens, which this engine cannot serve.*; it serves .*down_proj") as caught:
         model.load_adapter("bad", tmp_path)
     assert caught.value.field == "adapter"
@@ -290,7 +298,21 @@ def test_tensors_that_do_not_fit_are_data_loss(folder: Path, adapters: dict[str,
     model = InferenceModel(load_base_model(str(folder), threads=1))
     with pytest.raises(DataLossError, match=message):
         model.load_adapter("bad", tmp_path)
-    assert model.adapters == {}
+    assert loaded(model) == set()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder: Path, adapters: dict[str, Path], tmp_path: Path, value: float) -> None:
+    from safetensors.torch import save_file
+
+    state = read_weights(adapters["attention"])
+    state["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"][0, 0] = value
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes((adapters["attention"] / "adapter_config.json").read_bytes())
+    model = InferenceModel(load_base_model(str(folder), threads=1))
+    with pytest.raises(FailedPreconditionError, match=r"layers\.1\.self_attn\.v_proj has weights that are no finite numbers"):
+        model.load_adapter("bad", tmp_path)
+    assert loaded(model) == set()
 
 
 # Memory

@@ -129,6 +129,16 @@ async def test_a_wait_for_work_ends_when_some_comes_is_there_or_never_comes() ->
     began = time.monotonic()
     queue.wait(10)
     assert time.monotonic() - began < 1
+    assert taken(queue, skip="here") == []
+    began = time.monotonic()
+    queue.wait(0.05)
+    assert time.monotonic() - began > 0.04, "what was skipped waits for something else: nobody is to turn round and round meanwhile"
+    put(queue, "more")
+    taken(queue, skip="here")
+    queue.wake()
+    began = time.monotonic()
+    queue.wait(10)
+    assert time.monotonic() - began < 1
     queue.close()
     queue.wait(10)
     assert time.monotonic() - began < 1

@@ -65,7 +65,8 @@ class PolicyServiceServicer:
         """Generates n responses to each prompt; one bad item does not fail its neighbours.
         INVALID_ARGUMENT: a field breaks its rule. NOT_FOUND: no such adapter. FAILED_PRECONDITION: digests differ, or the adapter belongs to
         another base model. DATA_LOSS: the adapter's files do not match their digest. RESOURCE_EXHAUSTED: the queue is full, retry after the
-        RetryInfo. DEADLINE_EXCEEDED. UNAVAILABLE: the server is starting, paused with abort or draining.
+        RetryInfo. DEADLINE_EXCEEDED. UNAVAILABLE: the server is starting, paused with abort or draining, or other weights took over while the call
+        waited.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -319,9 +320,9 @@ class PolicyAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateWeights(self, request, context):
-        """Replaces the base model's weights by others of the same model, after what computes is finished; adapters are forgotten. For full
-        fine-tuning. NOT_FOUND: no such folder. FAILED_PRECONDITION: another digest than asked for, or not the same kind of model.
-        UNIMPLEMENTED: the backend's weights are not ours to replace.
+        """Replaces the base model's weights by others of the same model, after what computes is finished; adapters are forgotten, and what waits
+        is answered UNAVAILABLE, so that one model answers a call. For full fine-tuning. NOT_FOUND: no such folder. FAILED_PRECONDITION: another
+        digest than asked for, or not the same kind of model. UNIMPLEMENTED: the backend's weights are not ours to replace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
