@@ -121,6 +121,7 @@ GENERATIONS: list[tuple[str, list[GenerateItem], type[AccordError], str, tuple[s
     ("negative top_k", [item(top_k=-1)], InvalidArgumentError, "items[0].sampling.top_k", ("-1", "from 0 to 4294967295")),
     ("min_p", [item(min_p=-0.1)], InvalidArgumentError, "items[0].sampling.min_p", ("greater than or equal to 0",)),
     ("penalty 0", [item(repetition_penalty=0)], InvalidArgumentError, "items[0].sampling.repetition_penalty", ("greater than 0",)),
+    ("penalty 10.5", [item(repetition_penalty=10.5)], InvalidArgumentError, "items[0].sampling.repetition_penalty", ("less than or equal to 10",)),
     ("max_tokens 0", [item(max_tokens=0)], InvalidArgumentError, "items[0].sampling.max_tokens", ("greater than or equal to 1",)),
     ("max_tokens", [item(max_tokens=8193)], InvalidArgumentError, "items[0].sampling.max_tokens", ("less than or equal to 8192",)),
     ("n 0", [replace(item(), n=0)], InvalidArgumentError, "items[0].n", ("greater than or equal to 1",)),

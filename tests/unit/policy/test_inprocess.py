@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from accord.artefacts.store import ArtefactStore
 from accord.errors import DeadlineExceededError, InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from accord.models.base import load_base_model
 from accord.models.testing import tiny_model_folder
-from accord.policy.backend import GenerationRequest, SamplingSettings
+from accord.policy.backend import GenerationRequest, LogprobsRequest, SamplingSettings
 from accord.policy.config import PolicyConfig
 from accord.policy.engine import Terms
 from accord.policy.inprocess import InProcessEngine
@@ -104,16 +106,49 @@ async def test_a_pause_that_cannot_come_in_time_says_so(engine: InProcessEngine,
     assert await asyncio.wait_for(item.result(), 10)
 
 
-async def test_a_cancelled_request_leaves_within_a_pass(engine: InProcessEngine) -> None:
-    (item,) = engine.submit([request(500)], Terms())
-    await asyncio.sleep(0.1)
-    assert engine._stepper.rows == 1
-    item.cancel()
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_what_nobody_waits_for_leaves_before_the_next_pass(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch, cancelled: bool) -> None:
+    ends, passes, real = threading.Event(), 0, engine._stepper.step
+
+    def step() -> None:
+        nonlocal passes
+        passes += 1
+        ends.wait(10)
+        real()
+
+    monkeypatch.setattr(engine._stepper, "step", step)
+    (item,) = engine.submit([request(500)], Terms(deadline=None if cancelled else time.monotonic() + 0.2))
+    while passes == 0:
+        await asyncio.sleep(0.01)
+    if cancelled:
+        item.cancel()
+    else:
+        await asyncio.sleep(0.3)
+    ends.set()
+    if not cancelled:
+        with pytest.raises(DeadlineExceededError, match="during compute"):
+            await asyncio.wait_for(item.result(), 10)
     for _ in range(100):
+        await asyncio.sleep(0.01)
         if engine._stepper.rows == 0:
             break
-        await asyncio.sleep(0.01)
     assert engine._stepper.rows == 0
+    assert passes == 1
+
+
+async def test_logits_are_computed_where_they_are_asked_for_alone(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = 0, engine._model.logits
+
+    def logits(hidden: Tensor) -> Tensor:
+        nonlocal asked
+        asked += hidden.shape[0]
+        return real(hidden)
+
+    monkeypatch.setattr(engine._model, "logits", logits)
+    (item,) = engine.submit([LogprobsRequest(tuple(range(3, 203)), ((8, 9, 10), (11,), (12, 13)), 1.0)], Terms())
+    found = await asyncio.wait_for(item.result(), 10)
+    assert [len(response) for response in found] == [3, 1, 2]  # type: ignore[union-attr, arg-type]
+    assert asked == 1 + 2 + 0 + 1, "the prompt's last place predicts the first token of each response, and no response's last token predicts any"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from accord.policy.backend import SamplingSettings
-from accord.policy.sampling import RowSampling, draw, row_uniforms, sample, truncated
+from accord.policy.sampling import RowSampling, draw, penalized, row_uniforms, sample, truncated
 
 PLAIN = SamplingSettings(
     max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, stop=(), stop_token_ids=frozenset(), seed=0, ignore_eos=False
@@ -67,6 +68,34 @@ def test_truncation_keeps_what_transformers_keeps() -> None:
     wanted = warpers(torch.zeros((3, 1), dtype=torch.long), values) > float("-inf")
     assert 3 < int(wanted.sum()) < 150
     assert torch.equal(kept, wanted)
+
+
+def test_every_row_is_truncated_by_its_own_settings_as_transformers_does() -> None:
+    from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    chosen = random.Random(1)
+    settings = [
+        replace(PLAIN, top_k=chosen.choice([0, 1, 2, 40, 100_000]), top_p=chosen.choice([1.0, 0.95, 0.5, 1e-6]), min_p=chosen.choice([0.0, 0.02, 0.5, 1.0]))
+        for _ in range(60)
+    ]  # fmt: skip
+    values = logits(8, rows=60)
+    kept = truncated(torch.softmax(values, dim=-1).double(), RowSampling.build(settings)) > 0
+    for row, each in enumerate(settings):
+        warpers = LogitsProcessorList([TopKLogitsWarper(each.top_k)] if each.top_k else [])
+        warpers += [TopPLogitsWarper(each.top_p)] if each.top_p < 1 else []
+        warpers += [MinPLogitsWarper(each.min_p)] if each.min_p else []
+        wanted = warpers(torch.zeros((1, 1), dtype=torch.long), values[row : row + 1])[0] > float("-inf")
+        assert torch.equal(kept[row], wanted), each
+
+
+def test_the_penalty_is_that_of_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    values, tokens = logits(9), torch.tensor([[3, 3, 500, 7]])
+    seen = torch.zeros((1, VOCABULARY), dtype=torch.bool)
+    seen[0, tokens[0]] = True
+    for penalty in (1.3, 0.7):
+        assert torch.equal(penalized(values, seen, torch.tensor([penalty])), RepetitionPenaltyLogitsProcessor(penalty)(tokens, values.clone()))
 
 
 def test_the_logprob_is_that_of_the_temperature_before_truncation_and_penalties() -> None:
