@@ -40,6 +40,13 @@ class Batch:
         positions = torch.arange(self.attention_mask.shape[1], device=self.attention_mask.device)
         return (self.attention_mask * positions).argmax(dim=1)
 
+    @property
+    def last_token_mask(self) -> Tensor:
+        """True at each sequence's last real token."""
+        mask = torch.zeros_like(self.attention_mask)
+        mask[torch.arange(len(mask), device=mask.device), self.last_token_index] = True
+        return mask
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.position_ids.to(device), self.response_mask.to(device))

@@ -51,7 +51,7 @@ def response_logprobs(
 
 def batch_logprobs(adapted: AdaptedModel, batch: Batch, *, adapter: str | None, temperature: float = 1.0) -> Tensor:
     """Logprobs of all response tokens of a batch in row order, shape (N,): one forward pass, the head on N positions only."""
-    hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids)
+    hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids, asked=batch.predicting_mask)
     logits = adapted.logits_at(hidden, batch.predicting_mask)
     return token_logprobs(logits, batch.input_ids[batch.response_mask], temperature=temperature)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.models.adapter_files import lora_config, read_lora_config, read_weights, write_adapter
 from accord.models.base import BaseModel
+from accord.models.llama_layer import is_llama_layer
 from accord.models.lora_linear import replace_forward
 
 _PREFIX = "base_model.model."
@@ -59,6 +60,8 @@ class AdaptedModel:
         self._configs: dict[str, Any] = {}
         self._tuner: Any = None
         self._layers: list[Any] = []
+        self._asked: Tensor | None = None
+        self._spare_last_mlp()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -232,12 +235,16 @@ class AdaptedModel:
         self._layers = []
         return merged
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None, asked: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
 
         Args:
             attention_mask: (batch, T), True at real tokens; or (batch, 1, T, T), True where a position may look at another.
             position_ids: (batch, T). Without them, real tokens count from 0, so that the padding side does not matter.
+            asked: (batch, T), True where the result will be read; elsewhere it holds something else, for the last layer's MLP, which no other
+                position looks at, is spared there. None: everywhere.
 
         Raises:
             ValueError: a four-dimensional mask comes without position ids.
@@ -248,9 +255,23 @@ class AdaptedModel:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         mask = attention_mask.long() if attention_mask.dim() == 2 else attention_mask
         decoder = getattr(self.module, self.module.base_model_prefix)
-        with self.use(adapter):
+        with self.use(adapter), self.asked_at(asked):
             result: Tensor = decoder(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
         return result
+
+    @property
+    def asked(self) -> Tensor | None:
+        """The positions of a pass in the making whose results will be read, None for all."""
+        return self._asked
+
+    @contextlib.contextmanager
+    def asked_at(self, positions: Tensor | None) -> Iterator[None]:
+        """Within the block passes compute for these positions, as `asked` of `hidden`."""
+        before, self._asked = self._asked, positions
+        try:
+            yield
+        finally:
+            self._asked = before
 
     def logits_at(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Logits (float32) at the positions that a boolean mask (batch, T) marks, in row order: shape (N, vocabulary).
@@ -263,6 +284,24 @@ class AdaptedModel:
         """Logits (float32) of hidden states: shape (..., H) to (..., vocabulary)."""
         logits: Tensor = self.module.get_output_embeddings()(hidden)
         return logits.float()
+
+    def _spare_last_mlp(self) -> None:
+        """Lets the last layer's MLP compute at the asked positions alone, in decoders of a shape that is known."""
+        layers = getattr(getattr(self.module, self.module.base_model_prefix), "layers", None)
+        if not (isinstance(layers, nn.ModuleList) and layers and is_llama_layer(layers[-1])):
+            return
+        mlp: Any = layers[-1].mlp
+        whole = mlp.forward
+
+        def forward(x: Tensor) -> Tensor:
+            if self._asked is None:
+                everywhere: Tensor = whole(x)
+                return everywhere
+            places = self._asked.flatten().nonzero().squeeze(1)
+            rows = x.flatten(0, 1)
+            return torch.zeros_like(rows).index_copy(0, places, whole(rows.index_select(0, places)[None])[0]).view_as(x)
+
+        mlp.forward = forward
 
     def _config(self, name: str) -> Any:
         try:

@@ -39,6 +39,22 @@ class PackedBatch:
     lengths: tuple[int, ...]
 
     @property
+    def predicting_mask(self) -> Tensor:
+        """True at the positions that predict response tokens, (batch, T)."""
+        return self._mask(self.rows, self.columns)
+
+    @property
+    def last_token_mask(self) -> Tensor:
+        """True at the last token of each response, (batch, T)."""
+        last = torch.tensor(self.lengths, device=self.rows.device).cumsum(0) - 1
+        return self._mask(self.rows[last], self.token_columns[last])
+
+    def _mask(self, rows: Tensor, columns: Tensor) -> Tensor:
+        mask = torch.zeros_like(self.input_ids, dtype=torch.bool)
+        mask[rows, columns] = True
+        return mask
+
+    @property
     def tokens(self) -> Tensor:
         """Response tokens, shape (N,)."""
         return self.input_ids[self.rows, self.token_columns]
@@ -109,7 +125,7 @@ def group_logprobs(
     results: dict[int, list[Tensor]] = {}
     for members in micro_batches([packed_length(group) for group in groups], micro_batch_tokens):
         batch = pack([groups[index] for index in members], pad_id=adapted.base.pad_token_id, device=adapted.base.device)
-        hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids)
+        hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids, asked=batch.predicting_mask)
         logits = adapted.logits_of(hidden[batch.rows, batch.columns])
         parts = iter(token_logprobs(logits, batch.tokens, temperature=temperature).split(list(batch.lengths)))
         for index in members:

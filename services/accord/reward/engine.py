@@ -130,7 +130,9 @@ class RewardEngine:
         rows = [(item.payload.prompt_ids, item.payload.response_ids) for item in items]
         batch = collate(rows, pad_id=self.base.pad_token_id, device=self.base.device)
         with torch.inference_mode():
-            hidden = self._adapted.hidden(batch.input_ids, batch.attention_mask, adapter=version, position_ids=batch.position_ids)
+            hidden = self._adapted.hidden(
+                batch.input_ids, batch.attention_mask, adapter=version, position_ids=batch.position_ids, asked=batch.last_token_mask
+            )
             raw = head.at_last_token(hidden, batch.attention_mask).double()
         _TOKENS.inc(sum(item.payload.tokens for item in items))
         for item, score in zip(items, ((raw - facts.mean) / facts.std).tolist(), strict=True):

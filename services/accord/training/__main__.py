@@ -157,6 +157,8 @@ def _learn(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSi
     from accord.training.recomputation import recompute_activations
 
     torch.use_deterministic_algorithms(True)
+    # Deterministic algorithms write all memory twice otherwise; nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     spec, device = run.spec, local_device(place)
     sharded = spec.distribution.strategy == "fsdp"
     world = World(place, stop, lockstep=sharded, device=device)

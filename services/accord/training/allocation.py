@@ -2,8 +2,8 @@
 
 glibc keeps freed blocks on its heap, and finds them badly again where aligned ones are asked for, as PyTorch does: what a process held could grow
 from micro-batch to micro-batch. Giving all back before each pass holds it down, and costs a quarter of the time of a pass on some 300 tokens, for the
-system's work on fresh pages (165 tokens a second against 243; 1.77 GiB against 1.87). So it is given back where it has grown, and only there. What
-does not belong here: models.
+system's work on fresh pages (165 tokens a second against 243; 1.77 GiB against 1.87). So it is given back where it has grown, and only there: glibc
+is told not to give the top of its heap back by itself (2 to 3 % of a pass). What does not belong here: models.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 _GROWTH = 1.15
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_LARGEST_HEAP_BLOCK = 32 * 2**20  # what the threshold comes to be by itself, where nobody sets the other one
 
 
 def give_back_what_grows(decoder: Any) -> bool:
@@ -57,11 +59,14 @@ def _resident_bytes() -> int:
 
 
 def _trimmer() -> Callable[[int], int] | None:
-    """malloc_trim(3), which only glibc has."""
+    """malloc_trim(3), which only glibc has, for a heap that gives nothing back by itself."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        library = ctypes.CDLL(None)
+        trim: Callable[[int], int] = library.malloc_trim
+        library.mallopt(_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
         return None
     return trim

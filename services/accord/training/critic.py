@@ -50,7 +50,7 @@ class Critic:
         """Value of the state before each response token, (rollouts, T). The caller's grad mode holds."""
         base, adapted = self._context.base, self._context.adapted
         batch = collate([(each.prompt_ids, each.response_ids) for each in rollouts], pad_id=base.pad_token_id, device=base.device)
-        hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=VALUE, position_ids=batch.position_ids)
+        hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=VALUE, position_ids=batch.position_ids, asked=batch.predicting_mask)
         flat = self.head(hidden[batch.predicting_mask])
         return pad_rows(flat.split([len(each.response_ids) for each in rollouts]))[0]
 

@@ -69,7 +69,9 @@ class LocalScores:
         batch = collate([(prompt, response)], pad_id=base.pad_token_id, device=base.device)
         with self._lock, torch.inference_mode():
             head, facts = self._ready(member)
-            hidden = self._context.adapted.hidden(batch.input_ids, batch.attention_mask, adapter=_name(member), position_ids=batch.position_ids)
+            hidden = self._context.adapted.hidden(
+                batch.input_ids, batch.attention_mask, adapter=_name(member), position_ids=batch.position_ids, asked=batch.last_token_mask
+            )
             raw = head.at_last_token(hidden, batch.attention_mask).double()
         return float((raw - facts.mean) / facts.std)
 

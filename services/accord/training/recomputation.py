@@ -37,10 +37,10 @@ def _recomputing(adapted: AdaptedModel, forward: Callable[..., Any]) -> Callable
     def run(*args: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **named)
-        name = adapted.active
+        name, asked = adapted.active, adapted.asked
 
         def again(*args: Any, **named: Any) -> Any:
-            with adapted.use(name):  # by the time of the backward pass another adapter is on
+            with adapted.use(name), adapted.asked_at(asked):  # by the time of the backward pass another adapter is on
                 return forward(*args, **named)
 
         return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False, **named)  # nothing in a layer draws numbers

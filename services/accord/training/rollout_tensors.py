@@ -115,7 +115,9 @@ class RolloutModel:
     def _token_rows(self, rollouts: Sequence[Rollout], adapter: str | None, *, entropy: bool) -> tuple[list[Tensor], list[Tensor]]:
         base = self._adapted.base
         batch = collate([(each.prompt_ids, each.response_ids) for each in rollouts], pad_id=base.pad_token_id, device=base.device)
-        hidden = self._adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids)
+        hidden = self._adapted.hidden(
+            batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids, asked=batch.predicting_mask
+        )
         logits = self._adapted.logits_at(hidden, batch.predicting_mask)
         lengths = [len(each.response_ids) for each in rollouts]
         flat = token_logprobs(logits, batch.input_ids[batch.response_mask], temperature=self._temperature)

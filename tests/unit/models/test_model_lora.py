@@ -15,6 +15,7 @@ from accord.models.base import BaseModel, load_base_model
 from accord.models.batching import collate
 from accord.models.lora import AdaptedModel
 from accord.runspec import LoraSpec
+from accord.training.recomputation import recompute_activations
 
 LORA = LoraSpec(rank=4)
 BATCH = collate([([1, 70, 80, 90], [100, 110, 2]), ([1, 75], [85, 2])], pad_id=0)
@@ -369,3 +370,29 @@ class TestOnDisk:
         assert all(torch.equal(tensor, adapted.state("a")[key]) for key, tensor in state.items())
         with pytest.raises(DataLossError, match="missing"):
             adapted.load_state("a", {})
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_last_layer_spares_what_is_not_asked_for_and_no_result_or_gradient_changes(adapted: AdaptedModel, recomputed: bool) -> None:
+    adapted.add("one", LORA, seed=0)
+    scramble(adapted, "one")
+    if recomputed:
+        recompute_activations(adapted)
+    tokens = torch.arange(1, 15).view(2, 7)
+    real = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
+    asked = torch.zeros_like(real)
+    asked[0, 3:], asked[1, 4] = True, True
+    rows: list[int] = []
+    last = adapted.module.get_submodule(f"{adapted.module.base_model_prefix}.layers")[-1].mlp.gate_proj
+    last.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[:-1].numel()))
+
+    def outcome(positions: Tensor | None) -> list[Tensor]:
+        found = adapted.hidden(tokens, real, adapter="one", asked=positions)[asked]
+        adapted.module.zero_grad()
+        (found * torch.linspace(-1, 1, found.numel()).view_as(found)).sum().backward()
+        return [found.detach(), *(parameter.grad.clone() for parameter in adapted.parameters("one") if parameter.grad is not None)]
+
+    for expected, found in zip(outcome(None), outcome(asked), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert rows == [14, 14, 5, 5] if recomputed else rows == [14, 5]
+    assert adapted.asked is None
