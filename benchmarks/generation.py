@@ -286,7 +286,7 @@ def overload(figures: Figures, folder: str, duration: float) -> None:
     figures.add("offered in open loop", "calls/s", [found["offered"]])
     figures.add("calls that ended otherwise than OK or RESOURCE_EXHAUSTED with RetryInfo", "calls", [found["other"]], "0")
     figures.add("accepted", "calls/s", [found["accepted"]])
-    figures.add("99th percentile of the accepted over unloaded", "times", [found["p99"] / _percentile(unloaded, 0.99)], "<= 2")
+    figures.add("overload, 99th percentile of the accepted over unloaded", "times", [found["p99"] / _percentile(unloaded, 0.99)], "<= 2")
     figures.add("resident memory that the overload added", "MiB", [grown / 2**20], "flat")
 
 
@@ -408,7 +408,7 @@ def memory(figures: Figures, folder: str) -> None:
     process.join(60)
     figures.add("32 slots of 512 tokens: keys and values by arithmetic", "MiB", [arithmetic / 2**20])
     figures.add("32 slots of 512 tokens: resident memory over the weights", "MiB", [grown / 2**20])
-    figures.add("measured over arithmetic", "times", [grown / arithmetic], "0.8 to 1.2")
+    figures.add("32 slots of 512 tokens: measured memory over arithmetic", "times", [grown / arithmetic], "0.8 to 1.2")
 
 
 def main() -> None:

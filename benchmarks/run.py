@@ -15,6 +15,7 @@ from typing import Any
 
 BENCHMARKS = ("generation.py", "services.py", "labelling.py", "plan.py")
 FOLDER = Path("build/bench")
+LARGER, SMALLER = "#2a6f97", "#d08c36"
 
 
 def main(names: list[str]) -> int:
@@ -46,18 +47,19 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """The ratios with their spread; a line at 1, where nothing is gained."""
+    """The ratios with their spread; a line at 1, where nothing is gained. Those that are to be small have a colour of their own."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
 
     rows = [figure for part in found for figure in part["figures"] if figure["unit"] == "times"]
     if not rows:
         return
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.42 * len(rows)), layout="constrained")
     for place, row in enumerate(reversed(rows)):
-        axes.barh(place, row["median"], height=0.5, color="#2a6f97")
+        axes.barh(place, row["median"], height=0.5, color=SMALLER if _to_be_small(row) else LARGER)
         axes.plot([row["low"], row["high"]], [place, place], color="#12242f", linewidth=1.5)
         asked = f"   (asked for: {row['reach']})" if row["reach"] else ""
         axes.text(max(row["high"], 0) + 0.05, place, f"{row['median']:.2f}{asked}", va="center", fontsize=8)
@@ -65,9 +67,16 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=8)
     axes.set_xlim(0, 1.45 * max(row["high"] for row in rows))
     axes.set_xlabel("times; line: lowest to highest round")
+    colours = [Patch(color=LARGER, label="more is better"), Patch(color=SMALLER, label="less is better")]
+    axes.legend(handles=colours, loc="lower right", frameon=False, fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def _to_be_small(figure: dict[str, Any]) -> bool:
+    """Whether less of a figure is better: where at most something is asked for, or a cost is held against a floor."""
+    return figure["reach"].startswith(("<", "0.")) or "over the floor" in figure["name"]
 
 
 if __name__ == "__main__":
