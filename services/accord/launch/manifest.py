@@ -199,6 +199,7 @@ def _container(order: RunOrder, config: KubernetesConfig, settings: PodSettings,
     resources: Manifest = {"cpu": settings.cpu or str(order.run.threads), "memory": f"{memory_of(order, config) // 2**20}Mi"}
     if settings.gpus:
         resources[settings.gpu_resource] = str(settings.gpus)
+    limits = {name: amount for name, amount in resources.items() if name != "cpu"}  # idle cores are there to be used
     container: Manifest = {
         "name": CONTAINER,
         "image": config.image,
@@ -206,7 +207,7 @@ def _container(order: RunOrder, config: KubernetesConfig, settings: PodSettings,
         "command": command,
         "workingDir": "/tmp",
         "env": _environment(order, config),
-        "resources": {"requests": resources, "limits": dict(resources)},
+        "resources": {"requests": resources, "limits": limits},
         "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(config, settings),

@@ -66,7 +66,7 @@ class Owner(FrozenModel):
 class PodSettings(FrozenModel):
     """What the pods of one kind of run ask for. Sizes as in Kubernetes: 500m, 4Gi."""
 
-    cpu: Cpu = Field("", description="CPUs of a pod; empty: as many as the run has threads")
+    cpu: Cpu = Field("", description="CPUs that a pod asks for, and may exceed where there are more; empty: as many as the run has threads")
     memory: Quantity = Field("", description="memory of a pod, request and limit; empty: what the run's plan says, with memory_headroom")
     gpus: int = Field(0, ge=0, le=64, description="devices of a pod")
     gpu_resource: ResourceName = Field("nvidia.com/gpu", description="the resource that a device is counted as")

@@ -67,7 +67,9 @@ def test_every_pod_keeps_to_the_restricted_profile(pod: dict[str, Any]) -> None:
         assert rules["allowPrivilegeEscalation"] is False
         assert rules["readOnlyRootFilesystem"] is True
         assert rules["capabilities"] == {"drop": ["ALL"]}
-        assert {"cpu", "memory"} <= set(each["resources"]["limits"])
+        assert {"cpu", "memory"} <= set(each["resources"]["requests"])
+        assert "memory" in each["resources"]["limits"]
+        assert "cpu" not in each["resources"]["limits"], "a run would be held below the idle cores of its node"
         mounted = [mount["name"] for mount in each["volumeMounts"]]
         assert sorted(mounted) == sorted(volume["name"] for volume in pod["volumes"])
 
@@ -99,7 +101,7 @@ def test_the_config_map_holds_the_whole_run_file() -> None:
 def test_memory_is_the_plans_with_headroom_or_what_the_configuration_says() -> None:
     def memory(plan: int, **more: Any) -> int:
         resources = container(build_job(order(memory_bytes=plan), config(**more), NEW))["resources"]
-        assert resources["requests"] == resources["limits"]
+        assert resources["requests"] == resources["limits"] | {"cpu": resources["requests"]["cpu"]}
         return quantity_bytes(resources["limits"]["memory"])
 
     assert memory(2**30) == 1280 * 2**20
@@ -115,9 +117,9 @@ def test_a_kind_overrides_the_defaults_field_by_field() -> None:
     assert (given.for_kind("ppo").gpus, given.for_kind("ppo").retries) == (4, 7)
     assert (given.for_kind("evaluate").gpus, given.for_kind("evaluate").node_selector) == (0, {"pool": "a"})
     assert given.for_kind("dpo") == given.defaults
-    limits = container(build_job(order("ppo"), given, NEW))["resources"]["limits"]
-    assert limits["nvidia.com/gpu"] == "4"
-    assert limits["cpu"] == "4", "as many as the run has threads"
+    resources = container(build_job(order("ppo"), given, NEW))["resources"]
+    assert resources["limits"]["nvidia.com/gpu"] == "4"
+    assert resources["requests"]["cpu"] == "4", "as many as the run has threads"
     assert "nvidia.com/gpu" not in container(build_job(order("dpo"), config(), NEW))["resources"]["limits"]
 
 
