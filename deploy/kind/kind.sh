@@ -23,7 +23,7 @@ up() {
     helm upgrade --install accord charts/accord --kube-context "$context" --namespace accord --create-namespace \
         --values charts/accord/ci/cluster-values.yaml --set images.tag="$tag" --wait --timeout 20m
     echo "next: make kind-test, or"
-    echo "  helm test accord --kube-context $context --namespace accord --logs"
+    echo "  helm test accord --kube-context $context --namespace accord"
     echo "  kubectl --context $context -n accord get pods"
     echo "  make kind-down"
 }
