@@ -19,21 +19,27 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "accord"
 VALUES = Path(os.environ.get("CLUSTER_VALUES", CHART / "ci" / "cluster-values.yaml"))
+TAG = os.environ.get("TAG", "test")
 INSTALL_SECONDS = 900
+CHART_ARGUMENTS = (str(CHART), "--values", str(VALUES), "--set", f"images.tag={TAG}")
+WAIT = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
 
 
-def run(*command: str, timeout: float = 120, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, timeout: float = 120, check: bool = True, stdin: str | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """A program's output; an AssertionError with all that it said where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin, env=environment)
     assert done.returncode == 0 or not check, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 class Release:
-    """The release `accord` in a namespace."""
+    """The release `accord` in a namespace; `bare` is what was in it before the first, `left` what was in it before the last release."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
+        self.bare = self.left = self.objects()
 
     def kubectl(self, *arguments: str, check: bool = True, timeout: float = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """kubectl in the namespace."""
@@ -44,12 +50,16 @@ class Release:
         found = json.loads(self.kubectl("get", *what, "-o", "json").stdout)
         return found.get("items", found)
 
+    def objects(self) -> set[str]:
+        """kind.group/name of all that is in the namespace, but for events."""
+        kinds = run("kubectl", "api-resources", "--namespaced", "--verbs=list", "--output=name").stdout.split()
+        listed = ",".join(kind for kind in kinds if not kind.startswith("events"))
+        return set(self.kubectl("get", listed, "--output=name", "--ignore-not-found").stdout.split())
+
     def install(self, *settings: str, values: Path | None = None) -> None:
         """Installs or upgrades, with settings and a file of values over those of the cluster, and waits until all is ready."""
         sets = [*([] if values is None else ["--values", str(values)]), *(word for setting in settings for word in ("--set", setting))]
-        tag = f"images.tag={os.environ.get('TAG', 'test')}"
-        command = ("helm", "upgrade", "--install", "accord", str(CHART), "--namespace", self.namespace, "--values", str(VALUES), "--set", tag, *sets)
-        done = run(*command, "--wait", "--timeout", f"{INSTALL_SECONDS}s", timeout=INSTALL_SECONDS + 60, check=False)
+        done = self.helm("upgrade", "--install", "accord", *CHART_ARGUMENTS, *sets, *WAIT, timeout=INSTALL_SECONDS + 60, check=False)
         assert done.returncode == 0, f"{done.stderr}\n{self.story()}"
 
     def helm(self, *arguments: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -97,10 +107,10 @@ def new_release() -> Iterator[Release]:
             pytest.skip(f"{program} is not at hand (make chart-tools); cluster tests did not run")
     if run("kubectl", "version", "--request-timeout=10s", check=False, timeout=30).returncode != 0:
         pytest.skip("no cluster answers: set KUBECONFIG; cluster tests did not run")
-    release = Release(f"accord-test-{uuid.uuid4().hex[:8]}")
-    run("kubectl", "create", "namespace", release.namespace)
-    run("kubectl", "label", "namespace", release.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    namespace = f"accord-test-{uuid.uuid4().hex[:8]}"
+    run("kubectl", "create", "namespace", namespace)
+    run("kubectl", "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     try:
-        yield release
+        yield Release(namespace)
     finally:
-        run("kubectl", "delete", "namespace", release.namespace, "--wait=true", timeout=300, check=False)
+        run("kubectl", "delete", "namespace", namespace, "--wait=true", timeout=300, check=False)

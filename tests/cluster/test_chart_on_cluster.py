@@ -1,30 +1,29 @@
-"""The chart on a real cluster: it installs, its services work together, survive a rolling restart, and leave nothing behind."""
+"""The chart on a real cluster: it installs, its services and runs work together, survive a rolling restart, and leave nothing but the claims behind."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import re
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests.cluster.release import Release, new_release, run
+from tests.cluster.release import CHART_ARGUMENTS, TAG, WAIT, Release
 from tests.contract.certificates import Authority
+
+from accord.cli.recipes import load_train_recipe
+from accord.client.trainer import RunEvent, TrainerClient
+from accord.rpc.channels import ChannelConfig
+from accord.runspec import RunSpec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="module")
-def release() -> Iterator[Release]:
-    for made in new_release():
-        made.install()
-        yield made
+@pytest.fixture(scope="module", autouse=True)
+def installed(release: Release) -> None:
+    release.install()
 
 
 def test_every_pod_is_ready_and_runs_as_nobody(release: Release) -> None:
@@ -46,55 +45,72 @@ def test_helm_test_passes(release: Release) -> None:
         assert word in done.stdout
 
 
-SIZE = {"steps": 1, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-4}
-SMALL = {
-    "name": "small", "seed": 1, "tasks": [{"task": "conversation", "uri": "sample:conversation"}], "feedback": ["ai"], "algorithms": ["dpo"],
-    "human_pairs": 2, "ai_pairs": 4, "max_prompt_tokens": 160, "max_response_tokens": 96, "max_sampled_tokens": 12, "lora": {"rank": 2},
-    "sft": SIZE, "reward_model": SIZE, "dpo": SIZE, "ppo": SIZE,
-    "evaluation": {"prompts": 2, "pairs": 2, "bootstrap_samples": 100, "judge_check_pairs": 0},
+SETTINGS = {
+    "dpo": ["dpo.data.limit=8", "dpo.eval_data=null", "batch_size=2", "max_response_tokens=64"],
+    "ppo": ["ppo.eval_data=null", "ppo.reward_model=adapters/helm-test", "ppo.ptx_coefficient=0", "ppo.ptx_data=null", "ppo.epochs=1",
+            "ppo.minibatch_size=4", "batch_size=4", "max_response_tokens=16"],
 }  # fmt: skip
+SMALL = ["steps=3", "micro_batch_size=2", "lora.rank=2", "max_prompt_tokens=256", "checkpoint_every_steps=1"]
 
 
-def test_the_study_runs_as_a_job_and_from_outside_goes_on_with_its_runs(release: Release, tmp_path: Path) -> None:
-    """Three runs as Jobs; from outside the same study finds them by their request ids, and measures the same."""
-    values, recipe = tmp_path / "values.yaml", tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(SMALL))
-    values.write_text(yaml.safe_dump({"study": {"enabled": True, "name": "small", "ownRecipe": SMALL}}))
-    release.install(values=values)
-    (job,) = release.get("jobs", "-l", "app.kubernetes.io/component=study")
-    done = release.kubectl("wait", "--for=condition=complete", f"job/{job['metadata']['name']}", "--timeout=1200s", timeout=1260, check=False)
-    assert done.returncode == 0, release.kubectl("logs", f"job/{job['metadata']['name']}", "--tail=40", check=False).stdout + release.story()
-    file = "/var/lib/accord/shared/studies/small/results.json"
-    inside = json.loads(release.kubectl("exec", "deployment/accord-trainer", "--", "cat", file).stdout)
-    assert [arm["arm"] for arm in inside["tasks"][0]["arms"]] == ["base", "sft", "dpo-ai"]
-    with contextlib.ExitStack() as stack:
-        addresses = [
-            word for name in ("policy", "reward", "feedback", "trainer") for word in (f"--{name}", stack.enter_context(release.forwarded(name)))
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "accord.cli",
-            "study",
-            "--target",
-            "cluster",
-            "--recipe",
-            str(recipe),
-            "--home",
-            str(tmp_path / "home"),
-            "--json",
-        ]
-        said = run(*command, *addresses, "--shared-folder", "/var/lib/accord/shared/labels", timeout=900).stdout
-    outside = json.loads(said)["results"]
-    assert [step["key"] for step in outside["steps"]] == [step["key"] for step in inside["steps"]]
-    assert [curve["run"] for curve in outside["curves"]] == [curve["run"] for curve in inside["curves"]]
-    assert _values(outside) == pytest.approx(_values(inside), abs=1e-3, nan_ok=True)
-    release.install()
+def small_spec(kind: str) -> RunSpec:
+    return load_train_recipe(kind, [*SMALL, *SETTINGS[kind], 'parent_adapter=""', f"adapter={kind}-in-cluster"])
 
 
-def _values(results: Any) -> list[float]:
-    metrics = [found for arm in results["tasks"][0]["arms"] for _, found in sorted(arm["metrics"].items())]
-    return [float("nan") if found["value"] is None else found["value"] for found in metrics]
+@pytest.mark.parametrize("kind", ["dpo", "ppo"])
+def test_a_run_goes_as_a_job_from_create_run_to_succeeded(release: Release, kind: str) -> None:
+    """After `helm test`, whose reward model scores the rollouts of PPO; both come over the services, which count their calls."""
+    before = {name: calls(release, *name) for name in (("policy", "Generate"), ("reward", "Score"))}
+    with release.forwarded("trainer") as address, TrainerClient(ChannelConfig(address=address, attempts=5)) as client:
+        name = client.create_run(small_spec(kind), f"{kind}-in-cluster").name
+        seen: list[RunEvent] = list(client.watch_run(name, timeout_seconds=600))
+        done = client.get_run(name)
+    assert (done.state, done.exit_code) == ("succeeded", 0), f"{done.state} {done.message}\n{release.story()}"
+    assert done.adapter_version == f"adapters/{kind}-in-cluster/versions/1"
+    assert job_of(release, name)["status"]["succeeded"] == 1
+    measured = {"dpo": "loss", "ppo": "score_mean"}[kind]
+    metrics = {event.step: event.metrics for event in seen if event.metrics is not None and measured in event.metrics}
+    assert sorted(metrics) == [1, 2, 3]
+    grown = {name: calls(release, *name) - count for name, count in before.items()}
+    if kind == "ppo":
+        assert all(count >= 3 for count in grown.values()), grown
+
+
+def test_ppo_whose_pod_is_deleted_ends_with_the_same_bits(release: Release) -> None:
+    """After the run of the same spec above, which nothing disturbed."""
+    with release.forwarded("trainer") as address, TrainerClient(ChannelConfig(address=address, attempts=5)) as client:
+        name = client.create_run(small_spec("ppo"), "ppo-disturbed").name
+        deadline = time.monotonic() + 300
+        while (found := client.get_run(name)).step < 1:
+            assert not found.ended, f"{found.state} {found.message}"
+            assert time.monotonic() < deadline, release.story()
+            time.sleep(0.2)
+        release.kubectl("delete", "pod", "-l", f"accord.api/run={job_of(release, name)['metadata']['name']}", "--wait=false")
+        texts = [event.message for event in client.watch_run(name, timeout_seconds=600) if event.message]
+        done = client.get_run(name)
+    assert done.state == "succeeded", f"{done.state} {done.message}\n{release.story()}"
+    assert any(text.startswith("resumed after step ") for text in texts), texts
+    assert weights_of(release, done.adapter_version) == weights_of(release, "adapters/ppo-in-cluster/versions/1")
+
+
+def job_of(release: Release, name: str) -> Any:
+    (job,) = [job for job in release.get("jobs") if job["metadata"].get("annotations", {}).get("accord.api/run-name") == name]
+    return job
+
+
+def weights_of(release: Release, version: str) -> str:
+    """The digest of an adapter's weights."""
+    file = f"/var/lib/accord/artefacts/{version}/adapter_model.safetensors"
+    code = f"import hashlib; print(hashlib.sha256(open({file!r}, 'rb').read()).hexdigest())"
+    return release.kubectl("exec", "deployment/accord-trainer", "--", "python", "-c", code).stdout.strip()
+
+
+def calls(release: Release, component: str, method: str) -> int:
+    """How many calls of a method a service has answered, by its own metrics."""
+    code = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9090/metrics').read().decode())"
+    text = release.kubectl("exec", f"deployment/accord-{component}", "--", "python", "-c", code).stdout
+    found = re.findall(rf'^accord_rpc_calls_total{{(?=[^}}]*method="{method}")(?=[^}}]*code="OK")[^}}]*}} ([0-9.]+)', text, re.MULTILINE)
+    return int(sum(float(count) for count in found))
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make certificates")
@@ -110,6 +126,7 @@ def test_helm_test_passes_over_mutual_tls(release: Release, tmp_path: Path) -> N
     for word in ("Generate", "Label", "Score", "all tests passed"):
         assert word in done.stdout
     release.install()
+    release.kubectl("delete", "secret", "accord-tls")
 
 
 def test_a_pod_without_a_compiler_and_a_package_manager(release: Release) -> None:
@@ -117,10 +134,21 @@ def test_a_pod_without_a_compiler_and_a_package_manager(release: Release) -> Non
     assert release.kubectl("exec", "deployment/accord-policy", "--", "python", "-c", code).stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_the_feedback_service_s_account_may_not_start_a_job(release: Release) -> None:
-    account = f"system:serviceaccount:{release.namespace}:accord-feedback"
-    for verb, resource in (("create", "jobs"), ("get", "secrets"), ("list", "pods")):
+@pytest.mark.parametrize("component", ["policy", "reward", "feedback", "run"])
+def test_no_account_but_the_trainer_s_may_start_a_job(release: Release, component: str) -> None:
+    account = f"system:serviceaccount:{release.namespace}:accord-{component}"
+    for verb, resource in (("create", "jobs"), ("delete", "jobs"), ("get", "secrets"), ("list", "pods")):
         assert release.kubectl("auth", "can-i", verb, resource, "--as", account, check=False).stdout.strip() == "no"
+    denied = release.kubectl("create", "job", "denied", f"--image=accord/feedback:{TAG}", "--as", account, check=False)
+    assert denied.returncode != 0
+    assert f'User "{account}" cannot create resource "jobs"' in denied.stderr
+
+
+def test_the_trainer_s_account_may_start_jobs_in_its_namespace_alone(release: Release) -> None:
+    account = f"system:serviceaccount:{release.namespace}:accord-trainer"
+    assert release.kubectl("auth", "can-i", "create", "jobs", "--as", account, check=False).stdout.strip() == "yes"
+    for verb, resource, where in (("create", "jobs", "default"), ("get", "secrets", release.namespace), ("create", "pods", release.namespace)):
+        assert release.kubectl("auth", "can-i", verb, resource, "--namespace", where, "--as", account, check=False).stdout.strip() == "no"
 
 
 _LOAD = """
@@ -176,12 +204,40 @@ def test_upgrade_and_rollback_keep_what_was_made(release: Release) -> None:
     assert after == before
 
 
-def test_uninstall_leaves_the_claims_alone(release: Release) -> None:
-    """The last test of this file: it takes the release away."""
+@pytest.mark.parametrize("setting", ["tls.secret", "database.secret", "artefacts.secret", "model.tokenSecret", "images.pullSecrets[0]"])
+def test_a_secret_that_is_not_there_stops_an_upgrade_in_one_sentence(release: Release, setting: str) -> None:
+    before = release.helm("history", "accord", "--output", "json").stdout
+    refused = release.helm("upgrade", "accord", *CHART_ARGUMENTS, "--set", f"{setting}=no-such-secret", check=False)
+    value = setting.removesuffix("[0]")
+    assert f'the secret "no-such-secret", which {value} names, is not in namespace {release.namespace}: create it first' in refused.stderr
+    assert release.helm("history", "accord", "--output", "json").stdout == before
+
+
+def test_two_releases_in_a_namespace_share_nothing_and_one_name_is_refused(release: Release) -> None:
+    off = [word for name in ("policy", "reward", "feedback") for word in ("--set", f"{name}.enabled=false")]
+    refused = release.helm("install", "other", *CHART_ARGUMENTS, *off, "--set", "fullnameOverride=accord", check=False)
+    assert refused.returncode != 0
+    assert "invalid ownership metadata" in refused.stderr
+    assert 'must equal "other": current value is "accord"' in refused.stderr
+    before = release.objects()
+    release.helm("install", "other", *CHART_ARGUMENTS, *off, *WAIT, timeout=960)
+    assert {"deployment.apps/other-accord-trainer", "role.rbac.authorization.k8s.io/other-accord-trainer"} <= release.objects() - before
+    release.helm("uninstall", "other", "--wait", "--timeout", "300s", timeout=360)
+    mine = [f"pvc/other-accord-{name}" for name in ("models", "artefacts", "work", "trainer")]
+    release.kubectl("delete", *mine)
+    until_only(release, before)
+
+
+def test_uninstall_leaves_the_claims_and_nothing_else(release: Release) -> None:
+    """The last test of this file: it takes the release away, with the Jobs of its runs."""
+    assert [job for job in release.get("jobs") if "accord.api/run-name" in job["metadata"].get("annotations", {})]
     release.helm("uninstall", "accord", "--wait", "--timeout", "300s", timeout=360)
-    running = "app.kubernetes.io/component in (policy,reward,feedback,trainer)"
-    release.kubectl("wait", "--for=delete", "pod", "-l", running, "--timeout=120s", timeout=140, check=False)
-    kinds = "deployments,pods,services,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,jobs,poddisruptionbudgets,persistentvolumeclaims"
-    left = {(item["kind"], item["metadata"]["name"]) for item in release.get(kinds, "-l", "app.kubernetes.io/instance=accord")}
-    kept = {("PersistentVolumeClaim", f"accord-{name}") for name in ("models", "artefacts", "work", "trainer", "feedback")}
-    assert left - {("Pod", "accord-test")} == kept
+    until_only(release, release.bare | {f"persistentvolumeclaim/accord-{name}" for name in ("models", "artefacts", "work", "trainer", "feedback")})
+
+
+def until_only(release: Release, expected: set[str]) -> None:
+    """Waits until just these objects are in the namespace: what is owned goes a little after its owner."""
+    deadline = time.monotonic() + 120
+    while (found := release.objects()) != expected:
+        assert time.monotonic() < deadline, f"left: {sorted(found - expected)}; gone: {sorted(expected - found)}"
+        time.sleep(2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from accord.client.trainer import Run, TrainerClient
 from accord.runspec import RunSpec, parse_spec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
-DEVICE = "accord.example/device"
+DEVICE = "nvidia.com/gpu"
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +110,44 @@ def test_a_cancelled_run_checkpoints_its_job_goes_and_it_can_be_resumed(namespac
         until(namespace, client, started.name, "cancelled")
 
 
-def test_a_run_without_a_device_says_so_and_runs_when_there_is_one(namespace: Namespace) -> None:
-    namespace.configure(kinds={"sft": {"gpus": 1, "gpu_resource": DEVICE}})
-    node = node_name(namespace)
+def test_a_run_without_a_gpu_says_so_where_it_is_watched_and_runs_when_there_is_one(namespace: Namespace, tmp_path: Path) -> None:
+    if any(int(node["status"]["capacity"].get(DEVICE, 0)) for node in namespace.get("nodes")):
+        pytest.skip(f"the nodes of this cluster have {DEVICE}")
+    namespace.configure(kinds={"sft": {"gpus": 1}})
+    node, said = node_name(namespace), tmp_path / "watch.txt"
     try:
-        with namespace.client() as client:
-            name = client.create_run(spec("sft", steps=2), "without-a-device").name
+        with namespace.forwarded() as address, namespace.client() as client, said.open("w") as output:
+            name = client.create_run(spec("sft", steps=2), "without-a-gpu").name
+            watching = subprocess.Popen([sys.executable, "-m", "accord.cli", "watch", name, "--trainer", address], stdout=output, stderr=output)
             deadline = time.monotonic() + 60
-            while f"Insufficient {DEVICE}" not in (found := client.get_run(name)).waiting_on:
-                assert time.monotonic() < deadline, f"{found.state} {found.phase} {found.waiting_on} {found.message}\n{namespace.story()}"
+            while f"Insufficient {DEVICE}" not in said.read_text():
+                assert time.monotonic() < deadline, f"{said.read_text()}\n{namespace.story()}"
                 time.sleep(0.5)
+            found = client.get_run(name)
             assert (found.state, found.phase) == ("starting", "pending")
+            assert f"waiting for {found.waiting_on}" in said.read_text()
             advertise(node, "1")
-            done = until(namespace, client, name, "succeeded")
-            assert done.exit_code == 0
-            assert any(f"Insufficient {DEVICE}" in event.message for event in events(client, name))
+            assert until(namespace, client, name, "succeeded").exit_code == 0
+            assert watching.wait(60) == 0, said.read_text()
+            assert f"{name} succeeded after 2 of 2 steps" in said.read_text()
     finally:
         advertise(node, "0")
+
+
+def test_a_type_of_gpu_that_no_node_has_is_named_while_the_run_waits(namespace: Namespace) -> None:
+    """By its resource, and by a label of nodes: nobody can know whether such a node will come, so the run waits and says for what."""
+    label = {"nvidia.com/gpu.product": "NVIDIA-of-next-year"}
+    namespace.configure(kinds={"sft": {"gpus": 1, "gpu_resource": "nvidia.com/of-next-year"}, "reward_model": {"node_selector": label}})
+    with namespace.client() as client:
+        for kind, says in (("sft", "Insufficient nvidia.com/of-next-year"), ("reward_model", "1 node(s) didn't match")):
+            name = client.create_run(spec(kind, steps=2), f"unknown-type-{kind}").name
+            deadline = time.monotonic() + 60
+            while says not in (found := client.get_run(name)).waiting_on:
+                assert time.monotonic() < deadline, f"{found.state} {found.waiting_on} {found.message}\n{namespace.story()}"
+                time.sleep(0.5)
+            assert found.waiting_on.startswith("a node with room for pod ")
+            client.cancel_run(name)
+            until(namespace, client, name, "cancelled")
 
 
 def until_gone(namespace: Namespace, found: Run) -> None:

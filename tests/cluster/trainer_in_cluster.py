@@ -1,6 +1,6 @@
 """A trainer in a namespace of its own, with the permissions that `accord.launch` promises to be enough, for tests on a real cluster.
 
-KUBECONFIG says which cluster; ACCORD_TRAINING_IMAGE an image on its nodes that holds the trainer and the runs (accord/training:test by default)."""
+KUBECONFIG says which cluster; ACCORD_TRAINING_IMAGE an image on its nodes that holds the trainer and the runs (by default accord/training with TAG)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from accord.client.trainer import Run, RunEvent, TrainerClient
 from accord.launch.manifest import PERMISSIONS
 from accord.rpc.channels import ChannelConfig
 
-IMAGE = os.environ.get("ACCORD_TRAINING_IMAGE", "accord/training:test")
+IMAGE = os.environ.get("ACCORD_TRAINING_IMAGE", f"accord/training:{os.environ.get('TAG', 'test')}")
 DATA = "/var/lib/accord"
 TRAINER = {"app": "trainer"}
 _PAIRS = [{"prompt": f"say {word}", "chosen": word * 3, "rejected": word[::-1] * 2} for word in ("alpha", "beta", "gamma", "delta", "omega", "kappa")]
@@ -105,6 +105,12 @@ class Namespace:
     @contextlib.contextmanager
     def client(self) -> Iterator[TrainerClient]:
         """A client of the trainer, through a forwarded port."""
+        with self.forwarded() as address, TrainerClient(ChannelConfig(address=address, attempts=5)) as client:
+            yield client
+
+    @contextlib.contextmanager
+    def forwarded(self) -> Iterator[str]:
+        """host:port of the trainer, forwarded to this machine."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -112,8 +118,7 @@ class Namespace:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_for_port(port)
-            with TrainerClient(ChannelConfig(address=f"127.0.0.1:{port}", attempts=5)) as client:
-                yield client
+            yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(10)
