@@ -1,0 +1,78 @@
+"""What .ci/cluster does where there is a cluster kit, where there is none, and where something fails: the kit here is a script that notes its calls."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ("policy", "reward", "feedback", "trainer", "training")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kit needs root, so .ci/cluster goes no further")
+
+
+def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOT / ".ci" / "cluster"), *words], env={**os.environ, "ACCORD_CLUSTER_KIT": str(kit), **environment}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def make_kit(folder: Path, failing: str) -> tuple[Path, Path]:
+    """A kit whose cluster is down, and the file of its calls; the call that contains `failing` fails."""
+    kit, calls = folder / "kit", folder / "calls"
+    kit.write_text(
+        f'#!/bin/sh\necho "$*" >> {calls}\ncase "$*" in *status*) exit 1 ;; *"{failing}"*) exit 3 ;; build*) echo "[   1s] built an image" ;; esac\n'
+    )
+    kit.chmod(0o755)
+    return kit, calls
+
+
+def test_without_a_kit_it_says_so_and_ends_well(tmp_path: Path) -> None:
+    for word in ("prepare", "test"):
+        done = ci(tmp_path / "none", word)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: there is no cluster kit at ")
+
+
+@as_root
+def test_with_a_kit_it_builds_tests_and_takes_the_cluster_down(tmp_path: Path) -> None:
+    kit, calls = make_kit(tmp_path, "nothing")
+    assert ci(kit, "prepare").returncode == 0
+    done = ci(kit, "test")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = calls.read_text().splitlines()
+    assert said[0] == "prepare --background"
+    assert [line.split("accord/")[1].split(":")[0] for line in said if line.startswith("build")] == list(IMAGES)
+    order = [line for line in said if line in ("prepare --wait", "up", "exec -- make cluster-test", "down")]
+    assert order == ["prepare --wait", "up", "exec -- make cluster-test", "down"]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("failing", "code", "says", "goes_down"),
+    [
+        ("prepare --wait", 0, "CLUSTER TESTS DID NOT RUN: the cluster kit could not prepare itself", False),
+        ("up", 0, "CLUSTER TESTS DID NOT RUN: the cluster did not come up", True),
+        ("--target trainer", 1, "the images could not be built", True),
+        ("make cluster-test", 3, "", True),
+    ],
+)
+def test_what_fails_here_is_told_from_what_cannot_run_here(tmp_path: Path, failing: str, code: int, says: str, goes_down: bool) -> None:
+    kit, calls = make_kit(tmp_path, failing)
+    done = ci(kit, "test")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert says in done.stdout
+    assert ("down" in calls.read_text().splitlines()) == goes_down
+
+
+@as_root
+def test_a_kit_that_is_ready_too_late_is_told(tmp_path: Path) -> None:
+    kit, calls = make_kit(tmp_path, "nothing")
+    done = ci(kit, "test", ACCORD_CI_STARTED=str(int(time.time()) - 3000))
+    assert done.returncode == 0
+    assert "CLUSTER TESTS DID NOT RUN: the cluster kit was ready 3" in done.stdout
+    assert calls.read_text().splitlines() == ["prepare --wait"]
