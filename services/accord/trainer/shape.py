@@ -81,7 +81,10 @@ class ModelShape:
         return 4 * self.hidden + 4 * self.attention + 4 * self.inner + lora.rank * len(lora.target_modules) + width + self.heads + 2
 
     def forward_operations(self, tokens: float, width: float, head_tokens: float, adapter: int) -> float:
-        """Of a pass without gradients over so many tokens in rows of `width`, the vocabulary's head on `head_tokens` of them."""
+        """Of a pass without gradients over so many tokens in rows of `width`, the vocabulary's head on `head_tokens` of them.
+
+        The last layer's MLP counts everywhere, though runs spare it where nothing is read (`AdaptedModel.hidden`): less than a layer too much.
+        """
         return tokens * (2.0 * (self.linear + adapter) + 4.0 * self.layers * self.attention * width) + self._head(head_tokens)
 
     def learning_operations(self, tokens: float, width: float, head_tokens: float, adapter: int) -> float:
