@@ -1,8 +1,8 @@
 """Runs all benchmarks and draws what they found: build/bench/figures.md and build/bench/figures.png.
 
-    python benchmarks/run.py [generation.py services.py learning.py]
+    python benchmarks/run.py [generation.py services.py reward_model.py learning.py]
 
-Without names it runs those that take minutes; learning.py trains for half an hour and more and is run by name.
+Without names it runs those that take minutes; reward_model.py trains for a quarter of an hour, learning.py for half an hour and more: by name.
 """
 
 from __future__ import annotations

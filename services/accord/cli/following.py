@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 
 from accord.cli.failures import FAILED
-from accord.cli.metrics import in_a_line, ordered
+from accord.cli.metrics import held_out_line, in_a_line, ordered
 from accord.cli.output import print_json, print_line, print_table, seconds_text
 from accord.cli.progress import ProgressBar
 from accord.cli.screen import Screen, print_curves, print_frontier
@@ -158,6 +158,8 @@ def show_end(found: Followed, *, then: Callable[[Run], str]) -> None:
         raise typer.Exit(FAILED)
     if run.step < run.total_steps and run.message:
         print_line(run.message)
+    if said := held_out_line(run.metrics):
+        print_line(said)
     if run.adapter_version:
         print_line(f"published {run.adapter_version}")
         sys.stderr.write(f"next: {then(run)}\n")

@@ -128,6 +128,11 @@ def _one_pair(
         show_label(found)
 
 
+def _held_out(source: str) -> str:
+    """The setting that measures on held-out pairs of where the labelled ones come from, where it is known that there are some."""
+    return f" --set reward_model.eval_data.uri={source}" if source.startswith("sample:") else ""
+
+
 def _follow(client: FeedbackClient, job: LabelJob, timeout: float | None) -> LabelJob:
     """Shows a job's progress until it ends; interrupting cancels it."""
     last, pace = job, JobPace()
@@ -163,5 +168,5 @@ def _end(client: FeedbackClient, job: LabelJob, home: Path, *, as_json: bool) ->
         raise typer.Exit(FAILED)
     if not as_json:
         print_line(f"{job.dataset_uri}\n{job.card_uri}\n{job.card_uri.removesuffix('json')}html")
-        recipe = f"train reward-model --set reward_model.data.uri={job.dataset_uri}"
+        recipe = f"train reward-model --set reward_model.data.uri={job.dataset_uri}{_held_out(job.source_uri)}"
         sys.stderr.write(f"next: {command(recipe, home)}\n")

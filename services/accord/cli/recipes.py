@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from accord.runspec import RunSpec
 
 _FAR = ("sample:", "hub:")
+_SHORT = {"reward": "reward-model"}
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -39,7 +40,7 @@ def load_train_recipe(name_or_path: str, settings: Sequence[str] = ()) -> RunSpe
     from accord.runspec import RunSpec
 
     shipped = shipped_recipes()
-    path = shipped.get(name_or_path, Path(name_or_path))
+    path = shipped.get(_SHORT.get(name_or_path, name_or_path), Path(name_or_path))
     values = _read(path, name_or_path, shipped)
     for setting in settings:
         _set(values, setting)

@@ -29,7 +29,7 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A YAML file, or one that comes with Accord: sft, reward-model, dpo, online-dpo, ppo, ppo-rating-judge, grpo, rloo.",
+            help="A YAML file, or one that comes with Accord: sft, reward-model (or reward), dpo, online-dpo, ppo, ppo-rating-judge, grpo, rloo.",
             show_default=False,
         ),
     ],

@@ -101,7 +101,7 @@ def _table(lineage: Sequence[Manifest]) -> list[str]:
         rows.append("| " + " | ".join(cells) + " |")
     rows += ["", "Other facts of each version:", ""]
     for each in lineage:
-        facts = {name: value for name, value in sorted(each.facts.items()) if name not in ("algorithm", *_FACTS_OF_HEAD)}
+        facts = {name: value for name, value in sorted(each.facts.items()) if name not in ("algorithm", *_FACTS_OF_HEAD, "eval_reliability")}
         rows.append(f"- {each.name}: " + (", ".join(f"{name} {json.dumps(value)}" for name, value in facts.items()) or "none"))
     return rows
 
@@ -109,10 +109,39 @@ def _table(lineage: Sequence[Manifest]) -> list[str]:
 def _evaluation(manifest: Manifest) -> str:
     found = {name: manifest.facts.get(name) for name in _FACTS_OF_HEAD if name in manifest.facts}
     found |= {name: value for name, value in manifest.facts.items() if name.startswith("eval_")}
-    accuracy = found.pop("held_out_accuracy", None)
-    lines = [f"- accuracy on held-out preference pairs: {accuracy:.3f}"] if isinstance(accuracy, int | float) else []
+    lines = _held_out(found)
+    reliability = found.pop("eval_reliability", None)
     lines += [f"- {name}: {json.dumps(value)}" for name, value in sorted(found.items()) if value not in ("", None)]
+    if isinstance(reliability, list) and reliability:
+        lines += ["", *_reliability(reliability)]
     return "\n".join(lines) if lines else "Its manifest holds no evaluation."
+
+
+def _held_out(found: dict[str, Any]) -> list[str]:
+    """What a reward model does on held-out pairs, in sentences; takes what these say out of `found`."""
+    accuracy = found.pop("held_out_accuracy", None)
+    if not isinstance(accuracy, int | float):
+        return []
+    line = f"- accuracy on held-out preference pairs: {accuracy:.3f}"
+    pairs = found.pop("eval_pairs", None)
+    if pairs is None:
+        return [line]
+    for name in ("eval_accuracy", "eval_margin"):
+        found.pop(name, None)
+    interval = f"(95 % interval {found.pop('eval_accuracy_low'):.3f} to {found.pop('eval_accuracy_high'):.3f}, {pairs:.0f} pairs)"
+    longer, low, high = (found.pop(f"eval_length_baseline{end}") for end in ("", "_low", "_high"))
+    beats = "which it beats" if accuracy > longer else "which it does not beat"
+    return [
+        f"{line} {interval}",
+        f"- always taking the longer response: {longer:.3f} ({low:.3f} to {high:.3f}), {beats}",
+        f"- expected calibration error of sigmoid(raw score of one response - that of the other): {found.pop('eval_calibration_error'):.3f}",
+    ]
+
+
+def _reliability(bins: Sequence[Sequence[float]]) -> list[str]:
+    """How often the model is right where it is so sure; rows are those of `accord.training.held_out`."""
+    rows = [f"| {low:.2f} to {high:.2f} | {sure:.2f} | {right:.2f} | {pairs:.0f} |" for low, high, sure, right, pairs in bins]
+    return ["| confidence | mean | right | pairs |", "|---|---|---|---|", *rows]
 
 
 def _use(form: Form, manifest: Manifest) -> str:

@@ -15,8 +15,9 @@ from dataclasses import replace
 from statistics import fmean
 
 from accord.client.label_cards import Disagreement, InjectionFamily, LabelCard
+from accord.data.reliability import calibration_error
 from accord.feedback.attacks import is_twin
-from accord.feedback.calibration import calibration_error, human_kappa, reliability
+from accord.feedback.calibration import human_kappa, reliability
 from accord.feedback.card_notes import notes_on
 from accord.feedback.injections import hits_by_family
 from accord.feedback.records import JudgementFacts, LabelFacts, PairText, is_added

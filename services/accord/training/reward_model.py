@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from accord.algos.preference import bradley_terry_loss
 from accord.checkpoint import Checkpoint
-from accord.data.agreement import wilson_interval
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.packing import pack
 from accord.runspec import RewardModelSpec
 from accord.training.adapter_state import load_adapter, save_adapter, start_adapter
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair, batch_at
+from accord.training.held_out import held_out
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.pairs import (
@@ -26,7 +26,6 @@ from accord.training.pairs import (
     agreement,
     group_weights,
     hard_label,
-    length_baseline,
     passes,
     read_encoded_pairs,
     read_ratings,
@@ -44,9 +43,9 @@ class RewardModelTraining:
         self._context = context
         self._spec = spec
         self._head = ScalarHead(context.base.hidden_size, seed=context.spec.seed).to(context.base.device)
-        self._facts: dict[str, float | None] = {"mean": 0.0, "std": 1.0, "held_out_accuracy": None}
+        self._facts: dict[str, Any] = {"mean": 0.0, "std": 1.0, "held_out_accuracy": None, "held_out": {}}
         self._parents: tuple[str, ...] = ()
-        self._data_digest = ""
+        self._data_digest = self._eval_digest = ""
         self._labelled_by: dict[str, list[str]] = {}
         self._pairs: Sequence[EncodedPair] = ()
         self._eval_pairs: Sequence[EncodedPair] = ()
@@ -59,7 +58,8 @@ class RewardModelTraining:
         self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._ratings = read_ratings(self._pairs, margin=self._spec.rating_margin, weights=self._spec.rating_weights, part="reward_model")
         if self._spec.eval_data is not None:
-            self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data)[0].rows
+            held, self._eval_digest = read_encoded_pairs(self._context, self._spec.eval_data)
+            self._eval_pairs = held.rows
         self._parents = start_adapter(self._context, REWARD, self._context.spec.parent_adapter)
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
@@ -67,18 +67,14 @@ class RewardModelTraining:
         return {REWARD: self._context.adapted.parameters(REWARD), "head": [self._head.weight, self._head.bias]}
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
-        """Accuracy on held-out pairs beside the length baseline; with `final` also the scores' mean and spread for the manifest."""
+        """Accuracy on held-out pairs beside the length baseline, and calibration; with `final` also the scores' mean and spread for the manifest."""
         metrics: dict[str, float] = {}
         if self._eval_pairs:
             chosen, rejected = self._all_scores(self._eval_pairs)
-            hits, n = agreement((chosen - rejected).tolist(), [pair.preference for pair in self._eval_pairs])
-            low, high = wilson_interval(hits, n)
-            accuracy = hits / n if n else 0.5
-            metrics = {
-                "eval_accuracy": accuracy, "eval_accuracy_low": low, "eval_accuracy_high": high, "eval_pairs": n,
-                "eval_length_baseline": length_baseline(self._eval_pairs), "eval_margin": float((chosen - rejected).mean()),
-            }  # fmt: skip
-            self._facts["held_out_accuracy"] = accuracy if n else None
+            found = held_out((chosen - rejected).tolist(), self._eval_pairs)
+            metrics = found.metrics()
+            self._facts["held_out_accuracy"] = found.accuracy.value if found.accuracy.n else None
+            self._facts["held_out"] = found.facts() | {"eval_data_digest": self._eval_digest}
         if final:
             scores = torch.cat(self._all_scores(self._pairs[:_STATISTICS_PAIRS])).double()
             self._facts["mean"], self._facts["std"] = float(scores.mean()), max(float(scores.std(unbiased=False)), 1e-6)
@@ -118,7 +114,7 @@ class RewardModelTraining:
         with torch.no_grad():
             self._head.weight.copy_(stored["weight"])
             self._head.bias.copy_(stored["bias"].reshape(()))
-        self._facts = dict(checkpoint.state["algorithm"]["facts"])
+        self._facts |= checkpoint.state["algorithm"]["facts"]
 
     def state(self) -> dict[str, Any]:
         """What the manifest will say of the scores."""
@@ -131,7 +127,7 @@ class RewardModelTraining:
             mean=float(self._facts["mean"] or 0.0), std=float(self._facts["std"] or 1.0), training_data_digest=self._data_digest,
             held_out_accuracy=self._facts["held_out_accuracy"], max_tokens=spec.max_prompt_tokens + spec.max_response_tokens,
         )  # fmt: skip
-        more = {"algorithm": "reward_model", "spec_digest": spec.digest, **self._labelled_by}
+        more = {"algorithm": "reward_model", "spec_digest": spec.digest, **self._labelled_by, **self._facts["held_out"]}
         return {"kind": "reward", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts.to_facts() | more}
 
     def _scores(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:

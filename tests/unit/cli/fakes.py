@@ -149,7 +149,8 @@ class FakeFeedback(feedback_rpc.FeedbackServiceServicer):
         self.requests.append(request)
         name = f"labelJobs/{request.request_id}"
         if name not in self.jobs:
-            job = feedback_pb.LabelJob(name=name, state=feedback_pb.LABEL_JOB_STATE_RUNNING, total_pairs=self._pairs)
+            running = feedback_pb.LABEL_JOB_STATE_RUNNING
+            job = feedback_pb.LabelJob(name=name, state=running, total_pairs=self._pairs, source_uri=request.dataset_uri)
             if self._fail_first and not self.jobs:
                 job.state, job.message = feedback_pb.LABEL_JOB_STATE_FAILED, "the judge was away"
             self.jobs[name] = job

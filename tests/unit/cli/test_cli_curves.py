@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from accord.cli.curves import Curves, sparkline
+from accord.cli.metrics import held_out_line
 from accord.cli.screen import Screen
 from accord.client.trainer import RunEvent
 
@@ -34,6 +35,18 @@ def text_of(screen: Screen, width: int = 100) -> str:
 )
 def test_bars(values: list[float], width: int, line: str) -> None:
     assert sparkline(values, width) == line
+
+
+def test_a_reward_model_s_worth_is_a_sentence_with_its_interval_and_the_length_baseline() -> None:
+    metrics = {
+        "eval_pairs": 40.0, "eval_accuracy": 0.875, "eval_accuracy_low": 0.739, "eval_accuracy_high": 0.945, "eval_length_baseline": 0.525,
+        "eval_calibration_error": 0.081, "loss": 0.2,
+    }  # fmt: skip
+    assert held_out_line(metrics) == (
+        "right on 88 % of 40 held-out pairs (95 % interval 74 to 94 %); always taking the longer response: 52 %; expected calibration error 0.08"
+    )
+    del metrics["eval_length_baseline"]
+    assert held_out_line(metrics) == held_out_line({"loss": 1.0}) == ""
 
 
 def test_bars_without_unicode() -> None:

@@ -68,7 +68,9 @@ def test_a_data_set_gives_a_card_and_says_what_next(accord: Accord, start: Start
     assert {"/out/card.json", "/out/card.html"} <= rows
     assert "2 rows were not used: prompt is missing" in rows
     assert "5 of 5 pairs labelled, 0 abstentions: succeeded" in rows
-    assert result.stderr.splitlines()[-1] == "next: accord train reward-model --set reward_model.data.uri=/out/labels.jsonl"
+    assert result.stderr.splitlines()[-1] == (
+        "next: accord train reward-model --set reward_model.data.uri=/out/labels.jsonl --set reward_model.eval_data.uri=sample:summarization"
+    )
     again = json.loads(accord(*JOB, "--kind", "likelihood", "--limit", "20", "--seed", "3", "--repeats", "4", "--json", "--feedback", address).stdout)
     assert again["job"]["name"] == f"labelJobs/{request.request_id}"
     assert again["cards"][0]["human_agreement"]["n"] == 5

@@ -39,6 +39,10 @@ def test_recipes_fit_together() -> None:
     assert scoring == {"adapters/reward-model/versions/1"}
 
 
+def test_a_reward_model_is_asked_for_by_its_short_name_too() -> None:
+    assert load_train_recipe("reward") == load_train_recipe("reward-model")
+
+
 def test_settings_are_yaml_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spec = load_train_recipe("sft", ["steps=5", "optimizer.learning_rate=1e-3", "sft.data={uri: mine.jsonl, strict: true}", "lora.alpha=null"])

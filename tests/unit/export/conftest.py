@@ -19,6 +19,8 @@ from accord.models.heads import HeadFacts, ScalarHead
 from accord.models.lora import AdaptedModel
 from accord.models.testing import tiny_model_folder
 from accord.runspec import LoraSpec
+from accord.training.examples import EncodedPair
+from accord.training.held_out import held_out
 
 Export = Callable[..., tuple[int, dict[str, Any]]]
 IDS = [1, 70, 80, 90, 13, 100, 110, 2]
@@ -67,7 +69,9 @@ def _publish(store: ArtefactStore, base: BaseModel, root: Path) -> None:
     more: dict[str, Any] = {"base_model_digest": base.digests.base_model, "tokenizer_digest": base.digests.tokenizer}
     sft = store.publish("sft", root / "sft", kind="policy", run="runs/one", step=3, data_digest="d" * 64, facts={"algorithm": "sft"}, **more)
     store.publish("dpo", root / "dpo", kind="policy", parents=[sft], run="runs/two", step=5, facts={"algorithm": "dpo", "beta": 0.1}, **more)
-    facts = HeadFacts(mean=0.25, std=2.0, held_out_accuracy=0.75).to_facts() | {"algorithm": "reward_model"}
+    pairs = [EncodedPair("p", "p", (1,), (2,) * length, (3,) * 4, 1.0) for length in (3, 5, 3, 3)]
+    measured = held_out([2.0, 1.0, 3.0, -0.5], pairs).facts() | {"eval_data_digest": "e" * 64}
+    facts = HeadFacts(mean=0.25, std=2.0, held_out_accuracy=0.75).to_facts() | {"algorithm": "reward_model"} | measured
     store.publish("rm", root / "rm", kind="reward", parents=[sft], facts=facts, **more)
 
 

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.feedback.test_cards import label
 
 from accord.client.feedback import Outcome
-from accord.feedback.calibration import calibration_error, human_kappa, reliability
+from accord.data.reliability import calibration_error
+from accord.feedback.calibration import human_kappa, reliability
 from accord.feedback.kappa import category
 from accord.feedback.records import LabelFacts
 

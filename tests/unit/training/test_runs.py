@@ -193,6 +193,10 @@ def test_a_stop_between_a_step_and_its_evaluation_loses_neither(tmp_path: Path, 
     assert published(again, result.adapter_version) == published(straight, expected.adapter_version)
     facts = again.store.manifest(result.adapter_version).facts
     assert facts["std"] == straight.store.manifest(expected.adapter_version).facts["std"] != 1.0
+    held_out = {name: value for name, value in facts.items() if name.startswith("eval_")}
+    assert held_out["eval_accuracy"] == facts["held_out_accuracy"] == result.metrics["eval_accuracy"]
+    assert sum(row[-1] for row in held_out["eval_reliability"]) == held_out["eval_pairs"]
+    assert held_out == {name: straight.store.manifest(expected.adapter_version).facts[name] for name in held_out}
     assert metrics_of(again.directory.events(), "eval_accuracy")[-1] == expected.metrics["eval_accuracy"]
 
 

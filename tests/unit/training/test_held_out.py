@@ -1,0 +1,52 @@
+"""Figures on held-out pairs, by hand and against a slow loop."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from accord.data.agreement import wilson_interval
+from accord.training.examples import EncodedPair
+from accord.training.held_out import held_out
+
+
+def pair(preference: float, chosen: int = 3, rejected: int = 2) -> EncodedPair:
+    return EncodedPair("p", "p", (1,), (2,) * chosen, (3,) * rejected, preference)
+
+
+def test_by_hand() -> None:
+    """Right, wrong, right the other way round, undecided, and a tie, which counts in calibration alone."""
+    pairs = [pair(1.0), pair(1.0, 2, 5), pair(0.0, 2, 5), pair(1.0), pair(0.5)]
+    found = held_out([2.0, -1.0, -3.0, 0.0, 1.0], pairs)
+    assert (found.accuracy.value, found.accuracy.n) == (2.5 / 4, 4)
+    assert (found.accuracy.low, found.accuracy.high) == wilson_interval(2.5, 4)
+    assert found.length_baseline.value == 3 / 4
+    assert found.margin == pytest.approx(-0.2)
+
+
+def test_scores_that_mean_what_they_say_are_calibrated_and_others_are_not() -> None:
+    """With labels drawn by the sigmoid of the margin the error is that of the draw; with margins five times as large it is what theory says."""
+    chance = random.Random(1)
+    margins = [chance.gauss(0, 1.5) for _ in range(4000)]
+    shares = [1 / (1 + math.exp(-margin)) for margin in margins]
+    pairs = [pair(float(chance.random() < share)) for share in shares]
+    assert held_out(margins, pairs).calibration_error < 0.03
+    boastful = held_out([5 * margin for margin in margins], pairs).calibration_error
+    expected = sum(1 / (1 + math.exp(-5 * abs(margin))) - max(share, 1 - share) for margin, share in zip(margins, shares, strict=True)) / 4000
+    assert boastful == pytest.approx(expected, abs=0.03)
+    assert boastful > 0.1
+
+
+def test_huge_margins_are_certain_and_no_overflow() -> None:
+    found = held_out([1e4, -1e4], [pair(1.0), pair(1.0)])
+    assert (found.accuracy.value, found.calibration_error) == (0.5, pytest.approx(0.5))
+    facts = found.facts()
+    assert facts["eval_reliability"] == [[pytest.approx(0.95), 1.0, 1.0, 0.5, 2]]
+    assert {"eval_length_baseline_low", "eval_accuracy_high", "eval_calibration_error"} <= facts.keys()
+
+
+def test_ties_alone_have_no_accuracy_and_the_widest_interval() -> None:
+    found = held_out([1.0], [pair(0.5)])
+    assert (found.accuracy.n, found.accuracy.low, found.accuracy.high) == (0, 0.0, 1.0)
