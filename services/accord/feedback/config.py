@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from accord.feedback.judge_config import JudgeName, NamedJudge, OpenAIJudge, PolicyJudge, Price, check_parts
+from accord.feedback.judge_config import JudgeName, NamedJudge, PolicyJudge, Price, check_parts, price_entry
 from accord.feedback.records import Kind
 from accord.rpc.channels import ChannelTls, LoadBalancing
 from accord.rpc.config import FrozenModel, ServerConfig
@@ -24,9 +24,10 @@ class FeedbackConfig(FrozenModel):
     policy_balancing: LoadBalancing = Field(
         default="round_robin", description="how the judge's replicas are chosen; prefix keeps a rubric's template on one of them"
     )
+    policy_price: str | None = Field(default=None, description="the judge's entry of prices; absent: its tokens are counted and cost nothing")
     judges: dict[JudgeName, NamedJudge] = Field(default={}, description="more judges by name: policy, openai, ensemble or escalation")
     default_judge_name: JudgeName = Field(default=DEFAULT_JUDGE, description="the judge where a caller names none")
-    prices: dict[str, Price] = Field(default={}, description="price table, by model name: every openai judge needs an entry; currency is yours")
+    prices: dict[str, Price] = Field(default={}, description="price table by name; every openai judge needs an entry; currency is yours")
     reward: str | None = Field(default=None, min_length=1, description="address of the RewardService that chooses among candidates that jobs sample")
     reward_tls: ChannelTls | None = Field(default=None, description="use TLS towards the reward service; plain text where absent")
     ledger: str = Field(min_length=1, description="path of the SQLite file that holds every judgement and label")
@@ -53,7 +54,8 @@ class FeedbackConfig(FrozenModel):
         """All judges by name; `policy` is the one named default."""
         if self.policy is None:
             return dict(self.judges)
-        return {DEFAULT_JUDGE: PolicyJudge(kind="policy", address=self.policy, tls=self.policy_tls, balancing=self.policy_balancing), **self.judges}
+        own = PolicyJudge(kind="policy", address=self.policy, price=self.policy_price, tls=self.policy_tls, balancing=self.policy_balancing)
+        return {DEFAULT_JUDGE: own, **self.judges}
 
     @model_validator(mode="after")
     def _judges_are_whole(self) -> FeedbackConfig:
@@ -66,9 +68,10 @@ class FeedbackConfig(FrozenModel):
             raise ValueError(f"default_judge_name: {self.default_judge_name!r} is no judge; there are {', '.join(sorted(names))}")
         check_parts(names)
         for name, judge in names.items():
-            entry = judge.price or judge.model if isinstance(judge, OpenAIJudge) else None
+            entry = price_entry(judge)
             if entry is not None and entry not in self.prices:
-                raise ValueError(f"judges.{name}: prices has no entry {entry!r}; give its price, 0 where it costs nothing")
+                field = "policy_price" if self.policy is not None and name == DEFAULT_JUDGE else f"judges.{name}"
+                raise ValueError(f"{field}: prices has no entry {entry!r}; give its price, 0 where it costs nothing")
         return self
 
     @model_validator(mode="after")

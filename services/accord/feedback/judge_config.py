@@ -40,6 +40,7 @@ class PolicyJudge(FrozenModel):
     kind: Literal["policy"]
     address: str = Field(min_length=1, description="address of the PolicyService")
     adapter: str = Field(default="", max_length=256, description="adapter that judges where a caller names none; empty for the bare base model")
+    price: str | None = Field(default=None, description="its entry of prices; absent: its tokens are counted and cost nothing")
     tls: ChannelTls | None = Field(default=None, description="use TLS towards the judge; plain text where absent")
     balancing: LoadBalancing = Field(default="round_robin", description="how its replicas are chosen; prefix keeps a rubric on one of them")
 
@@ -119,6 +120,13 @@ class EscalationJudge(FrozenModel):
 
 
 NamedJudge = Annotated[PolicyJudge | OpenAIJudge | EnsembleJudge | EscalationJudge, Field(discriminator="kind")]
+
+
+def price_entry(judge: NamedJudge) -> str | None:
+    """The entry of the price table that a judge is billed by; None for a policy without one, and for judges that ask others."""
+    if isinstance(judge, OpenAIJudge):
+        return judge.price or judge.model
+    return judge.price if isinstance(judge, PolicyJudge) else None
 
 
 def parts_of(judge: NamedJudge) -> tuple[str, ...]:

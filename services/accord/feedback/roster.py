@@ -123,7 +123,8 @@ def make_roster(config: FeedbackConfig) -> Roster:
         if isinstance(judge, PolicyJudge):
             channel = ChannelConfig(address=judge.address, tls=judge.tls, load_balancing=judge.balancing)
             model = JudgeModel(RemotePolicy(channel), judge.address, timeout_seconds=config.judge_timeout_seconds, name=name)
-            backends[name] = Backend(model, Lane(make_judges(model), config.concurrency, config.batch_pairs), judge.adapter)
+            price = None if judge.price is None else config.prices[judge.price]
+            backends[name] = Backend(model, Lane(make_judges(model, price, name), config.concurrency, config.batch_pairs), judge.adapter)
         elif isinstance(judge, OpenAIJudge):
             endpoint = ChatEndpoint(name, judge, config.prices[judge.price or judge.model])
             backends[name] = Backend(endpoint, Lane(make_written_judges(endpoint), judge.max_concurrency, 1))

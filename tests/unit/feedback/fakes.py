@@ -23,6 +23,7 @@ from accord.client.policy import (
 from accord.errors import AccordError, FailedPreconditionError, NotFoundError, OutOfRangeError
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Desk, Lane
+from accord.feedback.judge_config import PolicyJudge
 from accord.feedback.judge_model import JudgeModel
 from accord.feedback.judges import make_judges
 from accord.feedback.labeller import Labeller
@@ -205,12 +206,14 @@ class Bench:
         self.others = others
         self.config = config
         self.model = JudgeModel(policy, "fake:1", timeout_seconds=config.judge_timeout_seconds)
-        backends = {"default": self._backend(self.model)}
+        backends = {"default": self._backend(self.model, "default")}
         for name, other in others.items():
-            backends[name] = self._backend(JudgeModel(other, f"{name}:1", timeout_seconds=config.judge_timeout_seconds, name=name))
+            backends[name] = self._backend(JudgeModel(other, f"{name}:1", timeout_seconds=config.judge_timeout_seconds, name=name), name)
         self.roster = Roster(config, backends)
         self.desk = Desk(ledger, self.roster.lanes)
         self.labeller = Labeller(ledger, self.roster, self.desk, config)
 
-    def _backend(self, model: JudgeModel) -> Backend:
-        return Backend(model, Lane(make_judges(model), self.config.concurrency, self.config.batch_pairs))
+    def _backend(self, model: JudgeModel, name: str) -> Backend:
+        judge = self.config.named_judges[name]
+        price = self.config.prices[judge.price] if isinstance(judge, PolicyJudge) and judge.price is not None else None
+        return Backend(model, Lane(make_judges(model, price, name), self.config.concurrency, self.config.batch_pairs))

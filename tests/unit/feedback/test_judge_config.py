@@ -63,6 +63,8 @@ def test_named_judges_stand_beside_policy_or_without_it() -> None:
         ({"judges": {"x": {"kind": "escalation", "first": "default", "then": "default", "threshold": 0.6}}}, "threshold"),
         ({"judges": {"big": BIG}}, "judges.big: prices has no entry 'm'; give its price, 0 where it costs nothing"),
         ({"judges": {"big": {**BIG, "price": "n"}}, "prices": PRICES}, "prices has no entry 'n'"),
+        ({"judges": {"x": {**POLICY, "price": "n"}}, "prices": PRICES}, "judges.x: prices has no entry 'n'"),
+        ({"policy_price": "n", "prices": PRICES}, "policy_price: prices has no entry 'n'"),
         ({"judges": {"big": {**BIG, "context_tokens": 0}}, "prices": PRICES}, "context_tokens"),
         ({"judges": {"big": {**BIG, "base_url": "judge.example"}}, "prices": PRICES}, "http"),
         ({"judges": {"big": {**BIG, "body": {"messages": []}}}, "prices": PRICES}, "messages cannot be set here"),
@@ -73,6 +75,11 @@ def test_named_judges_stand_beside_policy_or_without_it() -> None:
 def test_what_is_wrong_is_named(values: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=text):
         config(**values)
+
+
+def test_a_policy_is_billed_where_it_names_a_price_and_costs_nothing_elsewhere() -> None:
+    judges = config(policy_price="m", judges={"free": POLICY, "dear": {**POLICY, "price": "m"}}, prices=PRICES).named_judges
+    assert {name: judge.price for name, judge in judges.items()} == {"default": "m", "free": None, "dear": "m"}  # type: ignore[union-attr]
 
 
 def test_a_judge_is_needed() -> None:
