@@ -40,6 +40,8 @@ _CONNECT_SECONDS = 10.0
 _FAILURE_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _QUOTED_CHARACTERS = 300
+_READING = 2
+"""Counts the changes of what is read out of the same answer; part of an endpoint's digest. 1 took verdicts in another form than asked for hard."""
 _MOST_BYTES_PER_TOKEN = 16
 """No tokenizer packs text of any language that densely on average: over it a prompt cannot fit, or has not been read whole."""
 _OVERFLOW = re.compile(
@@ -111,7 +113,7 @@ class ChatEndpoint:
         config = self._config
         fingerprint = completion.fingerprint if config.fingerprint_in_digest else ""
         asked = {"top_logprobs": config.top_logprobs, "body": config.body}
-        digest = digest_of("endpoint/1", config.base_url, config.model, fingerprint, asked)
+        digest = digest_of(f"endpoint/{_READING}", config.base_url, config.model, fingerprint, asked)
         found = JudgeIdentity(f"{config.model} at {urlsplit(config.base_url).netloc}", ModelDigests(), configured=self._name, endpoint_digest=digest)
         if self._known is not None and self._known != found:
             _log.warning("judge_changed", judge=self._name, fingerprint=fingerprint)

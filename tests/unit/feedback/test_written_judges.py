@@ -91,6 +91,28 @@ def test_a_bare_verdict_is_one(bare: str) -> None:
     assert read_verdict(completion([token for token in tokens if token[0]]), RANK).probability_first == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [("rank", {}), (":", {}), (" [", {}), ("1", {"1": 0.7, "2": 0.3}), ("]", {})],  # what Qwen2.5-Coder-1.5B writes
+        [('"rank":', {}), (" ", {}), ("1", {"1": 0.7, "2": 0.3})],
+        [("Response", {}), (" 1", {" 1": 0.7, " 2": 0.3}), (" is better", {})],
+        [("I choose response ", {}), ("1", {"1": 0.7, "2": 0.3}), (".", {})],
+    ],
+)
+def test_a_verdict_in_another_form_is_soft_where_its_number_is_the_only_one(tokens: Written) -> None:
+    assert read_verdict(completion(tokens), RANK).probability_first == pytest.approx(0.7)
+    with_reasons = read_verdict(completion(tokens), RANK, reasons=True)  # the number may stand before the judge has decided
+    assert (with_reasons.probability_first, with_reasons.evidence_first) == (1.0, None)
+
+
+def test_a_number_that_is_not_the_verdict_makes_nothing_soft() -> None:
+    worse: Written = [("Response ", {}), ("2", {"2": 0.7, "1": 0.3}), (" is worse", {})]
+    assert read_verdict(completion(worse), RANK).probability_first == 1.0
+    two: Written = [("Response ", {}), ("1", {"1": 0.6, "2": 0.4}), (" is better than 20 others", {})]
+    assert read_verdict(completion(two), RANK).probability_first == 1.0
+
+
 def test_utf8_that_is_cut_by_tokens_moves_nothing() -> None:
     snow = "é☃"
     content = body([(snow, {}), (RANK, {}), ("1", {"1": 0.6, "2": 0.3}), ("]", {})])

@@ -1,8 +1,9 @@
 """Verdicts and ratings that a chat endpoint writes: soft where it gives logprobs at the verdict, hard where text alone is there, never guessed.
 
 An endpoint cannot be made to begin its answer in a given way, nor score a given text: it is asked to write the rubric's `verdict_prefix` and its
-verdict. The text decides what is said (`accord.text.judge`); where it says it behind the prefix, or says nothing else, the alternatives at that very
-token make the label soft. Everything else (two verdicts, none, a refusal) is an abstention with its reason. What does not belong here: HTTP.
+verdict. The text decides what is said (`accord.text.judge`); where it says it behind the prefix, or in the only number of an answer without reasons,
+the alternatives at that very token make the label soft. Everything else (two verdicts, none, a refusal) is an abstention with its reason. What does
+not belong here: HTTP.
 """
 
 from __future__ import annotations
@@ -72,9 +73,8 @@ class WrittenVerdictJudge:
             )  # fmt: skip
         except AccordError as error:
             return no_answer(error)
-        answer = replace(
-            read_verdict(completion, rubric.verdict_prefix, question.verdict_source), rationale=completion.text if question.rationale else ""
-        )
+        read = read_verdict(completion, rubric.verdict_prefix, question.verdict_source, reasons=question.rationale)
+        answer = replace(read, rationale=completion.text if question.rationale else "")
         return _by(self._endpoint, question, [completion], answer)
 
 
@@ -113,10 +113,11 @@ class WrittenRatingJudge:
         return _by(self._endpoint, question, completions, answer)
 
 
-def read_verdict(completion: Completion, prefix: str, source: VerdictSource = "") -> Answer:
+def read_verdict(completion: Completion, prefix: str, source: VerdictSource = "", *, reasons: bool = False) -> Answer:
     """What a completion says of the responses as shown: P(first is better) is soft where the verdict's token has alternatives, else 1, 0 or 1/2.
 
-    With the source `text` it is never soft; with `logprobs` a verdict without alternatives is an abstention.
+    With the source `text` it is never soft; with `logprobs` a verdict without alternatives is an abstention. With `reasons` the completion was to
+    give them first, so that a number in it may stand before the judge has decided.
     """
     if completion.unusable:
         return Answer(None, abstention_reason=completion.unusable)
@@ -127,6 +128,8 @@ def read_verdict(completion: Completion, prefix: str, source: VerdictSource = ""
         return Answer(None, parsed=f"unusable: {verdict.reason}", abstention_reason=_cut_off(completion) or verdict.reason)
     parsed = "first" if verdict.choice == 1 else "second"
     position = _position(completion.text, prefix, "[12]")
+    if position is None and not reasons:
+        position = _only_number(completion.text)
     if source != "text" and position is not None and completion.text[position] == str(verdict.choice):
         logprobs = verdict_logprobs(completion, position)
         if logprobs is not None:
@@ -208,6 +211,12 @@ def _position(text: str, prefix: str, choices: str) -> int | None:
         return found[0].start(1) if len({match.group(1) for match in found}) == 1 else None
     bare = re.fullmatch(rf"\W*({choices})\W*", text)
     return bare.start(1) if bare else None
+
+
+def _only_number(text: str) -> int | None:
+    """Where the one number of a text stands, as in `rank: [1]` or "Response 2 is better"; None for none, several, or one that is no verdict."""
+    numbers = list(re.finditer(r"\d+", text))
+    return numbers[0].start() if len(numbers) == 1 and numbers[0].group() in ("1", "2") else None
 
 
 def _cut_off(completion: Completion) -> str:
