@@ -6,7 +6,7 @@ CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
+.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -78,6 +78,9 @@ vllm-peer: setup ## a real vLLM on this CPU in build/vllm-peer (3.4 GB), and the
 
 llamacpp-peer: setup ## serves the embedded model's GGUF by llama.cpp on loopback until Ctrl-C
 	$(PY) tools/llamacpp_peer.py
+
+larger-judge: setup ## an optional judge of 1.5 billion weights (1.1 GB, downloaded once), served on loopback until Ctrl-C
+	$(PY) tools/larger_judge.py
 
 images: setup ## all images with docker; TAG, TORCH=cpu|cuda, PYTHON_IMAGE by digest, and where pip finds torch as for make setup
 	$(PY) tools/images.py build

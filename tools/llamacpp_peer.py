@@ -6,10 +6,12 @@ until it is interrupted. The weights are those that the embedded model was conve
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,18 +19,30 @@ HOME = ROOT / "build" / "llamacpp-peer"
 PACKAGE = "xllamacpp==2026.10.11549"
 _STAMP = ".installed"
 _SERVE = """
-import sys, time, xllamacpp
+import json, sys, xllamacpp
+asked = json.loads(sys.argv[1])
 params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-rows, threads = int(sys.argv[2]), int(sys.argv[3])
-params.n_parallel, params.n_ctx = rows, 512 * rows
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-params.hostnames, params.port = ["127.0.0.1"], 0
-params.cont_batching, params.kv_unified, params.cache_prompt = True, True, False
+params.model.path = asked["model"]
+params.n_parallel, params.n_ctx = asked["rows"], asked["row_tokens"] * asked["rows"]
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked["threads"]
+params.hostnames, params.port = ["127.0.0.1"], asked["port"]
+params.cont_batching, params.kv_unified, params.cache_prompt = True, True, asked["cache_prompt"]
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a model is served: `rows` requests at once, each with a context of `row_tokens`; port 0 is any free one; with `cache_prompt` what prompts
+    begin alike is read once."""
+
+    rows: int = 32
+    row_tokens: int = 512
+    threads: int = 2
+    port: int = 0
+    cache_prompt: bool = False
 
 
 def installed(home: Path = HOME) -> bool:
@@ -49,14 +63,25 @@ def install(home: Path = HOME) -> Path:
 
 @contextmanager
 def running(*, rows: int = 32, threads: int = 2, home: Path = HOME) -> Iterator[str]:
-    """Yields the URL of a server that is ready, and ends it afterwards."""
+    """Yields the URL of a server of the embedded model that is ready, and ends it afterwards."""
     sys.path.insert(0, str(ROOT / "services"))
     from accord.models.embedded import find_gguf
 
+    with serving(find_gguf(), Serving(rows=rows, threads=threads), home=home) as url:
+        yield url
+
+
+@contextmanager
+def serving(model: Path, how: Serving, *, home: Path = HOME) -> Iterator[str]:
+    """Yields the URL of a server of a GGUF file that is ready, and ends it afterwards.
+
+    Raises:
+        RuntimeError: it ended instead; server.log in `home` says why.
+    """
     python = install(home)
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(python), "-c", _SERVE, str(find_gguf()), str(rows), str(threads)],
+            [str(python), "-c", _SERVE, json.dumps({"model": str(model), **asdict(how)})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -68,7 +93,7 @@ def running(*, rows: int = 32, threads: int = 2, home: Path = HOME) -> Iterator[
                 if line.startswith("http"):
                     yield line.strip()
                     return
-            raise RuntimeError(f"llama.cpp ended with code {process.wait(30)}; see its log")
+            raise RuntimeError(f"llama.cpp ended with code {process.wait(30)}; see {home / 'server.log'}")
         finally:
             process.terminate()
             process.wait(30)

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from accord.cli.app import GROUPS
 from accord.client.endpoints import read_endpoints
+from accord.feedback.config import FeedbackConfig
 from accord.models.testing import tiny_model_folder
+from accord.rpc.config import parse_config
 from accord.study.recipe import load_recipe, shipped_recipes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -56,6 +59,13 @@ def test_the_endpoints_of_the_readme_are_endpoints(tmp_path: Path) -> None:
     assert found.tls.ca == tmp_path / "ca.crt"
 
 
+def test_the_judges_of_the_readme_are_judges() -> None:
+    (text,) = [block for block in blocks("yaml") if "prices:" in block]
+    values = {"policy": "127.0.0.1:1", "ledger": "l", "jobs": "j", **yaml.safe_load(text)}
+    config = parse_config(values, FeedbackConfig, source="README.md")
+    assert set(config.named_judges) == {"default", "large", "ladder", "panel"}
+
+
 def test_targets_that_the_documents_name_are_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
@@ -85,7 +95,7 @@ def test_rooms_of_the_architecture_are_all_packages_there_are() -> None:
 
 
 def test_every_shipped_study_recipe_loads() -> None:
-    assert len([load_recipe(name) for name in shipped_recipes()]) == 3
+    assert len([load_recipe(name) for name in shipped_recipes()]) == 4
 
 
 @pytest.fixture

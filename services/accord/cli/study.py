@@ -36,7 +36,7 @@ class Target(StrEnum):
 
 
 def study(
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="quick, dialogue, full or a YAML file.")] = "quick",
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="quick, dialogue, full, larger-judge or a YAML file.")] = "quick",
     home: Annotated[Path, typer.Option("--home", metavar="FOLDER", help="The workspace; results and report go there.")] = Path("study"),
     target: Annotated[
         Target,

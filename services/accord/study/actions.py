@@ -146,16 +146,20 @@ def _kept_log(run: Run, context: StepContext) -> str:
     return f"see {path}"
 
 
+def wanted_judge(facts: Mapping[str, Any]) -> Judge:
+    """The judge that a step asks, out of `StudyRecipe.judge_facts`."""
+    return Judge(
+        facts["kind"], rubric=facts.get("rubric", ""), adapter=facts.get("adapter", ""), rationale=facts.get("rationale") or None,
+        tie_margin=facts.get("tie_margin") or None, name=facts.get("name", ""),
+    )  # fmt: skip
+
+
 def label(step: Step, context: StepContext) -> dict[str, Any]:
     """Runs a label job to its end; the ledger keeps what an earlier call paid for."""
     params, feedback = step.params, context.services.feedback
-    wanted = Judge(
-        params["judge"]["kind"], rubric=params["judge"].get("rubric", ""), adapter=params["judge"].get("adapter", ""),
-        rationale=params["judge"].get("rationale") or None, tie_margin=params["judge"].get("tie_margin") or None,
-    )  # fmt: skip
     spec = LabelJobSpec(
         f"study-{context.key}", params["uri"], Task(params["task"]), context.label_folder, params["format"], params["split"], params["limit"],
-        wanted, params["seed"],
+        wanted_judge(params["judge"]), params["seed"],
     )  # fmt: skip
     job: LabelJob = feedback.create_label_job(spec)
     for seen in feedback.watch_label_job(job.name, timeout_seconds=_RUN_SECONDS):

@@ -117,6 +117,11 @@ def _mean(arms: list[Json], metric: str) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+def title_of(judge: Json) -> str:
+    """A row of the results' judges for people: its kind, and its name where it is not the default."""
+    return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip()
+
+
 def _judges(results: Json) -> list[str]:
     found = []
     for judge in results["judges"]:
@@ -125,7 +130,7 @@ def _judges(results: Json) -> list[str]:
             continue
         agreement, baseline = card["human_agreement"], card["length_baseline"]
         sentence = (
-            f"The {card['kind']} judge agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
+            f"The {title_of(judge)} judge agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
             f"({agreement['low']:.0%} to {agreement['high']:.0%})"
         )
         if baseline:

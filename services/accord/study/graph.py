@@ -90,8 +90,8 @@ def arms_of(recipe: StudyRecipe) -> tuple[str, ...]:
 def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     recipe, task = builder.recipe, part.task.value
     lengths = builder.lengths[task]
+    labels = _label_steps(builder, part)  # first: a judge that cannot be asked shows before anything is trained
     sft = builder.add(_train(recipe, part, "sft", SFT, {"data": _data(part)}, recipe.sft, lengths))
-    labels = _label_steps(builder, part)
     adapters: dict[str, str] = {SFT: sft}
     reward_models: dict[Feedback, str] = {}
     for feedback in recipe.feedback:
@@ -114,7 +114,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     judged = builder.add(
         Step(
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
-            {"task": task, "judge": recipe.judge.model_dump(mode="json"), "arms": list(generated)}, tuple(generated.values()),
+            {"task": task, "judge": recipe.judge_facts, "arms": list(generated)}, tuple(generated.values()),
             tokens=costs.judge_cost(recipe, len(generated), lengths),
         )
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
 def _label_steps(builder: _Builder, part: TaskPart) -> str:
     """Labels for training, and the judges measured on held-out pairs that people labelled; returns the name of the former."""
     recipe, task = builder.recipe, part.task.value
-    judge, evaluation = recipe.judge.model_dump(mode="json"), recipe.evaluation
+    judge, evaluation = recipe.judge_facts, recipe.evaluation
     lengths = builder.lengths[task]
     name = f"{task}/labels-ai"
     if "ai" in recipe.feedback:
@@ -142,19 +142,27 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
             Step(
                 name,
                 "label",
-                f"{task}: {recipe.judge.kind} judge labels",
+                f"{task}: {_who(recipe)} labels",
                 params | {"seed": recipe.seed},
                 tokens=costs.label_cost(recipe.judge.kind, recipe.ai_pairs, lengths),
             )
         )
-    for kind in evaluation.judge_check_kinds if evaluation.judge_check_pairs else ():
+    checked = {f"{task}/judge-check-{kind}": (f"{task}: {kind} judge against people", {"kind": kind}) for kind in evaluation.judge_check_kinds}
+    if recipe.judge.name:
+        checked[f"{task}/judge-check-{recipe.judge.name}"] = f"{task}: {_who(recipe)} against people", judge
+    for step, (title, asked) in checked.items() if evaluation.judge_check_pairs else ():
         params = {
             "task": task, "uri": part.held_out_uri, "format": part.format, "split": "test", "limit": evaluation.judge_check_pairs,
-            "judge": {"kind": kind}, "seed": recipe.seed,
+            "judge": asked, "seed": recipe.seed,
         }  # fmt: skip
-        tokens = costs.label_cost(kind, evaluation.judge_check_pairs, lengths)
-        builder.add(Step(f"{task}/judge-check-{kind}", "label", f"{task}: {kind} judge against people", params, tokens=tokens))
+        tokens = costs.label_cost(asked["kind"], evaluation.judge_check_pairs, lengths)
+        builder.add(Step(step, "label", title, params, tokens=tokens))
     return name
+
+
+def _who(recipe: StudyRecipe) -> str:
+    """The judge that labels, for people."""
+    return f"{recipe.judge.kind} judge" + (f" {recipe.judge.name}" if recipe.judge.name else "")
 
 
 def _train(

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accord.client.feedback import Judge, LabelPairItem
+from accord.client.feedback import LabelPairItem
 from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, LogprobsItem, Sampling
 from accord.client.reward import ScoreItem
 from accord.data.readers import read_demonstrations
 from accord.data.records import Demonstration
 from accord.errors import InvalidArgumentError
-from accord.study.actions import StepContext, raise_item
+from accord.study.actions import StepContext, raise_item, wanted_judge
 from accord.study.graph import BASE, SFT, Step
 from accord.study.steps import StepResult
 from accord.text.chat import Message
@@ -107,9 +107,7 @@ def judge(step: Step, context: StepContext) -> dict[str, Any]:
     """The judge's preference for each arm over SFT and over the reference, on each prompt; an abstention is null."""
     params = step.params
     arms = {name: responses(context.inputs[source]) for name, source in _arm_sources(step).items()}
-    wanted = Judge(
-        params["judge"]["kind"], rubric=params["judge"]["rubric"], adapter=params["judge"]["adapter"], tie_margin=params["judge"]["tie_margin"]
-    )
+    wanted = wanted_judge(params["judge"])
     prompts = len(next(iter(arms.values())))
     found: dict[str, dict[str, dict[str, float | None]]] = {arm: {} for arm in arms}
     abstained = 0

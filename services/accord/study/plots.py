@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.study.findings import title_of
 from accord.study.frontier import frontier
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def judges(results: Json) -> str:
     names = []
     for place, judge in enumerate(reversed(checks)):
         card = judge["card"]
-        names.append(f"{card['kind']}, {judge['task']} (n={card['human_agreement']['n']})")
+        names.append(f"{title_of(judge)}, {judge['task']} (n={card['human_agreement']['n']})")
         _bar(left, card["human_agreement"], place, "#2a6f97")
         baseline = card["length_baseline"]
         if baseline:

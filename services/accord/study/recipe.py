@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from accord.errors import InvalidArgumentError, NotFoundError
+from accord.feedback.judge_config import JudgeName, NamedJudge, Price
 from accord.runspec import LoraSpec, NonNegative, Positive, Spec
 from accord.text.tasks import Task
 
@@ -69,6 +70,7 @@ class PpoPart(TrainPart):
 class JudgePart(Spec):
     """The judge that stands in for people."""
 
+    name: str = Field("", max_length=64, description="one of `judges`, or of those that the feedback service has; empty: its default")
     kind: JudgeKindName = "likelihood"
     rubric: str = ""
     rationale: bool = False
@@ -104,6 +106,10 @@ class StudyRecipe(Spec):
     max_sampled_tokens: int = Field(ge=4, description="longest rollout and longest evaluated response, in tokens")
     lora: LoraSpec = LoraSpec()
     judge: JudgePart = JudgePart()
+    judges: dict[JudgeName, NamedJudge] = Field(
+        default={}, description="judges that the study's own feedback service is given, as its YAML has them; services elsewhere must have them"
+    )
+    prices: dict[str, Price] = Field(default={}, description="the price table of these")
     sft: TrainPart
     reward_model: TrainPart
     dpo: DpoPart
@@ -118,6 +124,21 @@ class StudyRecipe(Spec):
         return self
 
     @property
+    def judge_facts(self) -> dict[str, Any]:
+        """The judge as steps know it: who is asked and how; where it is only known by its name, nothing more."""
+        facts = self.judge.model_dump(mode="json")
+        if not self.judge.name:  # steps of before there were names keep their keys
+            del facts["name"]
+        elif self.judge.name in self.judges:
+            facts["who"] = self.judges[self.judge.name].model_dump(mode="json", exclude_defaults=True)
+        return facts
+
+    @property
+    def judge_table(self) -> dict[str, dict[str, Any]]:
+        """`judges` and `prices` as YAML has them."""
+        return self.model_dump(mode="json", include={"judges", "prices"}, exclude_defaults=True)
+
+    @property
     def arms(self) -> tuple[tuple[Feedback, PolicyAlgorithm], ...]:
         """The trained arms of each task."""
         return tuple((feedback, algorithm) for feedback in self.feedback for algorithm in self.algorithms)
@@ -130,7 +151,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def load_recipe(name_or_path: str, *, seed: int | None = None) -> StudyRecipe:
-    """The recipe of that name (quick, dialogue, full) or in that file, with another seed where one is given.
+    """The recipe of that name (quick, dialogue, full, larger-judge) or in that file, with another seed where one is given.
 
     Raises:
         NotFoundError: there is no such recipe or file; the message lists the names there are.

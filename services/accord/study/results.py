@@ -26,7 +26,7 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
     return {
         "format": 1, "accord": accord.__version__, "created": time.time(), "recipe": recipe.model_dump(mode="json"), "digests": dict(digests),
         "tasks": [{"task": task, "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
-        "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(tasks, found),
+        "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(tasks, graph, found),
         "examples": [example for task in tasks for example in _examples(recipe, task, found)],
         "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],
         "notes": evaluation["notes"], "libraries": evaluation["libraries"],
@@ -74,14 +74,15 @@ def _curves(found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _judges(tasks: Sequence[str], found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
-    """Cards of the labels that were trained on, and of each judge kind on held-out pairs that people labelled."""
+def _judges(tasks: Sequence[str], graph: Graph, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    """Cards of the labels that were trained on, and of each judge on held-out pairs that people labelled; `name` is empty for the default judge."""
     rows = []
+    names = {step.name: step.params["judge"].get("name", "") for step in graph.steps if step.kind == "label"}
     for name, result in found.items():
         task, _, step = name.partition("/")
         if task in tasks and "cards" in result.values:
             purpose = "training labels" if step == "labels-ai" else "held-out check"
-            rows += [{"task": task, "purpose": purpose, "card": card} for card in result.values["cards"]]
+            rows += [{"task": task, "purpose": purpose, "name": names[name], "card": card} for card in result.values["cards"]]
     return rows
 
 

@@ -44,7 +44,7 @@ def started(recipe: StudyRecipe, home: Path, study_folder: Path, report: Callabl
     """The services of the workspace `home`, started where they do not run and stopped at the end where this or a killed call started them.
 
     Args:
-        recipe: says the base model.
+        recipe: says the base model and the judges.
         home: the workspace.
         study_folder: where it is noted that a study started them.
         report: told in sentences how it goes.
@@ -53,13 +53,13 @@ def started(recipe: StudyRecipe, home: Path, study_folder: Path, report: Callabl
     Raises:
         AccordError: as `Workspace.up`.
     """
-    from accord.workspace import Workspace
+    from accord.workspace import JudgeTable, Workspace
 
     workspace, note = Workspace(home), study_folder / _STARTED_FILE
     if not any(status.health == "serving" for status in workspace.status()):
         note.touch()
     try:
-        addresses = workspace.up(base_model=recipe.base_model, report=report)
+        addresses = workspace.up(base_model=recipe.base_model, judge_table=JudgeTable(**recipe.judge_table), report=report)
         yield StudyServices({name: ChannelConfig(address=getattr(addresses, name), default_timeout_seconds=_CALL_SECONDS) for name in SERVICES})
     finally:
         if note.exists():

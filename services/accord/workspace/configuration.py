@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,26 @@ _HEADER = """\
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeTable:
+    """Judges and prices that the feedback service is to have beside those of its file, by name, as its YAML has them."""
+
+    judges: Mapping[str, Any] = field(default_factory=dict)
+    prices: Mapping[str, Any] = field(default_factory=dict)
+
+    def merged(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the feedback service's file with these; those of the same name are replaced."""
+        more = {"prices": self.prices, "judges": self.judges}
+        return {**values, **{key: {**values.get(key, {}), **items} for key, items in more.items() if items}}
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What the services of a workspace have in common; `model_folder` is empty where the base model's files are not at hand."""
 
     base_model: str
     model_folder: str
     threads: int
+    judge_table: JudgeTable = JudgeTable()
 
 
 def default_threads() -> int:
@@ -71,6 +85,8 @@ def write_configuration(layout: Layout, name: ServiceName, setting: Setting, ups
     """
     path = layout.config(name)
     kept = read_configuration(layout, name)
+    if name == "feedback":
+        kept = setting.judge_table.merged(kept)
     listen = _listen(name, path, kept, record)
     owned = _owned(layout, name, setting, upstream)
     values = {**kept, **owned, "server": {**_server_defaults(), **kept.get("server", {}), **owned["server"], "listen": listen}}

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from accord.errors import UnavailableError
 from accord.launch.processes import ProcessId, identify, is_alive, module_command, open_log, start_process, stop_processes
-from accord.workspace.configuration import UPSTREAM, Setting, write_configuration
+from accord.workspace.configuration import UPSTREAM, JudgeTable, Setting, write_configuration
 from accord.workspace.health import announced_address, last_words, probe
 from accord.workspace.layout import Layout, ServiceName
 from accord.workspace.state import ServiceRecord, WorkspaceState, write_state
@@ -34,17 +34,20 @@ class Launch:
         find_folder: gives the base model's folder, and may take long; asked before the first start.
         commands: as `Workspace`.
         report: told how it goes.
+        judge_table: for the feedback service.
     """
 
     def __init__(
-        self, layout: Layout, state: WorkspaceState, find_folder: Callable[[], str], commands: Commands, report: Callable[[str], None]
-    ) -> None:
+        self, layout: Layout, state: WorkspaceState, find_folder: Callable[[], str], commands: Commands, report: Callable[[str], None], *,
+        judge_table: JudgeTable,
+    ) -> None:  # fmt: skip
         self._layout = layout
         self._state = state
         self._find_folder = find_folder
         self._setting: Setting | None = None
         self._commands = commands
         self._report = report
+        self._judge_table = judge_table
         self._started: dict[ServiceName, ProcessId] = {}
         self._children: list[subprocess.Popen[bytes]] = []
 
@@ -79,7 +82,7 @@ class Launch:
             self._start(name, record, upstream)
 
     def _start(self, name: ServiceName, known: ServiceRecord, upstream: Mapping[str, str]) -> None:
-        setting = self._setting or Setting(self._state.base_model, self._find_folder(), self._state.threads)
+        setting = self._setting or Setting(self._state.base_model, self._find_folder(), self._state.threads, self._judge_table)
         self._setting = setting
         listen = write_configuration(self._layout, name, setting, upstream, known)
         log = self._layout.log(name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from accord.errors import FailedPreconditionError
 from accord.launch.processes import ProcessId, is_alive, stop_processes
 from accord.workspace.basemodel import EMBEDDED, absolute_base_model, ensure_model_folder
-from accord.workspace.configuration import default_threads
+from accord.workspace.configuration import JudgeTable, default_threads, read_configuration
 from accord.workspace.health import ServiceStatus, service_status
 from accord.workspace.launching import Commands, Launch
 from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName
@@ -74,6 +74,7 @@ class Workspace:
         *,
         base_model: str = EMBEDDED,
         threads: int | None = None,
+        judge_table: JudgeTable | None = None,
         report: Callable[[str], None] | None = None,
         timeout_seconds: float = 300,
     ) -> Services:
@@ -85,12 +86,13 @@ class Workspace:
         Args:
             base_model: `embedded`, a folder or a hub id.
             threads: torch threads of each service and of runs; default what the workspace had before, else the physical cores.
+            judge_table: judges that the feedback service is to have beside those of its file.
             report: told in sentences how it goes.
             timeout_seconds: for everything, a conversion of the embedded model included.
 
         Raises:
-            FailedPreconditionError: services run already with another base model or other threads; a fixed port is taken; the embedded model
-                is not installed.
+            FailedPreconditionError: services run already with another base model, other threads or without these judges; a fixed port is taken; the
+                embedded model is not installed.
             UnavailableError: a service ended while it started, or was not SERVING in time; the message has the last words of its log.
             DeadlineExceededError: somebody else starts or stops services here, or the conversion took too long.
             NotFoundError, InvalidArgumentError: there is no such model folder; a configuration file was edited wrongly.
@@ -104,10 +106,12 @@ class Workspace:
             running = _running(state)
             if running:
                 _check_same(self.home, state, running, wanted, threads)
+            if "feedback" in running:
+                _check_judges(self._layout, judge_table or JudgeTable())
             count = threads or state.threads or default_threads()
             state = replace(state, base_model=wanted, threads=count)
             find = partial(ensure_model_folder, wanted, report=say, timeout_seconds=max(0.1, deadline - time.monotonic()))
-            launch = Launch(self._layout, state, find, self._commands, say)
+            launch = Launch(self._layout, state, find, self._commands, say, judge_table=judge_table or JudgeTable())
             return Services(**launch.run(deadline))
 
     def services(self) -> Services:
@@ -193,6 +197,17 @@ def _check_same(home: Path, state: WorkspaceState, running: tuple[ServiceName, .
         raise FailedPreconditionError(
             f"{who} with {state.threads} threads, not {threads}; stop them first: {_command('down', home)}", field="threads"
         )
+
+
+def _check_judges(layout: Layout, wanted: JudgeTable) -> None:
+    """A feedback service that runs is given no more judges."""
+    kept = read_configuration(layout, "feedback")
+    if wanted.merged(kept) != kept:
+        names = ", ".join(sorted(wanted.judges))
+        raise FailedPreconditionError(
+            f"the feedback service runs in {layout.home} without the judges {names} as they are wanted; stop it first: "
+            f"{_command('down', layout.home)}", field="judges",
+        )  # fmt: skip
 
 
 def _command(name: str, home: Path) -> str:

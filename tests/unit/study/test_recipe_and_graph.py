@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from accord.client.feedback import Judge
 from accord.errors import InvalidArgumentError, NotFoundError
+from accord.feedback.config import FeedbackConfig
+from accord.rpc.config import parse_config
 from accord.runspec import parse_spec
-from accord.study.actions import resolved_spec
+from accord.study.actions import resolved_spec, wanted_judge
 from accord.study.graph import Graph, arms_of, build_graph
 from accord.study.recipe import StudyRecipe, load_recipe, shipped_recipes
 from accord.study.steps import StepResult
+from accord.workspace import JudgeTable
 
 DIGESTS = {"base_model": "m", "data_summarization": "s"}
 
@@ -31,11 +35,11 @@ def result(name: str, **values: object) -> StepResult:
 
 
 def test_the_shipped_recipes_are_valid_and_have_all_arms_of_their_tasks() -> None:
-    assert set(shipped_recipes()) == {"quick", "dialogue", "full"}
+    assert set(shipped_recipes()) == {"quick", "dialogue", "full", "larger-judge"}
     for name in shipped_recipes():
         recipe = load_recipe(name)
         assert len(recipe.arms) == 4
-        assert len(recipe.tasks) == (1 if name == "dialogue" else 2)
+        assert len(recipe.tasks) == (1 if name in ("dialogue", "larger-judge") else 2)
         assert recipe.human_pairs == 2 * recipe.ai_pairs
 
 
@@ -55,7 +59,7 @@ def test_a_bad_recipe_names_the_field(tmp_path: Path, change: dict, field: str) 
 
 
 def test_an_unknown_recipe_lists_those_there_are() -> None:
-    with pytest.raises(NotFoundError, match="full, quick"):
+    with pytest.raises(NotFoundError, match="full, larger-judge, quick"):
         load_recipe("quik")
 
 
@@ -77,6 +81,35 @@ def test_every_step_comes_after_its_inputs_and_every_arm_is_generated_measured_a
         for arm in arms_of(recipe):
             assert {f"{part.task.value}/generate-{arm}", f"{part.task.value}/measure-{arm}"} <= seen
     assert {step.name for step in graph.steps if step.kind == "train"} >= {"summarization/ppo-ai", "conversation/dpo-human", "summarization/rm-ai"}
+
+
+def test_a_named_judge_labels_is_measured_and_counts_wins(recipe: StudyRecipe) -> None:
+    """And a judge without a name is asked as before there were names: results that are there stay found."""
+    larger = load_recipe("larger-judge")
+    steps = {step.name: step for step in build_graph(larger, DIGESTS).steps}
+    for name in ("labels-ai", "judge-check-larger", "judge"):
+        asked = steps[f"summarization/{name}"].params["judge"]
+        assert wanted_judge(asked) == Judge("verdict", name="larger")
+        assert asked["who"]["base_url"] == larger.judges["larger"].base_url  # type: ignore[union-attr]
+    assert wanted_judge(steps["summarization/judge-check-verdict"].params["judge"]) == Judge("verdict")
+    assert next(iter(steps)) == "summarization/labels-ai"  # before anything is trained
+    elsewhere = larger.judges["larger"].model_copy(update={"base_url": "http://127.0.0.1:1/v1"})
+    moved = build_graph(changed(larger, judges={"larger": elsewhere.model_dump()}), DIGESTS)
+    differ = keys_that_differ(build_graph(larger, DIGESTS), moved)
+    assert {"summarization/labels-ai", "summarization/dpo-ai", "summarization/judge"} <= differ
+    assert not {"summarization/sft", "summarization/dpo-human", "summarization/judge-check-verdict"} & differ
+    plain = next(step for step in build_graph(recipe, DIGESTS).steps if step.name == "summarization/labels-ai")
+    assert plain.params["judge"] == {"kind": "likelihood", "rubric": "", "rationale": False, "adapter": "", "tie_margin": 0.0}
+
+
+def test_the_judges_of_a_recipe_are_those_of_a_feedback_service() -> None:
+    table = load_recipe("larger-judge").judge_table
+    values = JudgeTable(**table).merged(
+        {"policy": "127.0.0.1:1", "ledger": "l", "jobs": "j", "judges": {"mine": {"kind": "policy", "address": "a:1"}}}
+    )
+    config = parse_config(values, FeedbackConfig, source="file")
+    assert set(config.judges) == {"larger", "mine"}
+    assert JudgeTable().merged({"policy": "x"}) == {"policy": "x"}
 
 
 def keys_that_differ(one: Graph, other: Graph) -> set[str]:

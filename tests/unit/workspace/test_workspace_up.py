@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from accord.errors import DataLossError, DeadlineExceededError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from accord.feedback.config import FeedbackConfig
 from accord.rpc.channels import wait_ready
 from accord.rpc.config import load_config
-from accord.workspace import Workspace
+from accord.workspace import JudgeTable, Workspace
 from accord.workspace.configuration import CONFIG_CLASSES
 from accord.workspace.layout import SERVICE_NAMES
 
@@ -101,6 +102,24 @@ def test_a_second_up_changes_nothing(workspace: Workspace, home: Path, starts: S
     check_refusals(workspace, home)
     check_unreachable(workspace)
     assert pids(workspace) == before
+
+
+def test_judges_that_are_wanted_stand_beside_those_of_the_file(workspace: Workspace, home: Path) -> None:
+    """And a feedback service that runs is not given others in silence."""
+    larger = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m", "context_tokens": 512}
+    price = {"prompt_per_million": 0.0, "completion_per_million": 0.0}
+    table = JudgeTable({"larger": larger}, {"m": price})
+    up(workspace, home)
+    with pytest.raises(FailedPreconditionError, match="without the judges larger as they are wanted; stop it first: `accord down --home"):
+        up(workspace, home, judge_table=table)
+    workspace.down()
+    path = home / "config" / "feedback.yaml"
+    mine = {"kind": "policy", "address": "h:1"}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "judges": {"mine": mine}}))
+    up(workspace, home, judge_table=table)
+    found = load_config(path, FeedbackConfig)
+    assert set(found.judges) == {"mine", "larger"}
+    assert up(workspace, home, judge_table=table) == up(workspace, home) == []
 
 
 def test_only_the_dead_one_comes_back_and_at_its_address(workspace: Workspace, home: Path, starts: Starts) -> None:
