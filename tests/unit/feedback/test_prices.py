@@ -55,7 +55,8 @@ async def test_a_judge_without_a_price_costs_nothing_beside_one_with(make_bench:
     bench = make_bench(FakePolicy(), {"large": FakePolicy(base="base-large")}, judges=LARGE, prices=PRICES)
     free, dear = await label(bench, Judge("verdict")), await label(bench, Judge("verdict", name="large"))
     assert [judgement.cost for judgement in free.judgements] == [0.0, 0.0]
-    assert sum(judgement.cost for judgement in dear.judgements) == pytest.approx(price_of(dear)) > 0
+    assert price_of(dear) > 0
+    assert sum(judgement.cost for judgement in dear.judgements) == pytest.approx(price_of(dear))
 
 
 async def test_what_could_not_be_read_is_not_billed(make_bench: Callable[..., Bench]) -> None:
