@@ -154,7 +154,8 @@ def _tree(name: str, manifests: Mapping[str, Manifest], jobs: Mapping[str, Seque
 
 
 def _job_line(found: JobLabels) -> str:
-    if found.job is None:
+    if found.job is None and not found.online:
         return f"{found.name}, which this feedback service does not know"
     outcomes = ", ".join(f"{found.outcomes[outcome]} {outcome}" for outcome in ("a", "b", "tie", "abstain") if found.outcomes[outcome])
-    return f"{found.name} ({found.job.state}), of {found.job.source_uri}: {found.count} labels ({outcomes})"
+    origin = "its own samples, labelled as it learned" if found.job is None else f"{found.name} ({found.job.state}), of {found.job.source_uri}"
+    return f"{origin}: {found.count} labels ({outcomes or 'this feedback service has none'})"

@@ -1,6 +1,7 @@
 """From adapters on to the labels that they were trained on: the label jobs behind their data, and what is in the ledger of each.
 
-A job is found by the name that a run recorded of its data's rows, and by the digest of its data. What does not belong here: adapters and what is
+A job is found by the name that a run recorded of its data's rows, and by the digest of its data. A run of online DPO has its own samples labelled,
+without a job: its labels are those of pairs named after the run (`accord.training.sampled_pairs`). What does not belong here: adapters and what is
 shown (`accord.cli.lineage`).
 """
 
@@ -36,10 +37,14 @@ class LabelledBy:
 
 @dataclass
 class JobLabels:
-    """A label job with what the ledger has of it; `job` is None where the service does not know a job that a run recorded."""
+    """A label job with what the ledger has of it; `job` is None where the service does not know a job that a run recorded.
+
+    With `online` it is no job but the run of that name, which had its own samples labelled.
+    """
 
     name: str
     job: LabelJob | None = None
+    online: bool = False
     outcomes: Counter[str] = field(default_factory=Counter)
     judges: Counter[LabelledBy] = field(default_factory=Counter)
     labels: list[LabelRecord] = field(default_factory=list)
@@ -72,6 +77,10 @@ def label_jobs_of(target: Target, manifests: Iterable[Manifest], *, keep_labels:
             for name in jobs:
                 if name not in known:
                     known[name] = _read(feedback, ledger, name, keep_labels=keep_labels)
+            if manifest.run and manifest.facts.get("algorithm") == "online_dpo":
+                if manifest.run not in known:
+                    known[manifest.run] = _read_online(ledger, manifest.run, keep_labels=keep_labels)
+                jobs[manifest.run] = None
             if jobs:
                 found[manifest.name] = [known[name] for name in jobs]
     return found
@@ -89,4 +98,13 @@ def _read(feedback: FeedbackClient, ledger: LedgerClient, name: str, *, keep_lab
         found.add(record)
         if keep_labels:
             found.labels.append(record)
+    return found
+
+
+def _read_online(ledger: LedgerClient, run: str, *, keep_labels: bool) -> JobLabels:
+    """The labels of a run's own samples; of a pair that was asked about again, after a fault or a kill, the last, which the run learned from."""
+    last = {record.label.pair_id: record for record in ledger.labels(LabelQuery(pair_id_prefix=f"{run}/"), page_size=_PAGE)}
+    found = JobLabels(run, online=True, labels=list(last.values()) if keep_labels else [])
+    for record in last.values():
+        found.add(record)
     return found

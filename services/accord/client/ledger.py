@@ -40,6 +40,7 @@ class LabelQuery:
     pair_id: str = ""
     made_after: float | None = None
     made_before: float | None = None
+    pair_id_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def query_to_proto(query: LabelQuery) -> pb.ListLabelsRequest:
     return pb.ListLabelsRequest(
         job=query.job, kind=JUDGE_KINDS[query.kind], task=TASKS[query.task] if query.task else pb.TASK_UNSPECIFIED,
         judge_digest=query.judge_digest, rubric=query.rubric, outcome=OUTCOMES[query.outcome], content_key=query.content_key, pair_id=query.pair_id,
-        made_after=_timestamp(query.made_after), made_before=_timestamp(query.made_before),
+        made_after=_timestamp(query.made_after), made_before=_timestamp(query.made_before), pair_id_prefix=query.pair_id_prefix,
     )  # fmt: skip
 
 

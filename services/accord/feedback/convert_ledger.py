@@ -20,6 +20,7 @@ def read_label_query(wire: pb.ListLabelsRequest) -> LabelQuery:
         outcome=OUTCOME_NAMES[wire.outcome], content_key=wire.content_key, pair_id=wire.pair_id,
         made_after=seconds_of(wire.made_after) if wire.HasField("made_after") else None,
         made_before=seconds_of(wire.made_before) if wire.HasField("made_before") else None,
+        pair_id_prefix=wire.pair_id_prefix,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def read_labels(run: Run, query: LabelQuery, after: int, limit: int) -> list[tup
         "outcome": ("outcome = :outcome", "" if query.outcome == "unspecified" else query.outcome),
         "content_key": ("content_key = :content_key", query.content_key),
         "pair_id": ("pair_id = :pair_id", query.pair_id),
+        "pair_id_prefix": ("pair_id BETWEEN :pair_id_prefix AND :pair_id_prefix || char(1114111)", query.pair_id_prefix),  # U+10FFFF, the last
         "made_after": ("time >= :made_after", query.made_after),
         "made_before": ("time < :made_before", query.made_before),
     }

@@ -285,6 +285,29 @@ def test_lineage_goes_on_to_the_labels(accord: Accord, address: str, tmp_path: P
     assert job["judges"][0]["rubric_digest"] == "f" * 64
 
 
+def test_lineage_goes_on_to_what_online_dpo_had_labelled(accord: Accord, address: str, ledger: Ledger, tmp_path: Path) -> None:
+    """Its labels are under no job: pairs named after the run are its own, the last label of each."""
+    for place, (run, preference) in enumerate([("runs/on-1", 0.9), ("runs/on-10", 0.2), ("runs/on-1", 0.1)]):
+        add_label(ledger, SMALL, 10 + place, (preference, preference), job="", pair_id=f"{run}/{place}")
+    add_label(ledger, SMALL, 12, (0.8, 0.8), job="", pair_id="runs/on-1/2")
+    store = ArtefactStore(str(tmp_path / ".accord" / "artefacts"))
+    files = tmp_path / "online"
+    files.mkdir()
+    (files / "adapter_config.json").write_text("{}")
+    for run in ("runs/on-1", "runs/none"):
+        store.publish(
+            "online", files, kind="policy", run=run, step=3, base_model_digest="b" * 64, facts={"algorithm": "online_dpo"}, data_digest="0" * 64
+        )
+    text = accord("lineage", "adapters/online/versions/1", "--feedback", address).stdout
+    assert "its own samples, labelled as it learned: 2 labels (2 a)" in text
+    assert f"verdict by small {SMALL.digest[:12]}" in text
+    (manifest,) = json.loads(accord("lineage", "adapters/online/versions/1", "--labels", "--json", "--feedback", address).stdout)
+    (found,) = manifest["label_jobs"]
+    assert (found["name"], found["job"], found["count"]) == ("runs/on-1", None, 2)
+    assert [record["label"]["pair_id"] for record in found["labels"]] == ["runs/on-1/0", "runs/on-1/2"]
+    assert "0 labels (this feedback service has none)" in accord("lineage", "adapters/online/versions/2", "--feedback", address).stdout
+
+
 def test_lineage_lists_each_label(accord: Accord, address: str, tmp_path: Path) -> None:
     _, reward, ppo = store_with(tmp_path, data_digest=DATA_DIGEST)
     rows = lines(accord("lineage", ppo, "--labels", "--feedback", address).stdout)

@@ -65,6 +65,7 @@ CHOICES: list[tuple[LabelQuery, Callable[[LabelRecord], bool]]] = [
     (LabelQuery(rubric="r1"), lambda record: record.label.rubric == "r1"),
     (LabelQuery(outcome="tie"), lambda record: record.label.outcome == "tie"),
     (LabelQuery(pair_id="p3"), lambda record: record.label.pair_id == "p3"),
+    (LabelQuery(pair_id_prefix="p1"), lambda record: record.label.pair_id.startswith("p1")),
 ]
 
 

@@ -665,7 +665,7 @@ class GetLabelCardResponse(_message.Message):
     def __init__(self, cards: _Optional[_Iterable[_Union[LabelCard, _Mapping]]] = ...) -> None: ...
 
 class ListLabelsRequest(_message.Message):
-    __slots__ = ("job", "kind", "task", "judge_digest", "rubric", "outcome", "content_key", "pair_id", "made_after", "made_before", "page_size", "page_token")
+    __slots__ = ("job", "kind", "task", "judge_digest", "rubric", "outcome", "content_key", "pair_id", "made_after", "made_before", "page_size", "page_token", "pair_id_prefix")
     JOB_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -678,6 +678,7 @@ class ListLabelsRequest(_message.Message):
     MADE_BEFORE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PAIR_ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
     job: str
     kind: JudgeKind
     task: Task
@@ -690,7 +691,8 @@ class ListLabelsRequest(_message.Message):
     made_before: _timestamp_pb2.Timestamp
     page_size: int
     page_token: str
-    def __init__(self, job: _Optional[str] = ..., kind: _Optional[_Union[JudgeKind, str]] = ..., task: _Optional[_Union[Task, str]] = ..., judge_digest: _Optional[str] = ..., rubric: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., content_key: _Optional[str] = ..., pair_id: _Optional[str] = ..., made_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., made_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    pair_id_prefix: str
+    def __init__(self, job: _Optional[str] = ..., kind: _Optional[_Union[JudgeKind, str]] = ..., task: _Optional[_Union[Task, str]] = ..., judge_digest: _Optional[str] = ..., rubric: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., content_key: _Optional[str] = ..., pair_id: _Optional[str] = ..., made_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., made_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., pair_id_prefix: _Optional[str] = ...) -> None: ...
 
 class LabelRecord(_message.Message):
     __slots__ = ("label", "pair", "content_key", "job", "request_id", "create_time", "options")
