@@ -162,7 +162,7 @@ def test_train_sft_and_use_it(person: Person) -> None:
 
 def test_train_a_reward_model_then_score_and_compare(person: Person) -> None:
     data = ("--set", "reward_model.data.uri=pairs.jsonl", "--set", "reward_model.eval_data=null")
-    done = person.accord("train", "reward-model", "--set", "steps=2", *SMALL, *data)
+    done = person.accord("train", "reward-model", "--set", "steps=2", "--set", "parent_adapter=adapters/sft", *SMALL, *data)
     assert "published adapters/reward-model/versions/1" in done.out
     assert "next: accord score" in done.err
     model = ("--reward-model", "adapters/reward-model/versions/1")

@@ -92,6 +92,7 @@ class WorkItem(Generic[PayloadT, ResultT]):
     def cancel(self) -> None:
         """Abandons the item; without effect once it is complete. Call it on the event loop."""
         if not self._future.done():
+            self.cancelled = not self.done  # at once: the future's callback waits for the loop's next turn, and passes would be computed meanwhile
             self._future.cancel()
 
     # The compute end, from any thread.
