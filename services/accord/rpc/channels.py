@@ -127,6 +127,7 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, str | int]]:
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # 30 s, gRPC's own, outlast every try of a call
     ]
     if config.tls is not None and config.tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", config.tls.server_name))
