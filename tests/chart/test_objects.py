@@ -138,6 +138,14 @@ def test_each_service_reads_the_configuration_that_it_is_given(case: Path | None
         assert config.server.listen == "0.0.0.0:50051"  # type: ignore[attr-defined]
 
 
+def test_a_trainer_alone_reads_its_configuration() -> None:
+    objects = render(None, *(f"{name}.enabled=false" for name in ("policy", "reward", "feedback")))
+    assert [item["metadata"]["name"] for item in of_kind(objects, "Deployment")] == ["accord-trainer"]
+    text = named(objects, "ConfigMap", "accord-trainer")["data"]["config.yaml"]
+    config = parse_config(yaml.safe_load(text), CONFIG_CLASSES["trainer"], source="trainer")
+    assert config.endpoints.policy == config.endpoints.reward == config.endpoints.feedback == ""  # type: ignore[attr-defined]
+
+
 @every_case
 @pytest.mark.parametrize("version", ["1.28", "1.37"])
 def test_objects_fit_the_schemas_of_kubernetes(case: Path | None, version: str) -> None:

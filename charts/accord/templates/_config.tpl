@@ -76,9 +76,7 @@ runs: /var/lib/accord/shared/runs
 database: {{ .Values.database.url | default "sqlite:////var/lib/accord/state/registry.sqlite" | quote }}
 endpoints:
   {{- range $component := list "policy" "reward" "feedback" }}
-  {{- if (index $.Values $component).enabled }}
-  {{ $component }}: {{ include "accord.address" (dict "root" $ "component" $component) | quote }}
-  {{- end }}
+  {{ $component }}: {{ ternary (include "accord.address" (dict "root" $ "component" $component)) "" (index $.Values $component).enabled | quote }}
   {{- end }}
   {{- if .Values.tls.enabled }}
   tls:
