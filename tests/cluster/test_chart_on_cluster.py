@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
@@ -59,8 +60,8 @@ def small_spec(kind: str) -> RunSpec:
 
 @pytest.mark.parametrize("kind", ["dpo", "ppo"])
 def test_a_run_goes_as_a_job_from_create_run_to_succeeded(release: Release, kind: str) -> None:
-    """After `helm test`, whose reward model scores the rollouts of PPO; both come over the services, which count their calls."""
-    before = {name: calls(release, *name) for name in (("policy", "Generate"), ("reward", "Score"))}
+    """After `helm test`, whose reward model scores the rollouts of PPO; both come over the services, which count their calls: one or more a step."""
+    before = {name: calls(release, *name) for name in (("policy", "GenerateStream"), ("reward", "ScoreStream"))}
     with release.forwarded("trainer") as address, TrainerClient(ChannelConfig(address=address, attempts=5)) as client:
         name = client.create_run(small_spec(kind), f"{kind}-in-cluster").name
         seen: list[RunEvent] = list(client.watch_run(name, timeout_seconds=600))
@@ -152,14 +153,14 @@ def test_the_trainer_s_account_may_start_jobs_in_its_namespace_alone(release: Re
 
 
 _LOAD = """
-import sys, time
+import pathlib, sys, time
 from accord.client.policy import GenerateItem, PolicyClient, Sampling
 from accord.rpc.channels import ChannelConfig
 from accord.text.chat import Message
 item = GenerateItem((Message("user", "Name a river."),), Sampling(max_tokens=4, temperature=0.0))
-done, end = 0, time.monotonic() + float(sys.argv[2])
+done, stop, end = 0, pathlib.Path(sys.argv[2]), time.monotonic() + 600
 with PolicyClient(ChannelConfig(address=sys.argv[1], default_timeout_seconds=60.0, attempts=5)) as client:
-    while time.monotonic() < end:
+    while not stop.exists() and time.monotonic() < end:
         assert client.generate([item]).results[0].samples
         done += 1
 print("done", done)
@@ -167,12 +168,12 @@ print("done", done)
 
 
 def test_a_rolling_restart_under_load_fails_no_call(release: Release) -> None:
-    """The clients run inside the cluster, where the headless service gives them each replica's address."""
+    """The clients run inside the cluster, where the headless service gives them each replica's address; they go on until the old pod has gone."""
     address = f"dns:///accord-policy-replicas.{release.namespace}.svc:50051"
     results: list[str] = []
 
     def load() -> None:
-        done = release.kubectl("exec", "deployment/accord-feedback", "--", "python", "-c", _LOAD, address, "150", check=False, timeout=400)
+        done = release.kubectl("exec", "deployment/accord-feedback", "--", "python", "-c", _LOAD, address, "/tmp/stop", check=False, timeout=660)
         results.append(done.stdout + done.stderr)
 
     threads = [threading.Thread(target=load) for _ in range(2)]
@@ -181,7 +182,11 @@ def test_a_rolling_restart_under_load_fails_no_call(release: Release) -> None:
     time.sleep(5)
     before = {pod["metadata"]["name"] for pod in release.get("pods", "-l", "app.kubernetes.io/component=policy")}
     release.kubectl("rollout", "restart", "deployment/accord-policy")
-    release.kubectl("rollout", "status", "deployment/accord-policy", "--timeout=600s", timeout=620)
+    release.kubectl("rollout", "status", "deployment/accord-policy", "--timeout=500s", timeout=520)
+    for name in before:
+        release.kubectl("wait", "--for=delete", f"pod/{name}", "--timeout=120s", timeout=130)
+    time.sleep(3)
+    release.kubectl("exec", "deployment/accord-feedback", "--", "touch", "/tmp/stop")
     for thread in threads:
         thread.join()
     after = {
@@ -194,14 +199,18 @@ def test_a_rolling_restart_under_load_fails_no_call(release: Release) -> None:
 
 
 def test_upgrade_and_rollback_keep_what_was_made(release: Release) -> None:
-    before = release.kubectl("exec", "deployment/accord-trainer", "--", "accord", "runs", "--json", "--trainer", "127.0.0.1:50051").stdout
+    before = runs(release)
     release.install("feedback.config.concurrency=2")
     assert "concurrency: 2" in release.kubectl("get", "configmap", "accord-feedback", "-o", "yaml").stdout
     release.helm("rollback", "accord", "1", "--wait", "--timeout", "900s", timeout=960)
     assert "concurrency: 2" not in release.kubectl("get", "configmap", "accord-feedback", "-o", "yaml").stdout
-    after = release.kubectl("exec", "deployment/accord-trainer", "--", "accord", "runs", "--json", "--trainer", "127.0.0.1:50051").stdout
-    assert "adapters/helm-test/versions/1" in before
-    assert after == before
+    assert "adapters/helm-test/versions/1" in json.dumps(before)
+    assert runs(release) == before
+
+
+def runs(release: Release) -> Any:
+    """What the trainer knows of its runs."""
+    return json.loads(release.kubectl("exec", "deployment/accord-trainer", "--", "accord", "runs", "--json", "--trainer", "127.0.0.1:50051").stdout)
 
 
 @pytest.mark.parametrize("setting", ["tls.secret", "database.secret", "artefacts.secret", "model.tokenSecret", "images.pullSecrets[0]"])
