@@ -5,6 +5,7 @@ What does not belong here: which steps there are (`accord.study.graph`) and thei
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -76,7 +77,7 @@ class Clients:
 def train(step: Step, context: StepContext) -> dict[str, Any]:
     """Runs a training run to its end; one that an earlier call left unfinished goes on from its checkpoint."""
     spec = resolved_spec(step, context.inputs)
-    run, curve, messages = follow_run(spec, context)
+    run, curve, messages = follow_run(spec, context, f"study-{context.key}")
     return {
         "run": run.name, "adapter_version": run.adapter_version, "directory": run.directory, "metrics": dict(run.metrics), "curve": curve,
         "messages": messages, "algorithm": step.params["algorithm"], "steps": spec.steps,
@@ -85,10 +86,14 @@ def train(step: Step, context: StepContext) -> dict[str, Any]:
 
 
 def evaluate(step: Step, context: StepContext, rows: str) -> dict[str, Any]:
-    """Runs the evaluation of some rows (JSON Lines) to its end and returns what it wrote; both go through the trainer, wherever it runs."""
+    """Runs the evaluation of some rows (JSON Lines) to its end and returns what it wrote; both go through the trainer, wherever it runs.
+
+    Rows that another folder's study measured on the same services may differ in the last bits of a logprob: they are another run.
+    """
     trainer = context.services.trainer
     evaluation = {"uri": trainer.upload_rows(rows.encode()), "bootstrap_samples": step.params["bootstrap_samples"]}
-    run, _, messages = follow_run(parse_spec({"seed": step.params["seed"], "threads": 1, "evaluate": evaluation}), context)
+    spec = parse_spec({"seed": step.params["seed"], "threads": 1, "evaluate": evaluation})
+    run, _, messages = follow_run(spec, context, f"study-{context.key}-{hashlib.sha256(rows.encode()).hexdigest()[:16]}")
     report = json.loads(trainer.read_run_file(run.name, "evaluation.json"))
     return {"run": run.name, "directory": run.directory, "messages": messages, "evaluation": report}
 
@@ -108,14 +113,14 @@ def resolved_spec(step: Step, inputs: Mapping[str, StepResult]) -> RunSpec:
     return parse_spec(spec)
 
 
-def follow_run(spec: RunSpec, context: StepContext) -> tuple[Run, list[dict[str, Any]], list[str]]:
+def follow_run(spec: RunSpec, context: StepContext, request_id: str) -> tuple[Run, list[dict[str, Any]], list[str]]:
     """Creates a run, or finds the one of an earlier call, and follows it; returns it with its curve and messages.
 
     Raises:
         InternalError: it failed, also after it was resumed once; the message names the run, its reason and a copy of its log.
     """
     trainer = context.services.trainer
-    run = trainer.create_run(spec, f"study-{context.key}")
+    run = trainer.create_run(spec, request_id)
     if run.state in _CHANGED_BY_RESUMING:
         run = trainer.resume_run(run.name)
     curve: dict[int, dict[str, float]] = {}

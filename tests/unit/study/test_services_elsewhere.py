@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,11 @@ from accord.client.endpoints import ServiceEndpoints
 from accord.client.policy import PolicyClient
 from accord.client.reward import RewardClient
 from accord.client.trainer import TrainerClient
-from accord.errors import FailedPreconditionError, InternalError, InvalidArgumentError, NotFoundError
+from accord.errors import AlreadyExistsError, FailedPreconditionError, InternalError, InvalidArgumentError, NotFoundError
 from accord.rpc.channels import ChannelTls
 from accord.runspec import parse_spec
-from accord.study.actions import Clients, StepContext, follow_run
+from accord.study.actions import Clients, StepContext, evaluate, follow_run
+from accord.study.graph import Step
 from accord.study.recipe import StudyRecipe, load_recipe
 from accord.study.services import addressed, check_known_runs, check_same_model
 from accord.study.steps import StepResult
@@ -163,8 +165,42 @@ def test_the_log_of_a_run_that_failed_elsewhere_is_here(tmp_path: Path) -> None:
     for log, says in ((b"killed", f"see {tmp_path}/log.txt"), (None, "it has no log")):
         services = cast(Clients, type("Services", (), {"trainer": Failing(log)}))
         with pytest.raises(InternalError, match=f"no room; {says}"):
-            follow_run(spec, StepContext(services, {}, tmp_path, "", "key", lambda _fraction, _text: None))
+            follow_run(spec, StepContext(services, {}, tmp_path, "", "key", lambda _fraction, _text: None), "study-key")
     assert (tmp_path / "log.txt").read_bytes() == b"killed"
+
+
+class Evaluating:
+    """Doubles as the client of a trainer whose runs end well: one id is one specification, and rows are named by their digest."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, Any] = {}
+
+    def upload_rows(self, rows: bytes) -> str:
+        return f"{hashlib.sha256(rows).hexdigest()}.jsonl"
+
+    def create_run(self, spec: Any, request_id: str) -> Any:
+        if self.specs.setdefault(request_id, spec) != spec:
+            raise AlreadyExistsError(f"request_id {request_id!r} was used with another specification", field="request_id")
+        return self.get_run(f"runs/{request_id}")
+
+    def get_run(self, name: str) -> Any:
+        return type("Run", (), {"name": name, "state": "succeeded", "directory": "/elsewhere"})
+
+    def watch_run(self, name: str, *, timeout_seconds: float) -> Any:
+        return iter(())
+
+    def read_run_file(self, run: str, file: str) -> bytes:
+        return json.dumps({"run": run}).encode()
+
+
+def test_rows_that_were_measured_again_with_other_last_bits_are_another_evaluation(tmp_path: Path) -> None:
+    """As by a study in a new folder on services on which the same study has run: its runs are found, its measurements made anew."""
+    trainer = Evaluating()
+    context = StepContext(cast(Clients, type("Services", (), {"trainer": trainer})), {}, tmp_path, "", "key", lambda _fraction, _text: None)
+    step = Step("metrics", "evaluate", "metrics", {"seed": 1, "bootstrap_samples": 100})
+    first, again, other = (evaluate(step, context, rows)["run"] for rows in ('{"kl": 0.1}', '{"kl": 0.1}', '{"kl": 0.10000001}'))
+    assert first == again != other
+    assert len(trainer.specs) == 2
 
 
 def test_the_command_tells_the_targets_apart(accord: Accord, tmp_path: Path) -> None:  # noqa: F811
