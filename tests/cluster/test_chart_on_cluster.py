@@ -48,8 +48,8 @@ def test_helm_test_passes(release: Release) -> None:
 
 SETTINGS = {
     "dpo": ["dpo.data.limit=8", "dpo.eval_data=null", "batch_size=2", "max_response_tokens=64"],
-    "ppo": ["ppo.eval_data=null", "ppo.reward_model=adapters/helm-test", "ppo.ptx_coefficient=0", "ppo.ptx_data=null", "ppo.epochs=1",
-            "ppo.minibatch_size=4", "batch_size=4", "max_response_tokens=16"],
+    "ppo": ["ppo.data.uri=sample:conversation", "ppo.eval_data=null", "ppo.reward_model=adapters/helm-test", "ppo.ptx_coefficient=0", "ppo.ptx_data=null",
+            "ppo.epochs=1", "ppo.minibatch_size=4", "batch_size=4", "max_response_tokens=16"],
 }  # fmt: skip
 SMALL = ["steps=3", "micro_batch_size=2", "lora.rank=2", "max_prompt_tokens=256", "checkpoint_every_steps=1"]
 

@@ -125,7 +125,7 @@ def test_a_run_without_a_gpu_says_so_where_it_is_watched_and_runs_when_there_is_
                 time.sleep(0.5)
             found = client.get_run(name)
             assert (found.state, found.phase) == ("starting", "pending")
-            assert f"waiting for {found.waiting_on}" in said.read_text()
+            assert f"waits for {found.waiting_on}" in said.read_text()
             advertise(node, "1")
             assert until(namespace, client, name, "succeeded").exit_code == 0
             assert watching.wait(60) == 0, said.read_text()
