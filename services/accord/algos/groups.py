@@ -45,7 +45,7 @@ def centred_advantages(rewards: Tensor, *, group_size: int) -> Tensor:
         ValueError: the batch is not made of whole groups, or groups are too small.
     """
     grouped = _grouped(rewards, group_size)
-    return (grouped - grouped.mean(dim=1, keepdim=True)).reshape(-1)
+    return (grouped - grouped.mean(dim=1, keepdim=True)).reshape(-1).to(rewards.dtype)
 
 
 def group_relative_advantages(rewards: Tensor, *, group_size: int) -> Tensor:
@@ -61,9 +61,18 @@ def group_relative_advantages(rewards: Tensor, *, group_size: int) -> Tensor:
     Raises:
         ValueError: the batch is not made of whole groups, or groups are too small.
     """
-    spread = _grouped(rewards, group_size).std(dim=1, keepdim=True, unbiased=True)
-    centred = centred_advantages(rewards, group_size=group_size).reshape(-1, group_size)
-    return (centred / (spread + _STD_EPSILON)).reshape(-1)
+    grouped = _grouped(rewards, group_size)
+    centred, spread = grouped - grouped.mean(dim=1, keepdim=True), group_spread(rewards, group_size=group_size)[:, None]
+    return (centred / (spread + _STD_EPSILON)).reshape(-1).to(rewards.dtype)
+
+
+def group_spread(rewards: Tensor, *, group_size: int) -> Tensor:
+    """Standard deviation (n - 1) of each group's rewards, shape (groups,), float64, no gradient: exactly 0 where they are equal float32 numbers.
+
+    Raises:
+        ValueError: the batch is not made of whole groups, or groups are too small.
+    """
+    return _grouped(rewards, group_size).std(dim=1, unbiased=True)
 
 
 def leave_one_out_advantages(rewards: Tensor, *, group_size: int) -> Tensor:
@@ -81,7 +90,7 @@ def leave_one_out_advantages(rewards: Tensor, *, group_size: int) -> Tensor:
     """
     grouped = _grouped(rewards, group_size)
     others = (grouped.sum(dim=1, keepdim=True) - grouped) / (group_size - 1)
-    return (grouped - others).reshape(-1)
+    return (grouped - others).reshape(-1).to(rewards.dtype)
 
 
 def penalised_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
@@ -202,7 +211,7 @@ def _movement(log_ratio: Tensor, mask: Tensor, clip_range: float) -> tuple[Tenso
 def _grouped(rewards: Tensor, group_size: int) -> Tensor:
     if group_size < 2 or rewards.dim() != 1 or len(rewards) == 0 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)} are not whole groups of {group_size}; a group has at least 2")
-    return rewards.detach().reshape(-1, group_size)
+    return rewards.detach().double().reshape(-1, group_size)  # the mean of equal float32 numbers is that number in float64, not always in float32
 
 
 def _where(mask: Tensor, values: Tensor) -> Tensor:

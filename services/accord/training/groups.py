@@ -16,6 +16,7 @@ from torch import Tensor
 from accord.algos.groups import (
     centred_advantages,
     group_relative_advantages,
+    group_spread,
     grpo_loss,
     leave_one_out_advantages,
     penalised_rewards,
@@ -84,7 +85,7 @@ class GroupAlgorithm(RolloutAlgorithm):
                 self._minibatch(members, batch, averages)
                 averages.add("grad_norm", optimizer.apply())
             averages.end_epoch()
-        spread = rewards.reshape(-1, self._samples_per_prompt).std(dim=1, unbiased=True)
+        spread = group_spread(rewards, group_size=self._samples_per_prompt)
         return averages.values() | {
             "reward_mean": float(rewards.mean()), "kl_coef": self._kl_coef, "reward_std_in_groups": float(spread.mean()),
             "groups_without_signal": float((spread == 0).double().mean()),

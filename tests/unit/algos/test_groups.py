@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from accord.algos.advantages import shaped_rewards
 from accord.algos.groups import (
     centred_advantages,
     group_relative_advantages,
+    group_spread,
     grpo_loss,
     leave_one_out_advantages,
     penalised_rewards,
@@ -56,6 +58,16 @@ def test_golden_advantages() -> None:
     deviation = math.sqrt(14 / 3) + 1e-4
     assert group_relative_advantages(rewards, group_size=4).tolist() == pytest.approx([-2 / deviation, -1 / deviation, 0, 3 / deviation, 0, 0, 0, 0])
     assert leave_one_out_advantages(rewards, group_size=4).tolist() == pytest.approx([1 - 11 / 3, 2 - 10 / 3, 0, 6 - 2, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("advantages", [group_relative_advantages, centred_advantages, leave_one_out_advantages])
+def test_equal_rewards_give_exactly_nothing(advantages: Any) -> None:
+    """Not the rounding of their mean, of which Adam, which does not know how small a gradient is, would make steps of full length."""
+    for size in range(2, 17):
+        rewards = (torch.arange(1, 200) * 0.0173).repeat_interleave(size)
+        assert not advantages(rewards, group_size=size).any(), size
+        assert not group_spread(rewards, group_size=size).any(), size
+        assert advantages(rewards, group_size=size).dtype == torch.float32
 
 
 def test_two_responses_scaled_are_a_comparison() -> None:
