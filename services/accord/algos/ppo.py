@@ -24,11 +24,10 @@ class PolicyLoss(NamedTuple):
 
 
 class ValueLoss(NamedTuple):
-    """A scalar loss, the share of clipped tokens, and how much of the returns' variance the values explain (no gradient)."""
+    """A scalar loss, and the share of clipped tokens (no gradient)."""
 
     loss: Tensor
     clip_fraction: Tensor
-    explained_variance: Tensor
 
 
 def policy_loss(
@@ -127,11 +126,24 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     plain_error, clipped_error = (values - targets) ** 2, (clipped - targets) ** 2
     loss = 0.5 * masked_mean(torch.maximum(plain_error, clipped_error), mask)
     with torch.no_grad():
-        fraction = masked_mean((clipped_error > plain_error).to(values.dtype), mask)
-        variance = masked_var(targets, mask, unbiased=False)
-        unexplained = masked_var(targets - values, mask, unbiased=False)
-        explained = torch.where(variance > 0, 1 - unexplained / variance.clamp(min=1e-12), torch.zeros_like(variance))
-        return ValueLoss(loss, fraction, explained)
+        return ValueLoss(loss, masked_mean((clipped_error > plain_error).to(values.dtype), mask))
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """``1 - Var(returns - values) / Var(returns)`` over the tokens that count, a scalar without gradient.
+
+    1 for a critic that knows the returns, 0 for one that says the same everywhere, below 0 for a worse one; 0 too where the returns do not vary.
+
+    Of a whole batch: the mean of its parts' would be another number for each cut.
+
+    Raises:
+        ValueError: the shapes differ or nothing counts.
+    """
+    _shapes(mask, values, returns)
+    targets, seen = returns.detach(), values.detach()
+    variance = masked_var(targets, mask, unbiased=False)
+    unexplained = masked_var(targets - seen, mask, unbiased=False)
+    return torch.where(variance > 0, 1 - unexplained / variance.clamp(min=1e-12), torch.zeros_like(variance))
 
 
 def missing_eos_penalty(scores: Tensor, has_eos: Tensor, *, penalty: float) -> Tensor:

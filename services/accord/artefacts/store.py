@@ -9,7 +9,7 @@ import builtins
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,6 +175,14 @@ class ArtefactStore:
         """Manifests of all versions (of one adapter, if given), by adapter and number, removed ones included."""
         adapters = self._shelf.adapters() if adapter is None else [_adapter(adapter).adapter]
         return [manifest for each in adapters for manifest in self._manifests(each)]
+
+    def newest_first(self, adapter: str) -> Iterator[Manifest]:
+        """Manifests of an adapter's versions from the newest on, removed ones included, each read when it is asked for."""
+        name = _adapter(adapter)
+        for version in reversed(self._shelf.versions(name.adapter)):
+            manifest = self._read(name.at(version))
+            if manifest is not None:
+                yield manifest
 
     def lineage(self, name: str) -> builtins.list[Manifest]:
         """The version and all its ancestors, nearest first, each once.

@@ -20,7 +20,7 @@ from accord.algos.advantages import gae, shaped_rewards
 from accord.algos.kl import AdaptiveKLController, FixedKLController, KLController
 from accord.algos.masking import masked_mean, whiten
 from accord.algos.normalisation import RunningMoments
-from accord.algos.ppo import behaviour_weights, policy_loss, value_loss
+from accord.algos.ppo import behaviour_weights, explained_variance, policy_loss, value_loss
 from accord.checkpoint import Checkpoint
 from accord.data.readers import read_texts
 from accord.errors import FailedPreconditionError
@@ -31,7 +31,7 @@ from accord.training.adapter_state import POLICY
 from accord.training.ahead import BEHAVIOUR, Ahead
 from accord.training.context import RunContext
 from accord.training.critic import Critic
-from accord.training.examples import EncodedExample, batch_at, encode_texts, epoch_order
+from accord.training.examples import EncodedExample, encode_texts, epoch_order, rows_from
 from accord.training.optim import Optimizer
 from accord.training.rollout import Rollout
 from accord.training.rollout_algorithm import RolloutAlgorithm
@@ -157,10 +157,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         if self._samples_ahead(step + 1):
             self._ahead.begin(step + 1, self._publish_rollout_version())
         adapters = Adapters(POLICY, self._reference, BEHAVIOUR if self._staleness else POLICY)
-        tensors = self._model.tensors(rollouts, adapters, micro_batch_size=size, checked=self._checked(step, len(rollouts)))
-        if self._spec.max_staleness:
-            self._ahead.remember(step)
-        return tensors
+        return self._model.tensors(rollouts, adapters, micro_batch_size=size, checked=self._checked(step, len(rollouts)))
 
     def _samples_ahead(self, step: int) -> bool:
         """Whether this process, the first, is to begin with the batch of a step."""
@@ -175,14 +172,18 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         return sorted(order[: -(-count // ROWS_FOR_EACH_CHECKED)])
 
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
+        if self._spec.max_staleness:
+            self._ahead.remember(step)
         averages = Averages(self._context.world)
         targets, metrics = self._targets(step, rollouts, tensors, averages)
         for epoch in range(self._spec.epochs):
+            learnt = 0  # rollouts of this epoch
             for number, members in enumerate(self._minibatches(step * self._spec.epochs + epoch, len(rollouts))):
                 if epoch or number:
                     self._learn_values(members, rollouts, tensors.mask, targets, averages)
                 approx_kl = self._learn_policy(members, rollouts, tensors, targets, averages)
-                self._pretraining(step, epoch, number, averages)
+                self._pretraining((step * self._spec.epochs + epoch) * len(rollouts) + learnt, len(members), averages)
+                learnt += len(members)
                 averages.add("grad_norm", optimizer.apply())
             averages.end_epoch()
             if self._spec.target_kl and approx_kl > self._spec.target_kl:
@@ -204,7 +205,10 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         old_values = self._old_values(first, rollouts, tensors.mask, shaped.rewards, averages)
         estimates = gae(shaped.rewards, old_values, tensors.mask, discount=spec.discount, gae_lambda=spec.gae_lambda)
         weights = behaviour_weights(tensors.old_logprobs, tensors.behaviour_logprobs, tensors.mask, cap=_WEIGHT_CAP)
-        metrics = {"reward_mean": float(shaped.rewards.sum(dim=1).mean())}
+        metrics = {
+            "reward_mean": float(shaped.rewards.sum(dim=1).mean()),
+            "explained_variance": float(explained_variance(old_values, estimates.returns, tensors.mask)),
+        }
         if spec.max_staleness:
             cut = masked_mean((weights >= _WEIGHT_CAP).to(weights.dtype), tensors.mask)
             metrics |= {"behaviour_weight_mean": float(masked_mean(weights, tensors.mask)), "behaviour_weight_cut_share": float(cut)}
@@ -241,11 +245,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         """Accumulates the gradient of a part that has this share of its minibatch's tokens."""
         value = value_loss(values, old, returns, mask, clip_range=self._spec.value_clip_range)
         self._context.world.backward(self._spec.value_coefficient * value.loss * share)
-        for name, tensor in (
-            ("value_loss", value.loss),
-            ("value_clip_fraction", value.clip_fraction),
-            ("explained_variance", value.explained_variance),
-        ):
+        for name, tensor in (("value_loss", value.loss), ("value_clip_fraction", value.clip_fraction)):
             averages.add_part(name, float(tensor.detach()) * share)
 
     def _learn_policy(
@@ -267,15 +267,13 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             averages.add_policy({"policy_loss": float(policy.loss.detach()) * share, **movement(policy, share)})
         return seen.total()["kl"]
 
-    def _pretraining(self, step: int, epoch: int, number: int, averages: Averages) -> None:
-        """Accumulates the gradient of the pretraining term for the minibatch `number`; with weight 0 nothing happens at all."""
+    def _pretraining(self, before: int, members: int, averages: Averages) -> None:
+        """Accumulates the gradient of the pretraining term for the next `members` rollouts after `before`, counted over all epochs of the run; with
+        weight 0 nothing happens at all."""
         if not self._texts:
             return
-        spec = self._context.spec
-        members = self._spec.minibatch_size or spec.batch_size
-        per_epoch = -(-spec.batch_size // members)
-        place = (step * self._spec.epochs + epoch) * per_epoch + number
-        rows = batch_at(self._texts, place, members * self._spec.ptx_rows_per_rollout, spec.seed)
+        each = self._spec.ptx_rows_per_rollout
+        rows = rows_from(self._texts, before * each, members * each, self._context.spec.seed)
         tokens, base = sum(len(row.response) for row in rows), self._context.base
         size, world = self._context.micro_batch_size, self._context.world
         for part in world.share([rows[first : first + size] for first in range(0, len(rows), size)]):

@@ -13,6 +13,7 @@ from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 
 _KEPT_VERSIONS = 2
+_LOOKED_BACK = 8  # one that was sampled by again, because its rollouts were damaged, has its files back and newer ones without behind it
 
 
 def publish_rollout_version(context: RunContext, *, parents: Sequence[str], data_digest: str, step: int, adapter: str = POLICY) -> str:
@@ -31,8 +32,17 @@ def publish_rollout_version(context: RunContext, *, parents: Sequence[str], data
 
 
 def _remove_older(context: RunContext, name: str, newest: str) -> None:
-    """The files of all but the last few; manifests stay, for lineage."""
-    mine = [manifest.name for manifest in context.store.list(name) if manifest.run == context.run.name and not manifest.removed]
-    others = sorted((each for each in mine if each != newest), key=lambda each: int(each.rsplit("/", 1)[1]))
-    for old in others[: max(0, len(others) - (_KEPT_VERSIONS - 1))]:
-        context.store.remove(old)
+    """The files of all but the last few; manifests stay, for lineage. Looks back no further than to some of the run's own whose files are gone: a
+    run makes thousands, and each is a request where the store is behind a URL."""
+    kept, gone = 1, 0
+    for manifest in context.store.newest_first(name):
+        if manifest.name == newest or manifest.run != context.run.name:
+            continue
+        if manifest.removed:
+            gone += 1
+        elif kept < _KEPT_VERSIONS:
+            kept += 1
+        else:
+            context.store.remove(manifest.name)
+        if gone >= _LOOKED_BACK:
+            return

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from accord.algos.kl import k3
 from accord.algos.masking import masked_mean, response_mask, whiten
-from accord.algos.ppo import behaviour_weights, language_model_loss, missing_eos_penalty, policy_loss, ptx_total, value_loss
+from accord.algos.ppo import (
+    behaviour_weights,
+    explained_variance,
+    language_model_loss,
+    missing_eos_penalty,
+    policy_loss,
+    ptx_total,
+    value_loss,
+)
 
 
 def batch(seed: int, rows: int = 3, width: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -143,11 +151,16 @@ def test_the_clipped_value_loss(value: float, old: float, target: float, loss: f
 
 
 def test_explained_variance() -> None:
-    targets, mask = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.ones(1, 4, dtype=torch.bool)
-    assert value_loss(targets, targets, targets, mask, clip_range=0.2).explained_variance.item() == 1
-    assert value_loss(torch.full_like(targets, 9.0), targets, targets, mask, clip_range=0.2).explained_variance.item() == pytest.approx(0)
-    assert value_loss(-targets, targets, targets, mask, clip_range=0.2).explained_variance.item() == pytest.approx(-3)
-    assert value_loss(targets, targets, torch.ones_like(targets), mask, clip_range=0.2).explained_variance.item() == 0
+    returns, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2, dtype=torch.bool)
+    assert explained_variance(returns, returns, mask).item() == 1
+    assert explained_variance(torch.full_like(returns, 9.0), returns, mask).item() == pytest.approx(0)
+    assert explained_variance(-returns, returns, mask).item() == pytest.approx(-3)
+    assert explained_variance(returns, torch.ones_like(returns), mask).item() == 0
+    levels = torch.tensor([[1.5, 1.5], [3.5, 3.5]])  # knows which response is good, and nothing within one: in neither row by itself
+    assert explained_variance(levels, returns, mask).item() == pytest.approx(0.8)
+    padded = torch.tensor([[1.0, 2.0, 99.0], [3.0, 4.0, -7.0]])
+    counts = torch.tensor([[True, True, False]] * 2)
+    assert explained_variance(torch.nn.functional.pad(levels, (0, 1)), padded, counts).item() == pytest.approx(0.8)
 
 
 def test_missing_eos_costs_the_penalty_and_ending_costs_nothing() -> None:

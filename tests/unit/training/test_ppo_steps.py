@@ -53,7 +53,7 @@ def test_the_size_of_a_micro_batch_does_not_change_the_gradient(tmp_path: Path, 
     assert max(float(each.abs().max()) for each in found[0][0][0]) > 1e-3
     for steps, metrics in found[1:]:
         close(found[0][0][0], steps[0])
-        for name in ("policy_loss", "value_loss", "kl", "reward_mean", "entropy"):
+        for name in ("policy_loss", "value_loss", "kl", "reward_mean", "entropy", "explained_variance", "value_clip_fraction"):
             assert metrics[name] == pytest.approx(found[0][1][name], rel=1e-4, abs=1e-6), name
 
 
@@ -95,6 +95,24 @@ def test_a_coefficient_of_zero_is_plain_ppo_bit_for_bit(tmp_path: Path, tiny_fol
     plain = one_step(ready(tmp_path, tiny_folder, {"epochs": 2}, name="plain")[1])[0]
     zero = one_step(ready(tmp_path, tiny_folder, {"epochs": 2, **text}, name="zero")[1])[0]
     assert all(torch.equal(first, second) for one, other in zip(plain, zero, strict=True) for first, second in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("minibatch_size", [3, 8])
+def test_each_minibatch_has_the_pretraining_rows_of_its_own_rollouts(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, minibatch_size: int
+) -> None:  # fmt: skip
+    """Two for each rollout also where the last minibatch is smaller or the only one is, and each row before any comes again."""
+    from accord.training import ppo
+
+    collate = ppo.collate
+    drawn: list[tuple[int, ...]] = []
+    monkeypatch.setattr(ppo, "collate", lambda rows, **more: (drawn.extend(tuple(row[1]) for row in rows), collate(rows, **more))[1])
+    text = write_rows(tmp_path / "text.jsonl", [{"text": f"a text {chr(97 + n)}"} for n in range(20)])
+    options = {"epochs": 2, "minibatch_size": minibatch_size, "ptx_coefficient": 0.5, "ptx_data": text, "ptx_rows_per_rollout": 2}
+    _, algorithm, _ = ready(tmp_path, tiny_folder, options, batch_size=5)
+    steps, _ = one_step(algorithm)
+    assert len(steps) == (4 if minibatch_size == 3 else 2)
+    assert len(drawn) == len(set(drawn)) == 20
 
 
 def test_the_first_epoch_starts_from_a_ratio_of_one(tmp_path: Path, tiny_folder: Path) -> None:
@@ -271,6 +289,23 @@ def test_old_versions_of_the_policy_lose_their_files(tmp_path: Path, tiny_folder
     versions = context.store.list("a-rollout")
     assert [manifest.removed for manifest in versions] == [True, True, True, False, False]
     assert all(manifest.facts["transient"] for manifest in versions)
+
+
+def test_what_a_step_reads_of_old_versions_does_not_grow_with_the_run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a URL each is a request."""
+    monkeypatch.setattr("accord.artefacts.store._TWIN_WINDOW", 4)
+    context, algorithm, _ = ready(tmp_path, tiny_folder, {})
+    read, counts = type(context.store)._read, []
+    monkeypatch.setattr(type(context.store), "_read", lambda store, name: (counts.append(str(name)), read(store, name))[1])
+    grown = []
+    for step in range(30):
+        shake(context, "policy", step)
+        algorithm._step = step
+        algorithm._publish_rollout_version()
+        grown.append(len(counts))
+        counts.clear()
+    assert grown[29] == grown[15] < 30
+    assert [manifest.removed for manifest in context.store.list("a-rollout")] == [True] * 28 + [False] * 2
 
 
 def test_a_service_that_stays_away_is_an_error_before_anything_changed(tmp_path: Path, tiny_folder: Path) -> None:
