@@ -13,12 +13,13 @@ from typing import Any
 from accord.data.agreement import Estimate, wilson_interval
 from accord.data.reliability import Bin, calibration_error, confidence_of, reliability_bins
 from accord.training.examples import EncodedPair
-from accord.training.pairs import agreement
+from accord.training.pairs import agreement, toward_labels
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Of pairs whose label is no tie: accuracy, and that of always taking the longer response; of all pairs, the margin and calibration.
+    """Of pairs whose label is no tie: accuracy, and that of always taking the longer response; of all pairs, the margin
+    of the better response and calibration.
 
     P(chosen better) is the sigmoid of the difference of raw scores, as the Bradley-Terry loss means it.
     """
@@ -55,8 +56,9 @@ def held_out(margins: Sequence[float], pairs: Sequence[EncodedPair]) -> HeldOut:
     longer = [float(len(pair.chosen) - len(pair.rejected)) for pair in pairs]
     sure = [confidence_of(_sigmoid(margin), preference) for margin, preference in zip(margins, preferences, strict=True)]
     return HeldOut(
-        _share(*agreement(margins, preferences)), _share(*agreement(longer, preferences)), math.fsum(margins) / len(pairs), reliability_bins(sure)
-    )
+        _share(*agreement(margins, preferences)), _share(*agreement(longer, preferences)),
+        math.fsum(toward_labels(margins, preferences)) / len(pairs), reliability_bins(sure),
+    )  # fmt: skip
 
 
 def _share(hits: float, n: int) -> Estimate:

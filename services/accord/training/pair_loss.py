@@ -18,7 +18,7 @@ from accord.runspec import DpoSpec, OnlineDpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair
-from accord.training.pairs import Ratings, agreement, hard_label, length_baseline, passes
+from accord.training.pairs import Ratings, agreement, hard_label, length_baseline, passes, toward_labels
 from accord.training.reference import ReferenceLogprobs
 
 _ONE_PASS = 2**62  # `passes` has cut the batch already
@@ -48,6 +48,9 @@ class PairLoss:
     def accumulate(self, batch: Sequence[EncodedPair], reference: ReferenceLogprobs) -> dict[str, float]:
         """Adds the gradient of the batch's mean loss to the policy's; returns means over the batch.
 
+        `margin` is the implicit reward of the response that the label prefers less the other's, `accuracy` the share of pairs without a tie on
+        which it is positive: pairs that were sampled come in no order, and a label below one half says that `rejected` is better.
+
         Raises:
             RunStopped: the run was asked to stop between two passes.
         """
@@ -58,9 +61,12 @@ class PairLoss:
             output = self._output(part, reference)
             part_loss = (self.ratings.weights_of(part) * output.losses).sum() / len(batch)
             world.backward(part_loss)
-            means = {name: float(column.sum() / len(batch)) for name, column in _columns(output).items()}
-            sums.add(loss=float(part_loss.detach()), **means)
-        return sums.total()
+            hits, _ = agreement(output.margins.tolist(), [pair.preference for pair in part])
+            means = {name: float(column.sum() / len(batch)) for name, column in _columns(output, part).items()}
+            sums.add(loss=float(part_loss.detach()), hits=hits, **means)
+        total = sums.total()
+        hits, decided = total.pop("hits"), sum(pair.preference != 0.5 for pair in batch)
+        return total | {"accuracy": hits / decided if decided else 0.5}
 
     def evaluate(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> dict[str, float]:
         """Implicit reward margin and accuracy on held-out pairs, without gradient; empty where there are none."""
@@ -76,7 +82,7 @@ class PairLoss:
                 found.put([place[id(pair)] for pair in part], torch.stack([output.margins, output.losses], dim=1))
         margins, losses = found.whole().T.tolist()
         preferences = [pair.preference for pair in ordered]
-        signed = [margin if preference >= 0.5 else -margin for margin, preference in zip(margins, preferences, strict=True)]
+        signed = toward_labels(margins, preferences)
         hits, n = agreement(margins, preferences)
         low, high = wilson_interval(hits, n)
         return {
@@ -89,7 +95,9 @@ class PairLoss:
         return self._loss(*self.sums(pairs, POLICY), *reference.of(pairs), torch.tensor(labels), self.ratings.margins(pairs))
 
 
-def _columns(output: PreferenceOutput) -> dict[str, Tensor]:
-    return {
-        "margin": output.margins, "accuracy": output.accuracies, "chosen_reward": output.chosen_rewards, "rejected_reward": output.rejected_rewards,
-    }  # fmt: skip
+def _columns(output: PreferenceOutput, pairs: Sequence[EncodedPair]) -> dict[str, Tensor]:
+    """Implicit rewards of the response that each label prefers (of a tie, the first) and of the other."""
+    turned = torch.tensor([pair.preference < 0.5 for pair in pairs], device=output.margins.device)
+    better = torch.where(turned, output.rejected_rewards, output.chosen_rewards)
+    worse = torch.where(turned, output.chosen_rewards, output.rejected_rewards)
+    return {"margin": better - worse, "chosen_reward": better, "rejected_reward": worse}

@@ -88,6 +88,11 @@ def agreement(margins: Sequence[float], preferences: Sequence[float]) -> tuple[f
     return hits, len(decided)
 
 
+def toward_labels(margins: Sequence[float], preferences: Sequence[float]) -> list[float]:
+    """The margins of the responses that the labels prefer over the others (of a tie, as it is)."""
+    return [margin if preference >= 0.5 else -margin for margin, preference in zip(margins, preferences, strict=True)]
+
+
 def length_baseline(pairs: Sequence[EncodedPair]) -> float:
     """Accuracy of always taking the longer response, in tokens; what every accuracy must be seen beside."""
     margins = [float(len(pair.chosen) - len(pair.rejected)) for pair in pairs]

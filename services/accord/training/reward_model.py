@@ -30,6 +30,7 @@ from accord.training.pairs import (
     read_encoded_pairs,
     read_ratings,
     tokens_of,
+    toward_labels,
 )
 
 REWARD = "reward"
@@ -96,8 +97,9 @@ class RewardModelTraining:
             losses = self._ratings.weights_of(part) * output.losses + centred
             part_loss = (losses * torch.tensor([weights[id(pair)] for pair in part])).sum()
             world.backward(part_loss)
-            hits, _ = agreement(output.margins.tolist(), [pair.preference for pair in part])
-            sums.add(loss=float(part_loss.detach()), margin=float(output.margins.sum()) / len(batch), hits=hits)
+            margins, preferences = output.margins.tolist(), [pair.preference for pair in part]
+            hits, _ = agreement(margins, preferences)
+            sums.add(loss=float(part_loss.detach()), margin=sum(toward_labels(margins, preferences)) / len(batch), hits=hits)
         total = sums.total()
         hits, decided = total.pop("hits"), sum(pair.preference != 0.5 for pair in batch)
         return total | {"accuracy": hits / decided if decided else 0.5, "grad_norm": optimizer.apply(), "tokens": tokens_of(batch)}

@@ -23,7 +23,7 @@ def test_by_hand() -> None:
     assert (found.accuracy.value, found.accuracy.n) == (2.5 / 4, 4)
     assert (found.accuracy.low, found.accuracy.high) == wilson_interval(2.5, 4)
     assert found.length_baseline.value == 3 / 4
-    assert found.margin == pytest.approx(-0.2)
+    assert found.margin == pytest.approx(1.0), "of the better response over the other"
 
 
 def test_scores_that_mean_what_they_say_are_calibrated_and_others_are_not() -> None:
