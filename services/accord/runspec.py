@@ -329,6 +329,15 @@ class RunSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _controller_stays_positive(self) -> Self:
+        if self.ppo is not None and self.ppo.kl_controller == "adaptive" and self.ppo.kl_horizon * 5 <= self.batch_size:
+            raise ValueError(
+                f"kl_horizon {self.ppo.kl_horizon:g} must be over a fifth of batch_size {self.batch_size}: the adaptive controller takes up to "
+                ".2 batch_size / kl_horizon of the coefficient away in a step, and it must stay positive"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guards_have_rollouts(self) -> Self:
         if self.guards == GuardsSpec():
             return self

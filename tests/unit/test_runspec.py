@@ -1,5 +1,7 @@
 """The run specification: the wire form and the pydantic form hold the same fields and lose nothing."""
 
+from typing import Any
+
 import pytest
 from pydantic import BaseModel
 
@@ -47,7 +49,7 @@ def test_round_trip_keeps_every_value() -> None:
 
 
 RATED = {"data": {"uri": "x"}, "judge_reward": {"task": "conversation", "rubric": "conversation/harmless-rating/1", "judge": "large"}}
-PPO = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r"}}
+PPO: dict[str, Any] = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r"}}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,10 @@ PPO = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model":
         ({**PPO, "guards": {"action": "rollback", "max_kl": 3}}, "rollback needs checkpoint_every_steps"),
         ({**PPO, "guards": {"held_out_reward_model": "r"}}, "held_out_reward_model r is what the policy is trained on"),
         ({**PPO, "guards": {"max_length_ratio": 0.5}}, "max_length_ratio 0.5 must be 0"),
+        (
+            {**PPO, "batch_size": 64, "ppo": {**PPO["ppo"], "kl_controller": "adaptive", "kl_horizon": 12.8}},
+            "kl_horizon 12.8 must be over a fifth of batch_size 64",
+        ),
         ({"evaluate": {"uri": "x"}, "tracking": {"tensorboard": True}}, "tracking is for training runs"),
     ],
 )
