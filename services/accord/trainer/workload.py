@@ -104,8 +104,9 @@ class Workload:
 
     @property
     def micro(self) -> int:
-        """Rows of data computed at once."""
-        return 1 if self.passes.alone else min(self.spec.micro_batch_size or self.spec.batch_size, self.spec.batch_size)
+        """Rows of data computed at once by a process, which has a share of the batch."""
+        share = -(-self.spec.batch_size // self.spec.distribution.processes)
+        return 1 if self.passes.alone else min(self.spec.micro_batch_size or share, share)
 
     @cached_property
     def rows(self) -> Lengths:

@@ -206,6 +206,18 @@ class TestMemory:
         text = {"ptx_coefficient": 0.1, "ptx_data": {"uri": "sample:summarization"}}
         assert peak("ppo", ppo=text, max_response_tokens=10) > peak("ppo", max_response_tokens=10)
 
+    def test_processes_share_the_batch(self, folder: Path) -> None:
+        """As `RunContext.micro_batch_size` has it: two with half of the rows each hold what one holds."""
+        shape = ModelShape.read(folder)
+        found = {}
+        for processes, micro in ((1, 0), (2, 0), (2, 4), (3, 0)):
+            spec = spec_of("sft", batch_size=8, micro_batch_size=micro, distribution={"processes": processes})
+            found[processes, micro] = {item.role: item.bytes for item in Workload(spec, shape).memory()}
+        assert found[2, 0] == found[2, 4]
+        assert found[2, 0]["activations"] == found[1, 0]["activations"]
+        assert found[3, 0]["activations"] * 8 == found[1, 0]["activations"] * 9, "three times three rows of eight"
+        assert found[2, 0]["adapters"] == 2 * found[1, 0]["adapters"]
+
     def test_data_decides_where_rows_at_the_limits_do_not_fit(self, folder: Path) -> None:
         wide = spec_of("sft", max_prompt_tokens=100_000, max_response_tokens=2000, steps=1000)
         at_limits, real = Workload(wide, ModelShape.read(folder)).memory(), make_plan(wide, folder, PLENTY)
