@@ -9,6 +9,7 @@
     checkpoints/     {step:08d}/ with manifest.json, see accord.checkpoint
     rollouts/        what was sampled and scored, before it was used
     tensorboard/     TensorBoard's event file, where it was asked for
+    versions.json    which versions the adapters that it names stood for when it began
     mlflow.json      which MLflow run is this one's, where it was asked for
 
 The truth about a run is this folder and its process, never a server's memory. Torch stays out of here: the trainer reads what training writes.
@@ -189,6 +190,25 @@ class RunDirectory:
             known = RunProgress(event.offset, step, phase, waiting_on, event.time, metrics)
         return known
 
+    def versions(self) -> dict[str, str]:
+        """The versions that names of adapters stand for in this run, by name.
+
+        Raises:
+            DataLossError: the file is there and cannot be read.
+        """
+        path = self.path / "versions.json"
+        try:
+            return {str(name): str(version) for name, version in json.loads(path.read_text()).items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            raise DataLossError(f"{path} does not say which versions the run began with: {error}") from error
+
+    def keep_version(self, name: str, version: str) -> None:
+        """Lets a name of an adapter stand for this version for the rest of the run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "versions.json", json.dumps(self.versions() | {name: version}, indent=1, sort_keys=True))
+
     def write_result(self, result: RunResult) -> None:
         """Writes result.json at once."""
         row = {
@@ -237,11 +257,14 @@ def read_run_file(path: Path | str) -> RunFile:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file's text so that a reader, or a kill, sees the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half of it on a full disk, which it would keep full
 
 
 def _event(line: bytes, offset: int) -> RunEvent | None:

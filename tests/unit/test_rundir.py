@@ -1,11 +1,13 @@
 """A run's folder: whole events only, whatever a kill left behind; results at once."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
-from accord.rundir import RunDirectory, RunEvent, RunFile, RunProgress, RunResult, read_run_file
+from accord.rundir import RunDirectory, RunEvent, RunFile, RunProgress, RunResult, read_run_file, write_atomically
 from accord.runspec import parse_spec
 
 SPEC = parse_spec({"adapter": "a", "steps": 2, "sft": {"data": {"uri": "sample:summarization"}}})
@@ -62,3 +64,29 @@ def test_progress_reads_what_has_come_since_and_starts_anew_with_another_file(tm
     run.events_path.write_text("")
     run.append_event(RunEvent("message", 5.0, text="anew"))
     assert run.progress(second).step == 0
+
+
+def test_versions_of_names_are_kept(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.versions() == {}
+    directory.keep_version("adapters/a", "adapters/a/versions/3")
+    directory.keep_version("adapters/b", "adapters/b/versions/1")
+    assert RunDirectory(tmp_path / "run").versions() == {"adapters/a": "adapters/a/versions/3", "adapters/b": "adapters/b/versions/1"}
+    for damaged in ("", "{", "[]", "3"):
+        (tmp_path / "run" / "versions.json").write_text(damaged)
+        with pytest.raises(DataLossError, match="which versions the run began with"):
+            directory.versions()
+
+
+def test_half_a_file_is_no_file_and_does_not_keep_a_full_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    write_atomically(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["rollouts.jsonl"]

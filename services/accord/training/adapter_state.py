@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from accord.checkpoint import Checkpoint
+from accord.errors import FailedPreconditionError
 from accord.models.adapter_files import WEIGHTS_FILE
 from accord.training.context import RunContext
 from accord.training.loop import ADAPTER_FOLDER
@@ -19,11 +20,18 @@ REFERENCE = "reference"
 
 
 def start_adapter(context: RunContext, name: str, parent: str) -> tuple[str, ...]:
-    """Adds the trainable adapter `name`: a copy of a published version, or a fresh one by the run's seed. Returns its parents."""
+    """Adds the trainable adapter `name`: a copy of a published version, or a fresh one by the run's seed. Returns its parents.
+
+    Raises:
+        FailedPreconditionError: a policy was to start from an adapter that is none; a reward model may start from any.
+    """
     if not parent:
         context.adapted.add(name, context.spec.lora, seed=context.spec.seed, trainable=True)
         return ()
     version = context.fetch_parent(parent)
+    kind = context.store.manifest(version).kind
+    if name == POLICY and kind != "policy":
+        raise FailedPreconditionError(f"{version} is of kind {kind}; a policy starts from one of kind policy", field="parent_adapter")
     context.adapted.load(name, context.store.fetch(version), trainable=True)
     return (version,)
 

@@ -116,14 +116,21 @@ class RunContext:
         return Limits(self.spec.max_prompt_tokens, self.spec.max_response_tokens, self.base.context_tokens)
 
     def fetch_parent(self, name: str) -> str:
-        """The full version name of an adapter, after checking that it belongs to this base model.
+        """The full version name of an adapter: the one that the run began with, whatever is published and however often it is resumed.
 
         Raises:
             NotFoundError: there is none.
             FailedPreconditionError: it was trained on another base model.
+            AbortedError: as either, in all processes but the first.
         """
+        return self.world.from_first(lambda: self._version(name))
+
+    def _version(self, name: str) -> str:
         from accord.serving.reader import check_adapter_base
 
-        version = self.world.from_first(lambda: self.store.resolve(name))  # the latest may be another one a moment later
+        kept = self.directory.versions().get(name)
+        version = kept or self.store.resolve(name)
         check_adapter_base(version, self.store.manifest(version).base_model_digest, self.base.digests.base_model)
+        if kept is None:
+            self.directory.keep_version(name, version)
         return version

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from accord.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
-from accord.errors import DataLossError, UnavailableError
+from accord.errors import DataLossError, FailedPreconditionError, UnavailableError
 from accord.rundir import EXIT_DONE, EXIT_GUARDED, RunResult
 from accord.training.context import RunContext
 from accord.training.guards import Guards
@@ -30,6 +30,8 @@ from accord.training.stopping import RunStopped
 
 ADAPTER_FOLDER = "adapter"
 _OPTIMIZER_FILE = "optimizer.safetensors"
+_ORIGIN = ("base_model_digest", "tokenizer_digest", "parents", "data_digest")
+"""Of a publication: what must be the same from a run's first step to its last."""
 
 
 class Algorithm(Protocol):
@@ -215,9 +217,6 @@ def _taken(progress: Progress) -> dict[str, float]:
 
 
 def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, progress: Progress) -> None:
-    digests = context.base.digests
-    publication = algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
-
     def fill(folder: Path) -> None:
         try:
             algorithm.save(folder)
@@ -230,8 +229,26 @@ def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, prog
         "guards": progress.guards.state(), "torch_threads": torch.get_num_threads(), "processes": context.world.size,
     }  # fmt: skip
     folder, spec = context.directory.checkpoints, context.spec
-    write_checkpoint(folder, progress.done, fill, spec_digest=spec.learning_digest, state=state, publish=publication)
+    write_checkpoint(folder, progress.done, fill, spec_digest=spec.learning_digest, state=state, publish=_publication(context, algorithm))
     prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps())
+
+
+def _publication(context: RunContext, algorithm: Algorithm) -> dict[str, Any]:
+    digests = context.base.digests
+    return algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
+
+
+def _check_origin(found: Checkpoint, now: Mapping[str, Any]) -> None:
+    """Raises FailedPreconditionError where this process has other data, parents or base model than the checkpoint was learnt from: what goes on would
+    be neither the one run nor the other, and nothing would say so."""
+    for name in _ORIGIN:
+        if found.publish[name] != now[name]:
+            was, has = (", ".join(value) if isinstance(value, list) else value for value in (found.publish[name], now[name]))
+            raise FailedPreconditionError(
+                f"checkpoint {found.path.name} was learnt with {name} {was or 'none'}, and now it is {has or 'none'}; bring the former back, or "
+                "start a new run",
+                field=name,
+            )
 
 
 def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> Progress:
@@ -240,18 +257,24 @@ def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> 
     if name is None:
         return Progress(guards)
     found = read_checkpoint(context.directory.checkpoints / name, spec_digest=context.spec.learning_digest)
+    _check_origin(found, _publication(context, algorithm))
     guards.load_state(found.state["guards"])
     algorithm.load(found)
     optimizer.load_state(load_file(found.path / _OPTIMIZER_FILE))
     context.events.step = found.step
     context.events.message(f"resumed after step {found.step}")
-    before = int(found.state.get("processes", 1))
-    if before != context.world.size:
-        context.events.message(
-            f"the checkpoint is of {before} processes, and {context.world.size} go on: the same data in the same order, results equal to rounding "
-            "(1e-6), not bit for bit"
-        )
+    _say_what_differs(context, found)
     return Progress(guards, found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]))
+
+
+def _say_what_differs(context: RunContext, found: Checkpoint) -> None:
+    """Says so where the run goes on as another number of processes or threads: bits depend on both, the rest on neither."""
+    processes, threads = int(found.state.get("processes", 1)), int(found.state["torch_threads"])
+    go_on = "go on: the same data in the same order, results equal to rounding (1e-6), not bit for bit"
+    if processes != context.world.size:
+        context.events.message(f"the checkpoint is of {processes} processes, and {context.world.size} {go_on}")
+    elif threads != torch.get_num_threads():
+        context.events.message(f"the checkpoint is of {threads} threads, and {torch.get_num_threads()} {go_on}")
 
 
 def _newest(context: RunContext) -> str | None:

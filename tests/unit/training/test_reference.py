@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.training.surroundings import GradientKeeper, make_context, planted_pairs, publish_reward_model, shake, write_rows
+from tests.unit.training.surroundings import GradientKeeper, make_context, planted_pairs, run_here, shake, write_rows
 
 from accord.models.packing import group_logprobs
 from accord.training.__main__ import build
@@ -97,7 +97,8 @@ def test_the_numbers_are_the_references_and_not_the_policys(tmp_path: Path, tiny
 
 def test_another_reference_has_numbers_of_its_own(tmp_path: Path, tiny_folder: Path) -> None:
     set_up(tmp_path, tiny_folder, name="bare")
-    parent = publish_reward_model(make_context(tmp_path, tiny_folder, {"sft": {"data": {"uri": "sample:conversation"}}}, name="other"))
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    parent = run_here(tmp_path, tiny_folder, {"steps": 1, "adapter": "start", "sft": {"data": data}}, name="start")[0].adapter_version
     _, _, computed = set_up(tmp_path, tiny_folder, name="adapted", parent_adapter=parent)
     assert len(computed) == 6
     assert len({path.parent for path in files(tmp_path)}) == 2
