@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import FileStore, TCPStore
 
-from accord.errors import AbortedError, FailedPreconditionError, InternalError, UnavailableError
+from accord.errors import AbortedError, AccordError, FailedPreconditionError, InternalError, UnavailableError
 from accord.training.place import ALONE, Place
-from accord.training.stopping import RunStopped, StopSignal
+from accord.training.stopping import SERVICE, RunStopped, StopSignal
 
 T = TypeVar("T")
 SILENCE_SECONDS = 600.0  # longest that one process lets the others wait in a step
@@ -101,7 +101,7 @@ class World:
             raise RunStopped
         if told["raised"]:
             kind = UnavailableError if told["raised"] == "UnavailableError" else AbortedError
-            raise kind(f"process 0 of {self.size}: {told['message']}")
+            raise kind(f"process 0 of {self.size}: {told['message']}", metadata={SERVICE: told["service"]} if told["service"] else None)
         result: T = told["value"]
         return result
 
@@ -182,12 +182,12 @@ class World:
             torch.distributed.destroy_process_group()
 
     def _tell(self, call: Callable[[], T]) -> T:
-        told: dict[str, Any] = {"raised": "", "message": ""}
+        told: dict[str, Any] = {"raised": "", "message": "", "service": ""}
         self._stop.held = False
         try:
             told["value"] = result = call()
         except BaseException as error:
-            told |= {"raised": type(error).__name__, "message": str(error)}
+            told |= {"raised": _kind(error), "message": str(error), "service": error.metadata.get(SERVICE) if isinstance(error, AccordError) else ""}
             raise
         finally:
             self._stop.held = True
@@ -285,6 +285,11 @@ def shard_base(model: Any, world: World) -> None:
     mesh = init_device_mesh(torch.device(world.device).type, (world.size,))
     for module in (*layers, decoder, head):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def _kind(error: BaseException) -> str:
+    """What the others raise: a stop and a service that stays away are followed by a checkpoint, in all processes or in none."""
+    return next((kind.__name__ for kind in (RunStopped, UnavailableError) if isinstance(error, kind)), type(error).__name__)
 
 
 def is_absence(error: Exception) -> bool:

@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from accord.checkpoint import Checkpoint, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
-from accord.errors import DataLossError, FailedPreconditionError, UnavailableError
+from accord.errors import DataLossError, FailedPreconditionError
 from accord.rundir import EXIT_DONE, EXIT_GUARDED, RunResult
 from accord.training.context import RunContext
 from accord.training.guards import Guards
 from accord.training.optim import Optimizer
-from accord.training.stopping import RunStopped
+from accord.training.stopping import RunStopped, keeps_state
 
 ADAPTER_FOLDER = "adapter"
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -91,7 +91,8 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
     Raises:
         RunStopped: after a checkpoint, when the run was asked to stop.
         UnavailableError: after a checkpoint, when a service stayed away for too long.
-        AccordError: whatever else makes it impossible to go on.
+        OtherPolicyError: after a checkpoint, when the policy service does not compute this run's policy.
+        AccordError: whatever else makes it impossible to go on; after a checkpoint, where a service said it.
     """
     spec, events = context.spec, context.events
     events.state("loading")
@@ -109,8 +110,9 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
     while not progress.ended(spec.steps):
         try:
             _advance(context, algorithm, optimizer, progress)
-        except (RunStopped, UnavailableError):
-            _checkpoint(context, algorithm, optimizer, progress)
+        except Exception as error:
+            if keeps_state(error):
+                _checkpoint(context, algorithm, optimizer, progress)
             raise
         events.metrics(progress.done, progress.metrics | _taken(progress))
         for alarm in progress.guards.observe(progress.done, progress.metrics):

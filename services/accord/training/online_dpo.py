@@ -19,7 +19,6 @@ from torch import nn
 from accord.checkpoint import Checkpoint
 from accord.data.readers import read_prompts
 from accord.data.records import Prompt
-from accord.errors import FailedPreconditionError
 from accord.models.logprobs import response_logprobs
 from accord.runspec import OnlineDpoSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
@@ -31,10 +30,11 @@ from accord.training.pair_loss import PairLoss
 from accord.training.pairs import better_first, read_encoded_pairs
 from accord.training.prompts import read_encoded_prompts
 from accord.training.reference import ReferenceLogprobs
-from accord.training.rollout import Draw, kept_rows, write_rows
+from accord.training.rollout import Draw, kept_rows, put_aside, write_rows
 from accord.training.rollout_algorithm import rollout_seed
 from accord.training.rollout_versions import publish_rollout_version
 from accord.training.sampled_pairs import SAME_RESPONSES, PairSource, SampledPair, pair_of
+from accord.training.stopping import OtherPolicyError
 
 _SAMPLER_GAP_BOUND = 0.05
 _JUDGE_FACTS = ("judge", "judge_digest", "judge_kind", "rubric")
@@ -90,7 +90,7 @@ class OnlineDirectPreferenceOptimization:
         labelled = time.monotonic()
         self._context.stop.check()
         self._context.events.state("train")
-        metrics = self._observed(sampled)
+        metrics = self._observed(step, sampled)
         pairs = self._usable(sampled)
         metrics |= {"pairs": len(pairs)} | (self._learn(pairs, optimizer) if pairs else self._nothing_to_learn(step))
         finished = time.monotonic()
@@ -158,7 +158,7 @@ class OnlineDirectPreferenceOptimization:
         self._context.events.message(f"step {step + 1}: no pair has a label that can be learned from; the policy stays as it is")
         return {}
 
-    def _observed(self, sampled: Sequence[SampledPair]) -> dict[str, float]:
+    def _observed(self, step: int, sampled: Sequence[SampledPair]) -> dict[str, float]:
         """Metrics of the pairs as they were sampled; why pairs have no label goes to the messages."""
         reasons = Counter(pair.reason for pair in sampled if pair.preference is None and pair.reason != SAME_RESPONSES)
         for reason, count in reasons.most_common(3):
@@ -168,15 +168,15 @@ class OnlineDirectPreferenceOptimization:
         return {
             "abstentions": sum(reasons.values()), "same_responses": sum(pair.reason == SAME_RESPONSES for pair in sampled),
             "ties": sum(pair.preference == 0.5 for pair in sampled), "response_tokens": statistics.fmean(lengths),
-            "eos_rate": statistics.fmean(response.ended for response in responses), "sampler_gap_max": self._sampler_gap(sampled[0]),
+            "eos_rate": statistics.fmean(response.ended for response in responses), "sampler_gap_max": self._sampler_gap(step, sampled[0]),
             "tokens": sum(lengths) + sum(len(pair.prompt_ids) for pair in sampled),
         }  # fmt: skip
 
-    def _sampler_gap(self, pair: SampledPair) -> float:
+    def _sampler_gap(self, step: int, pair: SampledPair) -> float:
         """Largest difference of the policy service's logprobs and this process's on the responses to one prompt, nats a token.
 
         Raises:
-            FailedPreconditionError: they do not compute the same policy.
+            OtherPolicyError: they do not compute the same policy.
         """
         sequences = [(pair.prompt_ids, response.token_ids) for response in pair.responses]
         with torch.no_grad():
@@ -185,7 +185,8 @@ class OnlineDirectPreferenceOptimization:
             float((row - torch.tensor(response.logprobs, device=row.device)).abs().max()) for row, response in zip(mine, pair.responses, strict=True)
         )
         if not gap <= _SAMPLER_GAP_BOUND:  # a gap of NaN too
-            raise FailedPreconditionError(
+            put_aside(self._context.directory.rollouts, step, self._context.world)
+            raise OtherPolicyError(
                 f"logprobs of the policy service and of this run differ by up to {gap:.3g} nats a token; {_SAMPLER_GAP_BOUND} are allowed: "
                 "they do not compute the same policy (precision, adapter or temperature)",
                 field="endpoints.policy",

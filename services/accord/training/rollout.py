@@ -24,6 +24,7 @@ from accord.client.reward import RewardModel
 from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
 from accord.rundir import write_atomically
 from accord.training.context import RunContext
+from accord.training.distribution import World
 from accord.training.examples import EncodedPrompt
 from accord.training.judge_scores import JudgeScorer, OneJudge
 from accord.training.local_scores import LOCAL, LocalScores
@@ -348,6 +349,17 @@ def kept_rows(path: Path, parse: Callable[[Mapping[str, Any]], RowT], report: Ca
         report(f"{error}; they are sampled again")
         path.replace(path.with_suffix(".damaged"))
         return None
+
+
+def put_aside(folder: Path, first: int, world: World) -> None:
+    """Lets the rollouts of a step, and of later ones, be sampled anew when they are asked for next: what sampled them was not what it should be."""
+
+    def rename() -> None:
+        for path in folder.glob("*.jsonl"):
+            if path.stem.isdecimal() and int(path.stem) >= first:
+                path.replace(path.with_suffix(".refused"))
+
+    world.from_first(rename)
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:

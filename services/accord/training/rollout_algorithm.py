@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from accord.algos.ppo import missing_eos_penalty
 from accord.checkpoint import Checkpoint
 from accord.client.reward import RewardModel
-from accord.errors import FailedPreconditionError
 from accord.runspec import RolloutSpec
 from accord.serving.reward_models import resolve_held_out, resolve_reward_models
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
@@ -29,10 +28,11 @@ from accord.training.judge_scores import OneJudge
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
-from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, read_rollouts, write_rollouts
+from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, put_aside, read_rollouts, write_rollouts
 from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
+from accord.training.stopping import OtherPolicyError
 
 _SAMPLER_GAP_BOUND = 0.05
 
@@ -197,7 +197,7 @@ class RolloutAlgorithm(ABC):
         """Metrics of the rollouts as they were sampled.
 
         Raises:
-            FailedPreconditionError: the policy service's logprobs are not those of this process: they do not compute the same policy.
+            OtherPolicyError: the policy service's logprobs are not those of this process: they do not compute the same policy.
         """
         metrics = observed(rollouts, tensors)
         if self._judge is not None:
@@ -207,8 +207,9 @@ class RolloutAlgorithm(ABC):
                 f"logprobs of the policy service and of this run differ by up to {metrics['sampler_gap_max']:.3g} nats a token; "
                 f"{self._sampler_gap_bound:g} are allowed: they do not compute the same policy (precision, adapter or temperature)"
             )
-            self._context.events.message(f"alarm: {reason}; the run stops before it learns from them")
-            raise FailedPreconditionError(reason, field="endpoints.policy")
+            self._context.events.message(f"alarm: {reason}; the run stops before it learns from them, and samples them anew when it is resumed")
+            put_aside(self._context.directory.rollouts, self._step, self._context.world)
+            raise OtherPolicyError(reason, field="endpoints.policy")
         return metrics
 
     def _penalised(self, scores: Tensor, rollouts: Sequence[Rollout]) -> Tensor:

@@ -9,9 +9,25 @@ import signal
 import threading
 from types import FrameType
 
+from accord.errors import AccordError, FailedPreconditionError, UnavailableError
+
+SERVICE = "service"
+"""Key of an error's metadata: the service whose error it is."""
+
 
 class RunStopped(Exception):
     """The run was asked to stop; raised only where the state of the last finished step is whole."""
+
+
+class OtherPolicyError(FailedPreconditionError):
+    """The policy service computes another policy than the run; raised in all processes, before anything is learned from what it sampled."""
+
+
+def keeps_state(error: Exception) -> bool:
+    """Whether the state of the last finished step is whole: services are asked before anything is learned from what they say."""
+    if isinstance(error, RunStopped | UnavailableError | OtherPolicyError):
+        return True
+    return isinstance(error, AccordError) and SERVICE in error.metadata
 
 
 class StopSignal:

@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from accord.errors import AccordError, DeadlineExceededError, UnavailableError
+from accord.errors import AccordError, CancelledError, DeadlineExceededError, UnavailableError
 from accord.training.context import RunContext
+from accord.training.stopping import SERVICE
 
 T = TypeVar("T")
 _FIRST_SECONDS = 0.5
 _LONGEST_SECONDS = 10.0
 _QUIET_SECONDS = 10.0
 _ABANDON_SECONDS = 5.0
-_SERVICE = "service"  # key of an error's metadata: the service whose error it is
+_CUT_OFF = (DeadlineExceededError, CancelledError)  # a server at the end of its drain, or a proxy, cancels; what this run ends is not looked at
 
 
 class ServiceAwayError(UnavailableError):
@@ -51,9 +52,9 @@ def with_patience(context: RunContext, phase: str, service: str, call: Callable[
         except ServiceAwayError:
             raise
         except AccordError as error:
-            if not (error.retryable or isinstance(error, DeadlineExceededError)):
+            if not (error.retryable or isinstance(error, _CUT_OFF)):
                 raise
-            named = error.metadata.get(_SERVICE, service)
+            named = error.metadata.get(SERVICE, service)
             if progressed_at() > since:
                 since, pause, failures = progressed_at(), _FIRST_SECONDS, 0
             failures += 1
@@ -103,7 +104,7 @@ class Errand(threading.Thread):
         try:
             self._work(self)
         except AccordError as error:
-            error.metadata[_SERVICE] = self.service
+            error.metadata[SERVICE] = self.service
             self.error = error
         except Exception as error:  # noqa: BLE001 - raised by `accompany`
             self.error = error

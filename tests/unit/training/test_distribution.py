@@ -15,13 +15,14 @@ from tests.unit.training.surroundings import make_context, metrics_of, planted_p
 from tests.unit.training.test_algorithms import ALGORITHMS, gradients, prepared
 from torch import nn
 
-from accord.errors import AbortedError, InternalError, InvalidArgumentError, UnavailableError
+from accord.errors import AbortedError, AccordError, InternalError, InvalidArgumentError, UnavailableError
 from accord.training.__main__ import build
 from accord.training.context import RunStopped
 from accord.training.distribution import World
 from accord.training.loop import train
 from accord.training.place import Place, place_in_environment
 from accord.training.stopping import StopSignal
+from accord.training.waiting import ServiceAwayError
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(180)]
 SPREAD = [(2, "ddp"), (3, "ddp"), (2, "fsdp")]
@@ -182,7 +183,8 @@ def _errors(world: World) -> list[str]:
     def act(error: BaseException) -> None:
         raise error
 
-    for error in (RunStopped(), UnavailableError("reward service is away"), InvalidArgumentError("no such adapter", field="parent_adapter")):
+    away = ServiceAwayError("policy service gave no answer")  # what waiting raises at its end
+    for error in (RunStopped(), UnavailableError("reward service is away"), away, InvalidArgumentError("no such adapter", field="parent_adapter")):
         try:
             world.from_first(lambda error=error: act(error))  # type: ignore[misc]
         except (RunStopped, UnavailableError, InvalidArgumentError, AbortedError) as seen:
@@ -201,12 +203,45 @@ def _errors(world: World) -> list[str]:
 
 def test_what_happens_in_the_first_process_happens_in_all(tmp_path: Path) -> None:
     first, second = on_ranks(tmp_path, 2, _errors)
-    assert first[:3] == ["RunStopped: ", "UnavailableError: reward service is away", "InvalidArgumentError: parent_adapter: no such adapter"]
-    assert second[:3] == [
-        "RunStopped: ", "UnavailableError: process 0 of 2: reward service is away", "AbortedError: process 0 of 2: parent_adapter: no such adapter"
+    assert first[:4] == [
+        "RunStopped: ", "UnavailableError: reward service is away", "ServiceAwayError: policy service gave no answer",
+        "InvalidArgumentError: parent_adapter: no such adapter",
     ]  # fmt: skip
-    assert first[3] == second[3]
-    assert "weights must be the same in all 2 processes" in first[3]
+    assert second[:4] == [
+        "RunStopped: ", "UnavailableError: process 0 of 2: reward service is away", "UnavailableError: process 0 of 2: policy service gave no answer",
+        "AbortedError: process 0 of 2: parent_adapter: no such adapter",
+    ]  # fmt: skip
+    assert first[4] == second[4]
+    assert "weights must be the same in all 2 processes" in first[4]
+
+
+def _away(world: World, root: Path, model: Path, spec: Mapping[str, Any], error: AccordError) -> str:
+    context = make_context(root, model, spec, name=error.code.lower(), world=world)
+    algorithm = build(context)
+    step = algorithm.step
+
+    def waiting(at: int, optimizer: Any) -> dict[str, float]:
+        def ask() -> None:
+            if at == 3:
+                raise error
+
+        world.from_first(ask)
+        return step(at, optimizer)
+
+    algorithm.step = waiting  # type: ignore[method-assign]
+    try:
+        train(context, algorithm)
+    except AccordError as seen:
+        return str(seen)
+    return "it went on"
+
+
+@pytest.mark.parametrize("error", [ServiceAwayError("no answer for 600 s"), InternalError("a defect", metadata={"service": "reward service"})])
+def test_two_processes_whose_service_stays_away_or_breaks_checkpoint_too(tmp_path: Path, tiny_folder: Path, error: AccordError) -> None:
+    spec = _spec(tmp_path, "sft", distribution={"processes": 2}, checkpoint_every_steps=0)
+    said = on_ranks(tmp_path, 2, _away, tmp_path, tiny_folder, spec, error)
+    assert [text.removeprefix("process 0 of 2: ") for text in said] == [str(error)] * 2
+    assert [path.name for path in (tmp_path / error.code.lower() / "checkpoints").iterdir()] == ["00000003"]
 
 
 def _gone(world: World) -> str:

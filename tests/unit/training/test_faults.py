@@ -17,8 +17,8 @@ from tests.unit.training.surroundings import NOWHERE, TIMINGS, LocalSource, even
 
 from accord.client.policy import GenerateItem, Sample, StreamEvent
 from accord.client.reward import ScoreItem, ScoreResult
-from accord.errors import ResourceExhaustedError, UnavailableError
-from accord.rundir import EXIT_AWAY, EXIT_DONE, RunEvent
+from accord.errors import InternalError, ResourceExhaustedError, UnavailableError
+from accord.rundir import EXIT_AWAY, EXIT_DONE, EXIT_FAILED, RunEvent
 from accord.training import __main__ as entry
 from accord.training import rollout, scorers, waiting
 from accord.training.context import RunContext, StopSignal
@@ -291,5 +291,26 @@ def test_after_the_limit_it_checkpoints_and_stops_and_goes_on_later(
     assert "wait_seconds 100" in result.message
     assert [path.name for path in context.directory.checkpoints.iterdir()] == [f"{result.step:08d}"]
     assert result.step == 1
+    assert world.main(context) == EXIT_DONE
+    same_as_straight(world, context)
+
+
+class Broken(Forever):
+    """Has a defect from its ninth answer on."""
+
+    def before(self, place: int) -> None:
+        self.answers += 1
+        if self.answers >= 9:
+            raise InternalError("internal error, see server log")
+
+
+@pytest.mark.parametrize("service", ["policy", "reward"])
+def test_an_error_that_no_waiting_helps_ends_the_run_after_a_checkpoint(world: World, context: RunContext, service: str) -> None:
+    """Scheduled checkpoints may be hours apart; what the service said has changed nothing yet."""
+    assert world.main(context, **{service: Broken(world.clock)}) == EXIT_FAILED
+    result = context.directory.result()
+    assert result is not None
+    assert "internal error, see server log" in result.message
+    assert [path.name for path in context.directory.checkpoints.iterdir()] == ["00000001"]
     assert world.main(context) == EXIT_DONE
     same_as_straight(world, context)

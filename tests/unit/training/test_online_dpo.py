@@ -327,11 +327,12 @@ def test_what_a_feedback_service_must_not_do_ends_the_run(services: Services, ch
 
 
 def test_a_sampler_that_computes_another_policy_is_refused(services: Services) -> None:
-    _, algorithm = services.ready()
+    context, algorithm = services.ready()
     services.policy.shift = 0.5
     with pytest.raises(FailedPreconditionError, match=r"differ by up to 0\.5 nats a token") as caught:
         one_step(algorithm)
     assert caught.value.field == "endpoints.policy"
+    assert [path.name for path in context.directory.rollouts.iterdir()] == ["00000000.refused"], "a resumed run samples them anew"
 
 
 @pytest.mark.parametrize("missing", ["policy", "feedback"])

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from accord.errors import AccordError, DeadlineExceededError, InvalidArgumentError, NotFoundError, ResourceExhaustedError, UnavailableError
+from accord.errors import (
+    AccordError,
+    CancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from accord.rundir import RunDirectory
 from accord.training import waiting
 from accord.training.context import EventLog, RunStopped, StopSignal
@@ -73,7 +81,7 @@ def test_a_service_that_is_there_is_just_called(tmp_path: Path, clock: Clock) ->
     assert said(context) == []
 
 
-@pytest.mark.parametrize("error", [UnavailableError("gone"), ResourceExhaustedError("full"), DeadlineExceededError("late")])
+@pytest.mark.parametrize("error", [UnavailableError("gone"), ResourceExhaustedError("full"), DeadlineExceededError("late"), CancelledError("cut")])
 def test_it_waits_says_for_what_and_goes_on(tmp_path: Path, clock: Clock, error: AccordError) -> None:
     context, service = surroundings(tmp_path), Service(clock, 6.0, error)
     assert with_patience(context, "rollouts", SERVICE, service) == "answer"
