@@ -27,6 +27,7 @@ from accord.training.context import RunContext
 from accord.training.guards import Guards
 from accord.training.optim import Optimizer
 from accord.training.stopping import RunStopped, keeps_state
+from accord.training.waiting import store_in_words, with_patience
 
 ADAPTER_FOLDER = "adapter"
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -127,8 +128,13 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
 
 
 def publish(context: RunContext, step: int, more_facts: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Publishes the adapter of a step's checkpoint as the next version; the same one again where it was published before a kill."""
+    """Publishes the adapter of a step's checkpoint as the next version; the same one again where it was published before a kill. Waits for a store
+    that is away."""
     context.events.state("publish")
+    return with_patience(context, "publish", store_in_words(context), lambda: _publish(context, step, more_facts))
+
+
+def _publish(context: RunContext, step: int, more_facts: Mapping[str, Any]) -> str:
     checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.learning_digest)
     facts = checkpoint.publish
     return context.store.publish(

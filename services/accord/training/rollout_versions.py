@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
+from accord.training.waiting import store_in_words, with_patience
 
 _KEPT_VERSIONS = 2
 _LOOKED_BACK = 8  # one that was sampled by again, because its rollouts were damaged, has its files back and newer ones without behind it
@@ -18,7 +19,15 @@ _LOOKED_BACK = 8  # one that was sampled by again, because its rollouts were dam
 
 def publish_rollout_version(context: RunContext, *, parents: Sequence[str], data_digest: str, step: int, adapter: str = POLICY) -> str:
     """Publishes an adapter of the run, the policy as it is, after `step` updates; returns the version's name, the same one again where nothing
-    has changed since."""
+    has changed since. Waits for a store that is away."""
+
+    def publish() -> str:
+        return _published(context, parents=parents, data_digest=data_digest, step=step, adapter=adapter)
+
+    return with_patience(context, "", store_in_words(context), publish)
+
+
+def _published(context: RunContext, *, parents: Sequence[str], data_digest: str, step: int, adapter: str) -> str:
     store, digests = context.store, context.base.digests
     name = f"{context.spec.adapter}-rollout"
     with tempfile.TemporaryDirectory() as folder:

@@ -71,6 +71,11 @@ def with_patience(context: RunContext, phase: str, service: str, call: Callable[
         return result
 
 
+def store_in_words(context: RunContext) -> str:
+    """The artefact store, for `with_patience`: behind a URL it can be away too, and what is published twice is there once."""
+    return f"artefact store at {context.store.uri}"
+
+
 class Errand(threading.Thread):
     """A call to a service in a thread of its own, so that the run hears a stop and sees a silence while it lasts.
 

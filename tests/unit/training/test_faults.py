@@ -15,6 +15,7 @@ import pytest
 import torch
 from tests.unit.training.surroundings import NOWHERE, TIMINGS, LocalSource, even_share, make_context, planted_pairs, publish_reward_model, write_rows
 
+from accord.artefacts.store import ArtefactStore
 from accord.client.policy import GenerateItem, Sample, StreamEvent
 from accord.client.reward import ScoreItem, ScoreResult
 from accord.errors import InternalError, ResourceExhaustedError, UnavailableError
@@ -313,4 +314,23 @@ def test_an_error_that_no_waiting_helps_ends_the_run_after_a_checkpoint(world: W
     assert "internal error, see server log" in result.message
     assert [path.name for path in context.directory.checkpoints.iterdir()] == ["00000001"]
     assert world.main(context) == EXIT_DONE
+    same_as_straight(world, context)
+
+
+def test_an_artefact_store_that_goes_away_changes_nothing(world: World, context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a URL it is a service like the others; versions of the policy go there at each step, and the last one at the end."""
+    publish, asked = ArtefactStore.publish, []
+
+    def failing(store: ArtefactStore, adapter: str, *arguments: Any, **named: Any) -> str:
+        asked.append(adapter)
+        if len(asked) % 2:
+            raise UnavailableError("connection reset")
+        return publish(store, adapter, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtefactStore, "publish", failing)
+        assert world.main(context) == EXIT_DONE
+    assert asked[-1] == context.spec.adapter
+    assert {event.phase for event in waits(context)} >= {"rollouts", "publish"}
+    assert all(event.waiting_on.startswith("artefact store at ") for event in waits(context))
     same_as_straight(world, context)
