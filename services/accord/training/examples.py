@@ -147,19 +147,23 @@ def encode_texts(encoder: PromptEncoder, rows: Sequence[Text], max_tokens: int) 
     return Encoded(tuple(kept), left_out)
 
 
-def batch_at(rows: Sequence[ItemT], step: int, batch_size: int, seed: int) -> list[ItemT]:
-    """The rows of a step, counted from 0: epoch after epoch, each in an order of its own, without state."""
-    return rows_from(rows, step * batch_size, batch_size, seed)
+def batch_at(
+    rows: Sequence[ItemT], step: int, batch_size: int, seed: int, *, key: Callable[[ItemT], str] = lambda row: row.id
+) -> list[ItemT]:  # fmt: skip
+    """The rows of a step, counted from 0: epoch after epoch, each in an order of its own, without state. Rows of one key stay together."""
+    return rows_from(rows, step * batch_size, batch_size, seed, key=key)
 
 
-def rows_from(rows: Sequence[ItemT], first: int, count: int, seed: int) -> list[ItemT]:
+def rows_from(
+    rows: Sequence[ItemT], first: int, count: int, seed: int, *, key: Callable[[ItemT], str] = lambda row: row.id
+) -> list[ItemT]:  # fmt: skip
     """The next `count` rows after `first` of them have been seen, in the order of `batch_at`."""
     chosen: list[ItemT] = []
     orders: dict[int, list[int]] = {}
     for place in range(first, first + count):
         epoch, position = divmod(place, len(rows))
         if epoch not in orders:
-            orders[epoch] = epoch_order([row.id for row in rows], epoch, seed)
+            orders[epoch] = epoch_order([key(row) for row in rows], epoch, seed)
         chosen.append(rows[orders[epoch][position]])
     return chosen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from accord.data.records import LABEL_JOB
 from accord.errors import InvalidArgumentError
 from accord.runspec import DataSpec
 from accord.training.context import RunContext
-from accord.training.examples import Encoded, EncodedPair, encode_pairs
+from accord.training.examples import Encoded, EncodedPair, batch_at, encode_pairs
 
 
 def read_encoded_pairs(context: RunContext, data: DataSpec, *, ordered: bool = False) -> tuple[Encoded[EncodedPair], str]:
@@ -70,10 +70,35 @@ def tokens_of(pairs: Sequence[EncodedPair]) -> int:
     return sum(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
 
 
-def group_weights(pairs: Sequence[EncodedPair]) -> list[float]:
-    """Weight of each pair in a batch's mean: all pairs of one prompt together weigh as much as any other prompt; the weights sum to 1."""
-    sizes = Counter(pair.group for pair in pairs)
-    return [1.0 / (sizes[pair.group] * len(sizes)) for pair in pairs]
+def group_sizes(pairs: Sequence[EncodedPair]) -> Counter[str]:
+    """Pairs of each prompt in a data set, by group."""
+    return Counter(pair.group for pair in pairs)
+
+
+def batch_of_groups(pairs: Sequence[EncodedPair], step: int, batch_size: int, seed: int) -> list[EncodedPair]:
+    """As `examples.batch_at`, the pairs of a prompt one after the other, so that they share a batch as far as it reaches.
+
+    Ouyang et al. 2022 (arXiv:2203.02155), section 3.5: where each of them comes in another step, a reward model sees a prompt as often in one epoch,
+    and overfits. Where every prompt has one pair, the order is that of `batch_at`.
+    """
+    first: dict[str, str] = {}
+    for pair in pairs:
+        first.setdefault(pair.group, pair.id)
+    return batch_at(pairs, step, batch_size, seed, key=lambda pair: first[pair.group])
+
+
+def group_weights(pairs: Sequence[EncodedPair], sizes: Mapping[str, int]) -> list[float]:
+    """Weight of each pair in a batch's mean: all pairs of a prompt together weigh as much as any other prompt, and a part of them its part.
+
+    Args:
+        pairs: the batch.
+        sizes: pairs of each prompt in the data, by group.
+
+    Returns: weights that sum to 1.
+    """
+    shares = [1.0 / sizes[pair.group] for pair in pairs]
+    total = math.fsum(shares)
+    return [share / total for share in shares]
 
 
 def hard_label(preference: float) -> float:

@@ -17,13 +17,15 @@ from accord.models.packing import pack
 from accord.runspec import RewardModelSpec
 from accord.training.adapter_state import load_adapter, save_adapter, start_adapter
 from accord.training.context import RunContext
-from accord.training.examples import EncodedPair, batch_at
+from accord.training.examples import EncodedPair
 from accord.training.held_out import held_out
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.pairs import (
     Ratings,
     agreement,
+    batch_of_groups,
+    group_sizes,
     group_weights,
     hard_label,
     passes,
@@ -38,7 +40,7 @@ _STATISTICS_PAIRS = 32
 
 
 class RewardModelTraining:
-    """Bradley-Terry loss with soft labels; all pairs of a prompt are one element of the batch. Implements `loop.Algorithm`."""
+    """Bradley-Terry loss with soft labels; all pairs of a prompt weigh as much as one, and share a batch. Implements `loop.Algorithm`."""
 
     def __init__(self, context: RunContext, spec: RewardModelSpec) -> None:
         self._context = context
@@ -50,12 +52,14 @@ class RewardModelTraining:
         self._labelled_by: dict[str, list[str]] = {}
         self._pairs: Sequence[EncodedPair] = ()
         self._eval_pairs: Sequence[EncodedPair] = ()
+        self._sizes: Mapping[str, int] = {}
         self._ratings = Ratings()
 
     def setup(self) -> None:
         """Reads the pairs, starts adapter and head."""
         pairs, self._data_digest = read_encoded_pairs(self._context, self._spec.data)
         self._pairs = pairs.at_least_one("pairs", "reward_model.data").rows
+        self._sizes = group_sizes(self._pairs)
         self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._ratings = read_ratings(self._pairs, margin=self._spec.rating_margin, weights=self._spec.rating_weights, part="reward_model")
         if self._spec.eval_data is not None:
@@ -84,8 +88,8 @@ class RewardModelTraining:
 
     def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
         """One update on one batch of pairs."""
-        batch = batch_at(self._pairs, step, self._context.spec.batch_size, self._context.spec.seed)
-        weights = dict(zip((id(pair) for pair in batch), group_weights(batch), strict=True))
+        batch = batch_of_groups(self._pairs, step, self._context.spec.batch_size, self._context.spec.seed)
+        weights = dict(zip((id(pair) for pair in batch), group_weights(batch, self._sizes), strict=True))
         world = self._context.world
         sums = world.sums()
         for part in world.share(passes(self._context, batch)):

@@ -22,7 +22,7 @@ from accord.training.context import RunContext
 from accord.training.critic import Critic
 from accord.training.distribution import World
 from accord.training.examples import EncodedPair, batch_at
-from accord.training.pairs import group_weights
+from accord.training.pairs import group_sizes, group_weights
 from accord.training.rollout import Rollout
 from accord.training.rollout_tensors import RolloutModel, micro_batches
 
@@ -197,7 +197,7 @@ def test_ratings_count_as_margins_and_weights(tmp_path: Path, tiny_folder: Path,
     algorithm.setup()
     shake(context, context.adapted.names[0])
     pairs = batch_at(algorithm._pairs, 0, 6, context.spec.seed)
-    shares = group_weights(pairs) if kind == "reward_model" else [1 / 6] * 6
+    shares = group_weights(pairs, group_sizes(pairs)) if kind == "reward_model" else [1 / 6] * 6
 
     def loss() -> float:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from accord.training.examples import (
 )
 from accord.training.pairs import (
     agreement,
+    batch_of_groups,
     better_first,
     group_weights,
     hard_label,
@@ -73,12 +75,38 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_the_files_order_does_not_
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12))
 def test_all_pairs_of_a_prompt_weigh_as_much_as_any_other_prompt(groups: list[str]) -> None:
     """Ouyang et al. 2022, section 3.5: the C(K, 2) pairs of a prompt are one element of the batch."""
-    weights = group_weights([pair(n, group=group) for n, group in enumerate(groups)])
+    weights = group_weights([pair(n, group=group) for n, group in enumerate(groups)], Counter(groups))
     assert sum(weights) == pytest.approx(1)
     totals: Counter[str] = Counter()
     for group, weight in zip(groups, weights, strict=True):
         totals[group] += weight
     assert all(total == pytest.approx(1 / len(set(groups))) for total in totals.values())
+
+
+def test_a_part_of_a_prompts_pairs_weighs_its_part() -> None:
+    """Two of the six pairs of a prompt beside the only one of another: a third of an element beside a whole one."""
+    weights = group_weights([pair(0, group="a"), pair(1, group="a"), pair(2, group="b")], {"a": 6, "b": 1})
+    assert weights == pytest.approx([1 / 8, 1 / 8, 6 / 8])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_pairs_of_a_prompt_come_together_once_an_epoch(size: int) -> None:
+    rows = [pair(n, group="abcabcdae"[n]) for n in range(9)]
+    stream = [each for step in range(36) for each in batch_of_groups(rows, step, size, 5)]
+    orders = set()
+    for epoch in range(36 * size // 9):
+        part = stream[9 * epoch : 9 * epoch + 9]
+        assert sorted(ids(part)) == sorted(ids(rows))
+        runs = [group for group, _ in itertools.groupby(part, key=lambda each: each.group)]
+        assert sorted(runs) == list("abcde"), "each prompt in one piece"
+        orders.add(tuple(runs))
+    assert len(orders) > 2
+
+
+def test_where_each_prompt_has_one_pair_the_order_is_that_of_all_data() -> None:
+    rows = [pair(n, group=f"prompt {n}") for n in range(20)]
+    for step in range(8):
+        assert ids(batch_of_groups(rows, step, 7, 3)) == ids(batch_at(rows, step, 7, 3))
 
 
 @given(st.integers(1, 5), st.integers(1, 9))
