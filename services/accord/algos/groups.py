@@ -173,7 +173,8 @@ def grpo_loss(
     kl = (weights * k3(_where(mask, logprobs - reference_logprobs.detach()))).sum()
     with torch.no_grad():
         fraction, approx_kl, ratio = _movement(log_ratio, mask, clip_range)
-    return GroupLoss(surrogate + kl_coef * kl, surrogate.detach(), kl.detach(), fraction, approx_kl, ratio)
+    loss = surrogate + kl_coef * kl if kl_coef else surrogate  # 0 times a divergence that is infinite in float32 is no number
+    return GroupLoss(loss, surrogate.detach(), kl.detach(), fraction, approx_kl, ratio)
 
 
 def rloo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float) -> PolicyLoss:

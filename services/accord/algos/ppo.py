@@ -13,6 +13,9 @@ from torch import Tensor
 from accord.algos.kl import k3
 from accord.algos.masking import masked_mean, masked_var
 
+_LARGEST_LOG_RATIO = 80.0
+"""Nats; in float32 exp(89) is infinite, and the gradient of what is clipped there would be 0 times infinity. Whole responses come that far."""
+
 
 class PolicyLoss(NamedTuple):
     """A scalar loss, and what it looked like: share of clipped tokens, k3 estimate of KL(old, new), mean ratio (no gradient)."""
@@ -75,7 +78,7 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip_range: floa
     """
     if not 0 < clip_range < 1:
         raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}")
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 

@@ -229,6 +229,29 @@ def test_the_whole_response_is_clipped_where_no_token_would_be() -> None:
     assert rloo_loss(old + math.log(1.1), old, gain, mask, clip_range=0.2).clip_fraction.item() == 1
 
 
+@pytest.mark.parametrize(("advantage", "loss"), [(1.0, -1.2), (0.0, 0.0)])
+def test_a_response_that_became_likelier_by_a_hundred_nats_is_clipped_and_not_nan(advantage: float, loss: float) -> None:
+    """A tenth of a nat on each of a thousand tokens."""
+    logprobs = torch.zeros(1, 1000, requires_grad=True)
+    found = rloo_loss(
+        logprobs, torch.full((1, 1000), -0.1), torch.tensor([advantage]), torch.ones(1, 1000, dtype=torch.bool), clip_range=0.2
+    )  # fmt: skip
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(loss)
+    assert logprobs.grad is not None
+    assert not logprobs.grad.any()
+
+
+def test_without_a_coefficient_no_divergence_is_too_large() -> None:
+    new = torch.full((4, WIDTH), -120.0, requires_grad=True)
+    found = grpo_loss(new, new.detach(), torch.zeros(4, WIDTH), torch.ones(4), weights().float(), clip_range=0.2, kl_coef=0.0)
+    found.loss.backward()
+    assert math.isinf(found.kl.item())
+    assert found.loss.item() == pytest.approx(-1)
+    assert new.grad is not None
+    assert bool(new.grad.isfinite().all())
+
+
 def test_gradients_by_finite_differences() -> None:
     new, old, reference, advantages = batch(9)
     new.requires_grad_()
