@@ -31,7 +31,8 @@ _READERS: Mapping[str, Callable[..., Dataset[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would need; `seconds` are of the whole run and of one step, None where the machine or the model is not known."""
+    """What a run would need; `seconds` are of the whole run and of one step, None where the machine or the model is not known. `advice` is what would
+    make it need less memory."""
 
     memory: tuple[MemoryItem, ...]
     available_bytes: int
@@ -39,6 +40,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     seconds: float | None = None
     step_seconds: float | None = None
+    advice: str = ""
 
     @property
     def peak_bytes(self) -> int:
@@ -53,7 +55,8 @@ class Plan:
     def refusal(self) -> str:
         """Why it cannot run, with the arithmetic."""
         parts = "; ".join(f"{item.role} {_mib(item.bytes)} ({item.arithmetic})" for item in self.memory)
-        return f"the run needs about {_mib(self.peak_bytes)}, {_mib(self.available_bytes)} are free: {parts}; lower micro_batch_size"
+        said = f"the run needs about {_mib(self.peak_bytes)}, {_mib(self.available_bytes)} are free: {parts}"
+        return f"{said}; {self.advice}" if self.advice else said
 
 
 def find_model_folder(config: TrainerConfig, spec: RunSpec) -> Path | None:
@@ -130,7 +133,16 @@ def _memory_plan(spec: RunSpec, folder: Path | None, available: int, lengths: Le
         return Plan((process,), available, notes=("an evaluation loads a sentence encoder, not the base model",))
     if folder is None:
         return Plan((process,), available, notes=("the base model's files are not at hand, so that its memory is not in the plan",))
-    return Plan(tuple(Workload(spec, ModelShape.read(folder), lengths, texts).memory()), available)
+    workload = Workload(spec, ModelShape.read(folder), lengths, texts)
+    return Plan(tuple(workload.memory()), available, advice=_advice(workload))
+
+
+def _advice(workload: Workload) -> str:
+    """What would make a run need less memory: a pass of one row cannot be cut any smaller."""
+    if workload.micro > 1:
+        return "lower micro_batch_size"
+    shorter = "lower max_prompt_tokens or max_response_tokens: a pass has one row already"
+    return shorter if workload.spec.activation_checkpointing else f"set activation_checkpointing, or {shorter}"
 
 
 def _lengths(spec: RunSpec, folder: Path, data: Dataset[Any]) -> tuple[Lengths | None, Lengths | None, list[str]]:

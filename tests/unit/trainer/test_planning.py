@@ -206,6 +206,19 @@ class TestMemory:
         text = {"ptx_coefficient": 0.1, "ptx_data": {"uri": "sample:summarization"}}
         assert peak("ppo", ppo=text, max_response_tokens=10) > peak("ppo", max_response_tokens=10)
 
+    @pytest.mark.parametrize(
+        ("algorithm", "values", "words"),
+        [
+            ("sft", {}, "; lower micro_batch_size"),
+            ("sft", {"micro_batch_size": 1}, "; set activation_checkpointing, or lower max_prompt_tokens or max_response_tokens: "),
+            ("dpo", {"micro_batch_size": 8}, "; set activation_checkpointing, or lower max_prompt_tokens or max_response_tokens: "),
+            ("sft", {"micro_batch_size": 1, "activation_checkpointing": True}, "; lower max_prompt_tokens or max_response_tokens: "),
+        ],
+    )
+    def test_a_refusal_says_what_would_help(self, folder: Path, algorithm: str, values: dict[str, Any], words: str) -> None:
+        """Pairs are computed one by one on a CPU, whatever micro_batch_size says."""
+        assert words in plan_memory(spec_of(algorithm, **values), folder, 1).refusal()
+
     def test_processes_share_the_batch(self, folder: Path) -> None:
         """As `RunContext.micro_batch_size` has it: two with half of the rows each hold what one holds."""
         shape = ModelShape.read(folder)
