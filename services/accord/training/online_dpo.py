@@ -165,15 +165,17 @@ class OnlineDirectPreferenceOptimization:
             self._context.events.message(f"{count} of {len(sampled)} pairs have no label: {reason[:200]}")
         responses = [response for pair in sampled for response in pair.responses]
         lengths = [len(response.token_ids) for response in responses]
+        gap = self._sampler_gap(step, sampled[step % len(sampled)])
         return {
             "abstentions": sum(reasons.values()), "same_responses": sum(pair.reason == SAME_RESPONSES for pair in sampled),
             "ties": sum(pair.preference == 0.5 for pair in sampled), "response_tokens": statistics.fmean(lengths),
-            "eos_rate": statistics.fmean(response.ended for response in responses), "sampler_gap_max": self._sampler_gap(step, sampled[0]),
+            "eos_rate": statistics.fmean(response.ended for response in responses), "sampler_gap_max": gap,
             "tokens": sum(lengths) + sum(len(pair.prompt_ids) for pair in sampled),
         }  # fmt: skip
 
     def _sampler_gap(self, step: int, pair: SampledPair) -> float:
-        """Largest difference of the policy service's logprobs and this process's on the responses to one prompt, nats a token.
+        """Largest difference of the policy service's logprobs and this process's on the responses to one prompt, another at each step (of several
+        replicas one may be wrong), nats a token.
 
         Raises:
             OtherPolicyError: they do not compute the same policy.

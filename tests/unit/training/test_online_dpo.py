@@ -27,7 +27,7 @@ from accord.rundir import Endpoints
 from accord.training import rollout, sampled_pairs
 from accord.training.__main__ import build
 from accord.training.context import RunContext
-from accord.training.examples import EncodedPrompt
+from accord.training.examples import EncodedPrompt, batch_at
 from accord.training.loop import train
 from accord.training.rollout import Draw, read_rows
 from accord.training.sampled_pairs import SAME_RESPONSES, SampledPair, pair_of
@@ -37,11 +37,11 @@ RUBRIC = "conversation/detailed/1"
 
 
 class FakePolicy:
-    """Samples from the context's own policy; `same` prompts get one response twice, `shift` is added to all logprobs."""
+    """Samples from the context's own policy; `same` prompts get one response twice, `shift` is added to all logprobs but those of `right` prompts."""
 
     def __init__(self) -> None:
         self.context: RunContext | None = None
-        self.same, self.shift = set[tuple[int, ...]](), 0.0
+        self.same, self.right, self.shift = set[tuple[int, ...]](), set[tuple[int, ...]](), 0.0
         self.asked: list[tuple[list[GenerateItem], str]] = []
 
     def model_info(self) -> Any:
@@ -57,7 +57,7 @@ class FakePolicy:
         found = LocalSource(self.context, lambda _: 0.0).collect([EncodedPrompt("", prompt) for prompt in ids], draw, adapter)
         for index in reversed(range(len(items))):
             each = found[index]
-            logprobs = tuple(value + self.shift for value in each.sampler_logprobs)
+            logprobs = tuple(value + (0.0 if ids[index] in self.right else self.shift) for value in each.sampler_logprobs)
             text = self.context.base.encoder.decode(each.response_ids)
             seed = items[index].sampling.seed or 0
             yield StreamEvent(index, 0, sample=Sample(0, text, each.response_ids, logprobs, "eos" if each.ended else "length", seed))
@@ -333,6 +333,15 @@ def test_a_sampler_that_computes_another_policy_is_refused(services: Services) -
         one_step(algorithm)
     assert caught.value.field == "endpoints.policy"
     assert [path.name for path in context.directory.rollouts.iterdir()] == ["00000000.refused"], "a resumed run samples them anew"
+
+
+def test_another_pair_is_compared_at_each_step(services: Services) -> None:
+    """Of several replicas one may compute another policy, and it is not always asked first."""
+    _, algorithm = services.ready()
+    first, *_ = batch_at(algorithm._prompts, 1, 3, 0)
+    services.policy.shift, services.policy.right = 0.5, {first.prompt}
+    with pytest.raises(FailedPreconditionError, match=r"differ by up to 0\.5 nats a token"):
+        one_step(algorithm, 1)
 
 
 @pytest.mark.parametrize("missing", ["policy", "feedback"])
