@@ -154,15 +154,15 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
     def _tensors(self, rollouts: Sequence[Rollout]) -> RolloutTensors:
         """Begins to sample the next batch where that is asked for, then looks at this one."""
         step, size = self._step, self._context.micro_batch_size
-        if self._samples_ahead(step + 1):
-            self._ahead.begin(step + 1, self._publish_rollout_version())
+        if self._spec.max_staleness and step + 1 < self._context.spec.steps:
+            self._context.world.from_first(lambda: self._begin(step + 1))
         adapters = Adapters(POLICY, self._reference, BEHAVIOUR if self._staleness else POLICY)
         return self._model.tensors(rollouts, adapters, micro_batch_size=size, checked=self._checked(step, len(rollouts)))
 
-    def _samples_ahead(self, step: int) -> bool:
-        """Whether this process, the first, is to begin with the batch of a step."""
-        wanted = self._spec.max_staleness and step < self._context.spec.steps and self._context.world.leads
-        return bool(wanted) and not self._rollout_path(step).exists()
+    def _begin(self, step: int) -> None:
+        """Begins with the batch of a step, unless it is on disk; what keeps the policy from being published is an error of all processes."""
+        if not self._rollout_path(step).exists():
+            self._ahead.begin(step, self._publish_rollout_version())
 
     def _checked(self, step: int, count: int) -> list[int] | None:
         """Rows on which the sampler's logprobs are compared where they are reused, others at each step; None for all."""

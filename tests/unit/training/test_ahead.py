@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.training.ranked import on_ranks
 from tests.unit.training.surroundings import GradientKeeper, VersionSource, even_share, make_ppo, metrics_of, planted_pairs, shake, write_rows
 
 from accord.algos.advantages import gae, shaped_rewards
 from accord.algos.masking import whiten
 from accord.algos.ppo import behaviour_weights, policy_loss, value_loss
 from accord.errors import FailedPreconditionError, UnavailableError
+from accord.training.distribution import World
 from accord.training.loop import train
 from accord.training.optim import Optimizer
 from accord.training.rollout import Rollout, read_rollouts, write_rollouts
+from accord.training.waiting import ServiceAwayError
 
 STEPS = 5
 
@@ -136,6 +139,33 @@ def test_a_service_that_goes_while_it_samples_ahead_costs_nothing(tmp_path: Path
     folders = [each.directory.checkpoints / f"{STEPS:08d}" for each in (straight, again)]
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def _store_away(world: World, root: Path, model: Path) -> str:
+    """A run of two processes whose first one cannot publish the policy that is to sample ahead in its second step."""
+    values = {"steps": 3, "adapter": "away", "max_response_tokens": 4, "distribution": {"processes": 2}}
+    ppo = {"data": {"uri": str(root / "rows.jsonl")}, "epochs": 1, "max_staleness": 1}
+    context, algorithm, _ = make_ppo(root, model, values, ppo, name="away", world=world)
+    algorithm._source = VersionSource(context, even_share)
+    publish, asked = context.store.publish, []
+
+    def failing(*arguments: Any, **named: Any) -> str:
+        asked.append(arguments[0])
+        if len(asked) == 3:
+            raise ServiceAwayError("artefact store gave no answer")
+        return publish(*arguments, **named)
+
+    context.store.publish = failing  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError) as error:
+        train(context, algorithm)
+    return str(error.value)
+
+
+def test_two_processes_hear_of_a_store_that_is_away_when_the_next_batch_is_begun(tmp_path: Path, tiny_folder: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    said = on_ranks(tmp_path, 2, _store_away, tmp_path, tiny_folder)
+    assert [text.removeprefix("process 0 of 2: ") for text in said] == ["artefact store gave no answer"] * 2
+    assert [path.name for path in (tmp_path / "away" / "checkpoints").iterdir()] == ["00000001"]
 
 
 class Counter:
