@@ -12,7 +12,7 @@ from accord.checkpoint import Checkpoint
 from accord.runspec import DpoSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
-from accord.training.examples import EncodedPair, batch_at
+from accord.training.examples import EncodedPair, batch_at, rows_from
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.pair_loss import PairLoss
@@ -52,7 +52,8 @@ class DirectPreferenceOptimization:
         adapter = start_reference(self._context, self._parents)
         self._reference = ReferenceLogprobs(self._context, adapter, "".join(self._parents), self._loss.sums)
         self._context.events.state("reference")
-        seen = [pair for step in range(run.steps) for pair in self._batch(step)] if run.steps * run.batch_size < len(self._pairs) else self._pairs
+        drawn = run.steps * run.batch_size
+        seen = rows_from(self._pairs, 0, drawn, run.seed) if drawn < len(self._pairs) else self._pairs
         self._reference.prepare([*seen, *self._eval_pairs])
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:

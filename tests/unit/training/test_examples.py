@@ -28,6 +28,7 @@ from accord.training.examples import (
     encode_prompts,
     encode_texts,
     epoch_order,
+    rows_from,
 )
 from accord.training.pairs import (
     agreement,
@@ -70,6 +71,18 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_the_files_order_does_not_
     turned = names[::-1]
     assert [turned[index] for index in epoch_order(turned, 1, 2)] == orders[1, 2]
     assert epoch_order(["same", "same"], 0, 0) == [0, 1]
+
+
+def test_an_order_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hash for each row of the data at each step would take longer than the step."""
+    from accord.training import examples
+
+    made: list[int] = []
+    monkeypatch.setattr(examples, "epoch_order", lambda keys, epoch, seed: (made.append(epoch), epoch_order(keys, epoch, seed))[1])
+    rows = [pair(n) for n in range(1000, 1100)]
+    stream = [row for step in range(50) for row in batch_at(rows, step, 5, 11)]
+    assert made == [0, 1, 2]
+    assert stream == rows_from(rows, 0, 250, 11)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12))
