@@ -48,6 +48,9 @@ class LoraSpec(Spec):
     rank: int = Field(16, ge=1, le=1024)
     alpha: Positive | None = Field(None, description="updates count alpha / rank; default 2 * rank")
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    last_layers: int = Field(
+        0, ge=0, description="on the last so many decoder layers, 0 for all; what lies below is then frozen and computed once for all adapters"
+    )
 
     @property
     def scale_alpha(self) -> float:

@@ -6,7 +6,8 @@ What does not belong here: the layers that the tensors go into (`accord.models.l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,25 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Settings that change what the tensors mean; an adapter that uses one is refused rather than read as plain LoRA.
 _UNSUPPORTED = (
-    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "bias", "target_parameters",
+    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_pattern", "layer_replication", "bias", "target_parameters",
     "trainable_token_indices", "use_qalora", "use_bdlora", "lora_bias", "exclude_modules", "fan_in_fan_out", "megatron_config",
     "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
 )  # fmt: skip
+_LAYER_INDEX = re.compile(r".*?\.[^.]*\.(\d+)\.")
 # Initialisations that leave the base's weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, ...) belong to a base that was changed with them.
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def lora_config(rank: int, alpha: float, targets: list[str], *, hub_id: str | None, rank_stabilised: bool = False) -> Any:
-    """PEFT's configuration of a plain LoRA adapter without dropout."""
+def lora_config(
+    rank: int, alpha: float, targets: list[str], *, hub_id: str | None, rank_stabilised: bool = False, layers: Sequence[int] | None = None
+) -> Any:  # fmt: skip
+    """PEFT's configuration of a plain LoRA adapter without dropout, on the layers of these indices, None for all."""
     from peft import LoraConfig
 
     return LoraConfig(
         r=rank, lora_alpha=int(alpha) if float(alpha).is_integer() else alpha, target_modules=sorted(targets), lora_dropout=0.0,
         bias="none", task_type="CAUSAL_LM", use_rslora=rank_stabilised, base_model_name_or_path=hub_id,
+        layers_to_transform=None if layers is None else sorted(layers),
     )  # fmt: skip
 
 
@@ -57,10 +62,25 @@ def read_lora_config(folder: Path) -> Any:
         raise FailedPreconditionError(f"adapter in {folder} has rank {rank!r} and alpha {alpha!r}; both must be positive", field="adapter")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise FailedPreconditionError(f"adapter in {folder} does not list its target modules by name", field="adapter")
+    layers = content.get("layers_to_transform")
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        layers = [layers]
+    if layers is not None and not (isinstance(layers, list) and layers and all(type(layer) is int and layer >= 0 for layer in layers)):
+        raise FailedPreconditionError(f"adapter in {folder} has layers_to_transform {layers!r}; indices of layers are needed", field="adapter")
     for variant in _UNSUPPORTED:
         if content.get(variant) not in (None, False, [], {}, "none"):
             raise FailedPreconditionError(f"adapter in {folder} sets {variant}; only plain LoRA is supported", field="adapter")
-    return lora_config(rank, alpha, targets, hub_id=content.get("base_model_name_or_path"), rank_stabilised=bool(content.get("use_rslora", False)))
+    return lora_config(
+        rank, alpha, targets, hub_id=content.get("base_model_name_or_path"), rank_stabilised=bool(content.get("use_rslora", False)), layers=layers
+    )
+
+
+def targets_layer(config: Any, name: str) -> bool:
+    """Whether an adapter has factors for the linear layer of that full name, as PEFT reads its configuration."""
+    if name.rsplit(".", 1)[-1] not in config.target_modules:
+        return False
+    index = _LAYER_INDEX.match(name)
+    return config.layers_to_transform is None or (index is not None and int(index[1]) in config.layers_to_transform)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.errors import DataLossError, FailedPreconditionError
-from accord.models.adapter_files import read_lora_config, read_weights
+from accord.models.adapter_files import read_lora_config, read_weights, targets_layer
 from accord.models.base import BaseModel
 from accord.models.fused import FusedPlan, fused_supported
 from accord.models.huge_pages import collapse_memory
@@ -96,7 +96,7 @@ class InferenceModel:
             NotFoundError, DataLossError, FailedPreconditionError: as `load_adapter` of its configuration.
         """
         config = read_lora_config(folder)
-        layers = {layer for layer in self._widths() if layer.rsplit(".", 1)[-1] in config.target_modules}
+        layers = {layer for layer in self._widths() if targets_layer(config, layer)}
         return sum(linears.adapter_bytes(int(config.r), layers) for linears in self._linears.values())
 
     def load_adapter(self, name: str, folder: Path) -> None:
@@ -110,7 +110,7 @@ class InferenceModel:
         config = read_lora_config(folder)
         self._check_targets(name, set(config.target_modules))
         parts = _factors(name, read_weights(folder))
-        self._check_factors(name, set(config.target_modules), parts, int(config.r))
+        self._check_factors(name, {layer for layer in self._widths() if targets_layer(config, layer)}, parts, int(config.r))
         rank_root = config.r**0.5 if config.use_rslora else config.r
         for linears in self._linears.values():
             found = {layer: parts[layer] for layer in linears.names if layer in parts}
@@ -137,9 +137,8 @@ class InferenceModel:
                 field="adapter",
             )
 
-    def _check_factors(self, name: str, targets: set[str], parts: dict[str, LoraFactors], rank: int) -> None:
+    def _check_factors(self, name: str, wanted: set[str], parts: dict[str, LoraFactors], rank: int) -> None:
         widths = self._widths()
-        wanted = {layer for layer in widths if layer.rsplit(".", 1)[-1] in targets}
         if missing := sorted(wanted - set(parts)):
             raise DataLossError(f"adapter {name}: no tensors for {missing[0]} and {len(missing) - 1} more", field="adapter")
         if extra := sorted(set(parts) - wanted):

@@ -25,6 +25,7 @@ from accord.models.adapter_files import lora_config, read_lora_config, read_weig
 from accord.models.base import BaseModel
 from accord.models.llama_layer import is_llama_layer
 from accord.models.lora_linear import replace_forward
+from accord.models.trunk import LayerRange, Trunk
 
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
@@ -39,6 +40,8 @@ class LoraShape(Protocol):
     def scale_alpha(self) -> float: ...
     @property
     def target_modules(self) -> tuple[str, ...]: ...
+    @property
+    def last_layers(self) -> int: ...
 
 
 class AdaptedModel:
@@ -61,6 +64,8 @@ class AdaptedModel:
         self._tuner: Any = None
         self._layers: list[Any] = []
         self._asked: Tensor | None = None
+        self._range: LayerRange | None = None
+        self._trunk: Trunk | None = None
         self._spare_last_mlp()
 
     @property
@@ -78,9 +83,12 @@ class AdaptedModel:
 
         Raises:
             AlreadyExistsError: the name is taken.
-            InvalidArgumentError: a malformed name, or a target module that is no linear layer of the model (the message lists those).
+            InvalidArgumentError: a malformed name, a target module that is no linear layer of the model (the message lists those), or more
+                `last_layers` than it has.
         """
-        config = lora_config(lora.rank, lora.scale_alpha, list(lora.target_modules), hub_id=self.base.hub_id)
+        config = lora_config(
+            lora.rank, lora.scale_alpha, list(lora.target_modules), hub_id=self.base.hub_id, layers=self._last_layers(lora.last_layers)
+        )
         self._inject(name, config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -241,7 +249,8 @@ class AdaptedModel:
         """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
 
         Args:
-            attention_mask: (batch, T), True at real tokens; or (batch, 1, T, T), True where a position may look at another.
+            attention_mask: (batch, T), True at real tokens; or (batch, 1, T, T), True where a position may look at another. Within
+                `shared_trunk`, rows of the first kind are computed from the trunk on.
             position_ids: (batch, T). Without them, real tokens count from 0, so that the padding side does not matter.
             asked: (batch, T), True where the result will be read; elsewhere it holds something else, for the last layer's MLP, which no other
                 position looks at, is spared there. None: everywhere.
@@ -254,10 +263,46 @@ class AdaptedModel:
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         mask = attention_mask.long() if attention_mask.dim() == 2 else attention_mask
-        decoder = getattr(self.module, self.module.base_model_prefix)
-        with self.use(adapter), self.asked_at(asked):
-            result: Tensor = decoder(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
+        given: dict[str, Tensor] = {"input_ids": input_ids}
+        rest: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._trunk is not None and attention_mask.dim() == 2 and self.first_layer(adapter) >= self._trunk.depth:
+            given = {"inputs_embeds": self._trunk.states(input_ids, attention_mask)}
+            rest = self._layer_range().only(self._trunk.depth, len(self._decoder.layers))
+        with self.use(adapter), self.asked_at(asked), rest:
+            result: Tensor = self._decoder(**given, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
         return result
+
+    def first_layer(self, adapter: str | None) -> int:
+        """Index of the first decoder layer that an adapter changes; for None, the bare base, the number of layers.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        if adapter is None:
+            return int(self.base.model.config.get_text_config().num_hidden_layers)
+        return min(self._config(adapter).layers_to_transform or (0,))
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """What is shared within `shared_trunk`; None where nothing is."""
+        return self._trunk
+
+    @contextlib.contextmanager
+    def shared_trunk(self) -> Iterator[None]:
+        """Within the block, the layers below all adapters are computed once for a row of tokens; what they give is forgotten behind it.
+
+        Adapters on all layers do not count, and passes under them are computed whole, as all are where there is nothing to share or where the
+        decoder is not of a shape that is known.
+        """
+        depth = min(filter(None, map(self.first_layer, self._configs)), default=0)
+        known = isinstance(layers := getattr(self._decoder, "layers", None), nn.ModuleList) and all(map(is_llama_layer, layers))
+        before = self._trunk
+        if known and 0 < depth < len(self._decoder.layers):
+            self._trunk = Trunk(self._decoder, self._layer_range(), depth)
+        try:
+            yield
+        finally:
+            self._trunk = before
 
     @property
     def asked(self) -> Tensor | None:
@@ -285,9 +330,25 @@ class AdaptedModel:
         logits: Tensor = self.module.get_output_embeddings()(hidden)
         return logits.float()
 
+    @property
+    def _decoder(self) -> Any:
+        return getattr(self.module, self.module.base_model_prefix)
+
+    def _layer_range(self) -> LayerRange:
+        if self._range is None:
+            self._range = LayerRange(self._decoder.layers)
+        return self._range
+
+    def _last_layers(self, count: int) -> list[int] | None:
+        """Indices of so many layers, None for all of them."""
+        layers = self.first_layer(None)
+        if count > layers:
+            raise InvalidArgumentError(f"{count} is more than the {layers} layers of {self.base.name}", field="lora.last_layers")
+        return list(range(layers - count, layers)) if count else None
+
     def _spare_last_mlp(self) -> None:
         """Lets the last layer's MLP compute at the asked positions alone, in decoders of a shape that is known."""
-        layers = getattr(getattr(self.module, self.module.base_model_prefix), "layers", None)
+        layers = getattr(self._decoder, "layers", None)
         if not (isinstance(layers, nn.ModuleList) and layers and is_llama_layer(layers[-1])):
             return
         mlp: Any = layers[-1].mlp

@@ -48,19 +48,22 @@ def _wins(task: Json) -> list[str]:
 
 
 def _held_out_wins(task: Json) -> list[str]:
-    """Wins against SFT by the reward model of the other kind of labels, from which an arm has learnt nothing."""
-    parts = []
-    for arm in task["arms"]:
-        other = {"human": "ai", "ai": "human"}.get(arm["feedback"] or "")
-        wins = arm["metrics"].get(f"win_by_score_{other}") if other else None
-        if wins and wins.get("value") is not None:
-            parts.append(f"{arm['arm']} {wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%})")
-    if not parts:
+    """Wins against SFT by a reward model that no arm has learnt from; where there is none, by the one of the other kind of labels."""
+    arms = [arm for arm in task["arms"] if arm["feedback"]]
+    if any("win_by_score_held_out" in arm["metrics"] for arm in arms):
+        scorer = "a reward model of the held-out pairs, from which no arm has learnt"
+        metrics = {arm["arm"]: "win_by_score_held_out" for arm in arms}
+    else:
+        scorer = "a reward model that the arm has not seen (the one of the other kind of labels)"
+        metrics = {arm["arm"]: f"win_by_score_{'ai' if arm['feedback'] == 'human' else 'human'}" for arm in arms}
+    found = {arm["arm"]: arm["metrics"].get(metrics[arm["arm"]]) for arm in arms}
+    known = {name: wins for name, wins in found.items() if wins and wins.get("value") is not None}
+    if not known:
         return []
-    return [
-        f"{task['task'].capitalize()}, wins against SFT by a reward model that the arm has not seen (the one of the other kind of labels): "
-        f"{', '.join(parts)}."
-    ]
+    parts = [f"{name} {wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%})" for name, wins in known.items()]
+    clear = [name for name, wins in known.items() if wins["low"] > 0.5]
+    sentence = f"{task['task'].capitalize()}, wins against SFT by {scorer}: {', '.join(parts)}."
+    return [sentence + (f" The interval stays above one half for {', '.join(clear)}." if clear else "")]
 
 
 def _feedback(results: Json, task: Json) -> str:

@@ -17,7 +17,7 @@ from accord.study.costs import Lengths, lengths_of
 from accord.study.recipe import Feedback, StudyRecipe, TaskPart, TrainPart
 
 StepKind = Literal["train", "label", "generate", "measure", "judge", "evaluate"]
-BASE, SFT = "base", "sft"
+BASE, SFT, HELD_OUT = "base", "sft", "held_out"
 # Part of every key: a change in how steps are done must not reuse an older result.
 _FORMAT = "1"
 
@@ -109,8 +109,13 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
             name = arm_name(feedback, "ppo")
             before = {"parent": sft, "reward_model": reward_models[feedback]}
             adapters[name] = builder.add(_train(recipe, part, "ppo", name, _ppo(recipe, part), recipe.ppo, lengths, before=before))
+    scorers: dict[str, str] = dict(reward_models.items())
+    if recipe.evaluation.held_out_reward_model:
+        scorers[HELD_OUT] = builder.add(
+            _train(recipe, part, "reward_model", "rm-held-out", _swapped(recipe, part), recipe.reward_model, lengths, before={"parent": sft})
+        )
     generated = {arm: _generate(builder, part, arm, adapters.get(arm)) for arm in arms_of(recipe)}
-    measured = [_measure(builder, part, arm, generated[arm], sft, reward_models) for arm in generated]
+    measured = [_measure(builder, part, arm, generated[arm], sft, scorers) for arm in generated]
     judged = builder.add(
         Step(
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
@@ -121,7 +126,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     checks = [name for name in (step.name for step in builder.steps) if name.startswith(f"{task}/judge-check-")]
     return [
         *adapters.values(),
-        *reward_models.values(),
+        *scorers.values(),
         *([labels] if "ai" in recipe.feedback else []),
         *checks,
         *generated.values(),
@@ -209,7 +214,7 @@ def _generate(builder: _Builder, part: TaskPart, arm: str, adapter: str | None) 
     return builder.add(Step(f"{part.task.value}/generate-{arm}", "generate", title, params, (adapter,) if adapter else (), tokens))
 
 
-def _measure(builder: _Builder, part: TaskPart, arm: str, generated: str, sft: str, reward_models: Mapping[Feedback, str]) -> str:
+def _measure(builder: _Builder, part: TaskPart, arm: str, generated: str, sft: str, reward_models: Mapping[str, str]) -> str:
     recipe = builder.recipe
     params = {
         "task": part.task.value, "arm": arm, "responses_from": generated, "reference_from": sft, "reward_models_from": dict(reward_models),
@@ -226,6 +231,12 @@ def _data(part: TaskPart, *, limit: int = 0) -> dict[str, Any]:
 
 def _held_out(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
     return {"uri": part.held_out_uri, "format": part.format, "split": "test", "limit": recipe.evaluation.pairs}
+
+
+def _swapped(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
+    """What the held-out reward model learns from, and what it is measured on: the held-out pairs, and those that arms learn from."""
+    held_out = {"uri": part.held_out_uri, "format": part.format, "split": "test", "limit": 0}
+    return {"data": held_out, "eval_data": _data(part, limit=recipe.human_pairs)}
 
 
 def _keys(steps: Sequence[Step], digests: Mapping[str, str]) -> dict[str, str]:

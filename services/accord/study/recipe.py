@@ -85,6 +85,9 @@ class EvaluationPart(Spec):
     pairs: int = Field(12, ge=2, description="held-out pairs on which reward models and DPO are measured")
     temperature: Positive = Field(0.7, le=10)
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
+    held_out_reward_model: bool = Field(
+        False, description="counts wins by one more reward model, trained on the human labels of the held-out part, which no arm sees"
+    )
     judge_check_pairs: int = Field(8, ge=0, description="held-out pairs with a human label on which each judge kind is measured")
     judge_check_kinds: tuple[JudgeKindName, ...] = ("likelihood", "verdict")
 

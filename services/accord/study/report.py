@@ -22,7 +22,8 @@ from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 _MORE = {
     "win_vs_sft": "wins vs SFT", "win_vs_sft_length_adjusted": "length-adjusted", "win_vs_reference": "wins vs reference",
     "win_vs_reference_length_adjusted": "length-adjusted", "score_human": "human RM", "score_ai": "AI RM",
-    "win_by_score_human": "wins vs SFT by human RM", "win_by_score_ai": "wins vs SFT by AI RM", "kl": "KL to SFT",
+    "win_by_score_human": "wins vs SFT by human RM", "win_by_score_ai": "wins vs SFT by AI RM",
+    "win_by_score_held_out": "wins vs SFT by held-out RM", "kl": "KL to SFT",
     "response_tokens": "tokens",
 }  # fmt: skip
 
@@ -51,11 +52,17 @@ def render(results: Mapping[str, Any]) -> str:
     """The page of some results."""
     return render_page(
         "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
-        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_MORE, published=published, published_title=TITLE,
+        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE,
         metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
         date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         total_seconds=sum(step["seconds"] for step in results["steps"]),
     )  # fmt: skip
+
+
+def _measured(results: Mapping[str, Any]) -> dict[str, str]:
+    """Those further metrics that any arm has, with their titles."""
+    known = {name for task in results["tasks"] for arm in task["arms"] for name in arm["metrics"]}
+    return {name: title for name, title in _MORE.items() if name in known}
 
 
 def duration(seconds: float) -> str:

@@ -62,6 +62,10 @@ class ModelShape:
         """Parameters of the layers' products: attention and a gated MLP."""
         return self.layers * (2 * self.hidden * self.attention + 2 * self.hidden * self.key_value + 3 * self.hidden * self.inner)
 
+    def adapted_layers(self, lora: LoraSpec) -> int:
+        """How many layers a LoRA adapter changes: the last ones, or all."""
+        return min(lora.last_layers, self.layers) or self.layers
+
     def adapter_parameters(self, lora: LoraSpec) -> int:
         """Parameters of a LoRA adapter."""
         hidden, inner = self.hidden, self.inner
@@ -69,7 +73,7 @@ class ModelShape:
             "q_proj": (hidden, self.attention), "k_proj": (hidden, self.key_value), "v_proj": (hidden, self.key_value),
             "o_proj": (self.attention, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden),
         }  # fmt: skip
-        return self.layers * lora.rank * sum(sum(sizes.get(module, (hidden, hidden))) for module in lora.target_modules)
+        return self.adapted_layers(lora) * lora.rank * sum(sum(sizes.get(module, (hidden, hidden))) for module in lora.target_modules)
 
     def kept_floats(self, lora: LoraSpec, width: int) -> int:
         """Numbers that a layer keeps of each token for the backward pass, in rows of `width` tokens.
@@ -80,17 +84,21 @@ class ModelShape:
         """
         return 4 * self.hidden + 4 * self.attention + 4 * self.inner + lora.rank * len(lora.target_modules) + width + self.heads + 2
 
-    def forward_operations(self, tokens: float, width: float, head_tokens: float, adapter: int) -> float:
-        """Of a pass without gradients over so many tokens in rows of `width`, the vocabulary's head on `head_tokens` of them.
+    def forward_operations(self, tokens: float, width: float, head_tokens: float, adapter: int, layers: int | None = None) -> float:
+        """Of a pass without gradients over so many tokens in rows of `width` through `layers` (None: all), the vocabulary's head on `head_tokens`.
 
         The last layer's MLP counts everywhere, though runs spare it where nothing is read (`AdaptedModel.hidden`): less than a layer too much.
         """
-        return tokens * (2.0 * (self.linear + adapter) + 4.0 * self.layers * self.attention * width) + self._head(head_tokens)
+        count = self.layers if layers is None else layers
+        linear = self.linear * count / self.layers
+        return tokens * (2.0 * (linear + adapter) + 4.0 * count * self.attention * width) + self._head(head_tokens)
 
-    def learning_operations(self, tokens: float, width: float, head_tokens: float, adapter: int) -> float:
-        """Of a pass forth and back. Frozen weights have no gradient of their own: 4 a parameter and token, 6 for the adapter's."""
-        back = tokens * (2.0 * self.linear + 4.0 * adapter + 10.0 * self.layers * self.attention * width) + self._head(head_tokens)
-        return self.forward_operations(tokens, width, head_tokens, adapter) + back
+    def learning_operations(self, tokens: float, width: float, head_tokens: float, adapter: int, layers: int, adapted: int) -> float:
+        """Of a pass forth through `layers` and back through the `adapted` ones. Frozen weights have no gradient of their own: 4 a parameter and
+        token, 6 for the adapter's."""
+        linear = self.linear * adapted / self.layers
+        back = tokens * (2.0 * linear + 4.0 * adapter + 10.0 * adapted * self.attention * width) + self._head(head_tokens)
+        return self.forward_operations(tokens, width, head_tokens, adapter, layers) + back
 
     def _head(self, tokens: float) -> float:
         return 2.0 * tokens * self.vocabulary * self.hidden

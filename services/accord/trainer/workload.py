@@ -39,6 +39,7 @@ class Passes:
         samples: how many responses of each row of data are generated; 0 where the data has them.
         scored: whether the reward service scores them.
         alone: whether a pass holds one row of data whatever micro_batch_size says, as it does on a CPU for pairs.
+        shared: whether the layers below all adapters are computed once a step, for all passes over its rows.
     """
 
     held: int
@@ -49,15 +50,16 @@ class Passes:
     samples: int = 0
     scored: bool = False
     alone: bool = False
+    shared: bool = False
 
 
 PASSES: dict[Algorithm, Passes] = {
     "sft": Passes(held=1, trained=1),
     "reward_model": Passes(held=1, trained=1, head=False, alone=True),
     "dpo": Passes(held=2, trained=1, once=1, alone=True),
-    "ppo": Passes(held=3, trained=2, read=1, samples=1, scored=True),
-    "grpo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
-    "rloo": Passes(held=2, trained=1, read=2, samples=1, scored=True),
+    "ppo": Passes(held=3, trained=2, read=1, samples=1, scored=True, shared=True),
+    "grpo": Passes(held=2, trained=1, read=2, samples=1, scored=True, shared=True),
+    "rloo": Passes(held=2, trained=1, read=2, samples=1, scored=True, shared=True),
     "online_dpo": Passes(held=2, trained=1, read=1, samples=2, alone=True),
 }
 
@@ -131,10 +133,11 @@ class Workload:
         width, responses = self.rows.largest(self.micro, spec.steps * spec.batch_size)
         texts = self._text_tokens()
         kept = shape.kept_floats(spec.lora, max(width, texts))
-        layers = f"{shape.layers} layers x {kept:,}"
-        held = shape.layers * kept
+        adapted = shape.adapted_layers(spec.lora)
+        layers = f"{adapted} layers x {kept:,}"
+        held = adapted * kept
         if spec.activation_checkpointing:
-            held, layers = shape.layers * shape.hidden + kept, f"({shape.layers} layers x {shape.hidden} + {kept:,} of one)"
+            held, layers = adapted * shape.hidden + kept, f"({adapted} layers x {shape.hidden} + {kept:,} of one)"
         tokens = self.micro * max(width, texts)
         alive = _LOGITS_ALIVE + (1 if passes.samples else 0)  # sampled ones are divided by a temperature
         logits = max(responses * alive, self.micro * max(0, texts - 1) * _LOGITS_ALIVE) if passes.head else 0
@@ -166,6 +169,8 @@ class Workload:
         epochs: int = getattr(spec.rollout_part, "epochs", 1)
         head = responses if passes.head else 0.0
         seconds = self._read(speed, threads, tokens, width, head) * self.reads
+        if below := self.shape.layers - self._layers:
+            seconds += self._seconds(speed, threads, self.shape.forward_operations(tokens, width, 0.0, 0, below), self._touched(tokens, width, below))
         seconds += epochs * self._learn(speed, threads, tokens, width, head)
         if passes.trained > 1:
             seconds += epochs * (passes.trained - 1) * self._learn(speed, threads, tokens, width, 0.0)
@@ -214,16 +219,27 @@ class Workload:
         operations = (read + decode + score) / speed.operations_per_second
         return (operations + length * shape.weights_bytes / speed.bytes_per_second) / threads
 
+    @property
+    def _layers(self) -> int:
+        """How many layers each pass of the run's process computes, besides those that a step computes once."""
+        shared = self.passes.shared and self.spec.distribution.processes == 1
+        return self.shape.adapted_layers(self.spec.lora) if shared else self.shape.layers
+
     def _read(self, speed: Speed, threads: int, tokens: float, width: float, head: float) -> float:
-        operations = self.shape.forward_operations(tokens, width, head, self.shape.adapter_parameters(self.spec.lora))
-        return self._seconds(speed, threads, operations, _TOUCHES_FORWARD * tokens * self._kept_bytes(width))
+        operations = self.shape.forward_operations(tokens, width, head, self.shape.adapter_parameters(self.spec.lora), self._layers)
+        return self._seconds(speed, threads, operations, self._touched(tokens, width, self._layers))
 
     def _learn(self, speed: Speed, threads: int, tokens: float, width: float, head: float) -> float:
-        adapter = self.shape.adapter_parameters(self.spec.lora)
-        operations = self.shape.learning_operations(tokens, width, head, adapter)
+        adapter, adapted = self.shape.adapter_parameters(self.spec.lora), self.shape.adapted_layers(self.spec.lora)
+        operations = self.shape.learning_operations(tokens, width, head, adapter, self._layers, adapted)
         if self.spec.activation_checkpointing:
-            operations += self.shape.forward_operations(tokens, width, 0.0, adapter)
-        return self._seconds(speed, threads, operations, _TOUCHES_LEARNING * tokens * self._kept_bytes(width))
+            operations += self.shape.forward_operations(tokens, width, 0.0, adapter, adapted)
+        touched = self._touched(tokens, width, self._layers - adapted) + _TOUCHES_LEARNING * tokens * self._kept_bytes(width, adapted)
+        return self._seconds(speed, threads, operations, touched)
+
+    def _touched(self, tokens: float, width: float, layers: int) -> float:
+        """Bytes that a pass without gradients touches between the products of so many layers."""
+        return _TOUCHES_FORWARD * tokens * self._kept_bytes(width, layers)
 
     def _in_heap(self, activations: int, bytes_of_a_number: int) -> int:
         """Bytes of the activations that are in blocks of the heap: those of the MLP's width and those of the model's leave it at their own sizes."""
@@ -232,8 +248,8 @@ class Workload:
         shares = ((inner, shape.inner), (1 - inner, shape.hidden))
         return round(sum(activations * share for share, width in shares if width * bytes_of_a_number <= _LARGEST_HEAP_BLOCK))
 
-    def _kept_bytes(self, width: float) -> float:
-        return 4.0 * self.shape.layers * self.shape.kept_floats(self.spec.lora, int(width))
+    def _kept_bytes(self, width: float, layers: int) -> float:
+        return 4.0 * layers * self.shape.kept_floats(self.spec.lora, int(width))
 
     def _seconds(self, speed: Speed, threads: int, operations: float, touched_bytes: float) -> float:
         return (operations / speed.operations_per_second + touched_bytes / speed.bytes_per_second) / threads

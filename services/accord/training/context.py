@@ -115,6 +115,10 @@ class RunContext:
         """Most tokens of a row."""
         return Limits(self.spec.max_prompt_tokens, self.spec.max_response_tokens, self.base.context_tokens)
 
+    def shared_trunk(self) -> contextlib.AbstractContextManager[None]:
+        """As the model's; with weights that are gathered in each pass nothing is shared, for all processes must make the same passes."""
+        return contextlib.nullcontext() if self.world.lockstep else self.adapted.shared_trunk()
+
     def fetch_parent(self, name: str) -> str:
         """The full version name of an adapter: the one that the run began with, whatever is published and however often it is resumed.
 

@@ -42,7 +42,7 @@ class World:
 
     def __init__(self, place: Place = ALONE, stop: StopSignal | None = None, *, lockstep: bool = False, device: str = "cpu") -> None:
         self.rank, self.size, self.device = place.rank, place.size, device
-        self._lockstep = lockstep
+        self.lockstep = lockstep
         self._stop = stop or StopSignal()
         self._stop.held = place.size > 1
         self._counts = True
@@ -65,7 +65,7 @@ class World:
         """
         own = parts[self.rank :: self.size]
         yield from own
-        if self._lockstep and len(own) * self.size < len(parts):
+        if self.lockstep and len(own) * self.size < len(parts):
             self._counts = False
             try:
                 yield parts[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from accord.client.feedback import ABSTENTION, FeedbackClient, Judge, Rating, Ratings
 from accord.data.records import Prompt
@@ -104,14 +104,19 @@ class JudgeScorer:
         """It is asked for several responses at once, and owes nothing while they are still being sampled."""
         return self._asking
 
-    def scores(self, responses: Iterable[Response]) -> Iterator[Score | AccordError]:
+    @property
+    def together(self) -> int:
+        """Each is rated for itself."""
+        return 1
+
+    def scores(self, groups: Iterable[Sequence[Response]]) -> Iterator[Score | AccordError]:
         """As `Scorer`.
 
         Raises:
             FailedPreconditionError: the judge cannot rate a response, or is another than before.
             AccordError: the service cannot be asked; the error names the field of `judge_reward` that it refuses.
         """
-        waiting = iter(responses)
+        waiting = chain.from_iterable(groups)
         while part := list(islice(waiting, _ASKED_AT_ONCE)):
             yield from (_lowest(each) for each in part if _is_empty(each))
             asked = [each for each in part if not _is_empty(each)]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from accord.client.messages import ModelDigests, TokenIds
 from accord.client.reward import RewardModel, ScoreItem, ScoreResult
 from accord.errors import FailedPreconditionError, InternalError, InvalidArgumentError
-from accord.models.batching import collate
+from accord.models.batching import TokenSequence, collate
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.training.context import RunContext
 
@@ -22,7 +22,7 @@ LOCAL = "local"
 
 
 class LocalScores:
-    """Answers what a run asks a `RewardClient`. Scores one sequence at a time, as the reward service does on a CPU: the same bits.
+    """Answers what a run asks a `RewardClient`.
 
     Several threads may ask; none of them beside one that trains, since both switch adapters of one model.
 
@@ -41,14 +41,14 @@ class LocalScores:
         self._heads: dict[str, tuple[ScalarHead, HeadFacts]] = {}
         self._lock = threading.Lock()
 
-    def score_stream(self, items: Iterable[ScoreItem], reward_model: RewardModel, *, timeout_seconds: float | None = None) -> Iterator[ScoreResult]:
-        """Yields scores in the order of the items; nothing here can be waited for, so that the timeout has no use."""
-        for item in items:
-            if not isinstance(item.prompt, TokenIds) or not isinstance(item.response, TokenIds):
-                raise InternalError("a run scores token ids")
-            prompt, response = item.prompt.ids, item.response.ids
-            scores = tuple(self._score(member, prompt, response) for member in reward_model.members)
-            yield ScoreResult(item.item_id, None, _combined(scores, reward_model.std_coefficient), scores, len(prompt) + len(response))
+    def score_groups(self, groups: Iterable[Sequence[ScoreItem]], reward_model: RewardModel) -> Iterator[ScoreResult]:
+        """Yields scores in the order of the items; those of a group are computed at once, and their bits depend on all of it."""
+        for group in groups:
+            rows = [_tokens(item) for item in group]
+            columns = [self._scores(member, rows) for member in reward_model.members]
+            for item, (prompt, response), *scores in zip(group, rows, *columns, strict=True):
+                members = tuple(scores)
+                yield ScoreResult(item.item_id, None, _combined(members, reward_model.std_coefficient), members, len(prompt) + len(response))
 
     def digests_of(self, reward_model: str) -> ModelDigests:
         """Of the model that a reward model belongs to: this run's, since another is refused.
@@ -64,16 +64,17 @@ class LocalScores:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _score(self, member: str, prompt: tuple[int, ...], response: tuple[int, ...]) -> float:
+    def _scores(self, member: str, rows: Sequence[TokenSequence]) -> list[float]:
         base = self._context.base
-        batch = collate([(prompt, response)], pad_id=base.pad_token_id, device=base.device)
+        batch = collate(rows, pad_id=base.pad_token_id, device=base.device)
         with self._lock, torch.inference_mode():
             head, facts = self._ready(member)
             hidden = self._context.adapted.hidden(
                 batch.input_ids, batch.attention_mask, adapter=_name(member), position_ids=batch.position_ids, asked=batch.last_token_mask
             )
             raw = head.at_last_token(hidden, batch.attention_mask).double()
-        return float((raw - facts.mean) / facts.std)
+        found: list[float] = ((raw - facts.mean) / facts.std).tolist()
+        return found
 
     def _ready(self, member: str) -> tuple[ScalarHead, HeadFacts]:
         if member in self._heads:
@@ -92,6 +93,12 @@ class LocalScores:
         head = ScalarHead.load(folder, hidden_size=context.base.hidden_size).to(context.base.device).requires_grad_(False)
         self._heads[member] = head, HeadFacts.from_facts(manifest.facts)
         return self._heads[member]
+
+
+def _tokens(item: ScoreItem) -> TokenSequence:
+    if not isinstance(item.prompt, TokenIds) or not isinstance(item.response, TokenIds):
+        raise InternalError("a run scores token ids")
+    return item.prompt.ids, item.response.ids
 
 
 def _name(member: str) -> str:

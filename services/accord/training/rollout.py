@@ -11,7 +11,7 @@ import json
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ class RolloutSource:
         def score(errand: Errand) -> None:
             """Scores samples as they come. One that gets no number does not hold up the others, and is asked for again."""
             unusable: AccordError | None = None
-            for found in scorer.scores(batch.response(place) for place in places):
+            for found in scorer.scores(batch.groups(places, scorer.together)):
                 if errand.abandoned:
                     return
                 errand.heard()
@@ -288,6 +288,16 @@ class _Batch(SampleBatch):
     def response(self, index: int) -> Response:
         """What is to be scored at a place."""
         return Response(index, self.prompts[index], self.samples[index])
+
+    def groups(self, places: Iterable[int], size: int) -> Iterator[list[Response]]:
+        """Responses by `size` neighbouring places, each group when all of it has been sampled and one of its places comes."""
+        given: set[int] = set()
+        for place in places:
+            first = place - place % size
+            group = range(first, min(first + size, len(self.prompts)))
+            if first not in given and all(each in self.samples for each in group):
+                given.add(first)
+                yield [self.response(each) for each in group]
 
     def rollouts(self) -> list[Rollout]:
         """In the order of the prompts."""

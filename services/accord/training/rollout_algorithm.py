@@ -105,6 +105,10 @@ class RolloutAlgorithm(ABC):
 
     def step(self, step: int, optimizer: Optimizer) -> dict[str, float]:
         """Samples a batch and learns from it."""
+        with self._context.shared_trunk():
+            return self._sample_and_learn(step, optimizer)
+
+    def _sample_and_learn(self, step: int, optimizer: Optimizer) -> dict[str, float]:
         self._step = step
         self._context.stop.check()
         started, scored = time.monotonic(), self._source.score_seconds
@@ -113,6 +117,7 @@ class RolloutAlgorithm(ABC):
         sampled = time.monotonic()
         self._context.stop.check()
         self._context.events.state("train")
+        self._prepare_trunk(rollouts)
         tensors = self._tensors(rollouts)
         metrics = self._observe(rollouts, tensors)
         metrics |= self._update(step, rollouts, tensors, optimizer)
@@ -127,6 +132,12 @@ class RolloutAlgorithm(ABC):
         }  # fmt: skip
         self._alarm(metrics)
         return metrics
+
+    def _prepare_trunk(self, rollouts: Sequence[Rollout]) -> None:
+        """Shares the layers below all adapters between all passes of a step, in parts that do not depend on what was scored here, and when."""
+        trunk = self._context.adapted.trunk
+        if trunk is not None and self._context.world.size == 1:
+            trunk.prepare([(*each.prompt_ids, *each.response_ids) for each in rollouts], size=self._context.micro_batch_size)
 
     def save(self, folder: Path) -> None:
         """Policy adapter to publish."""

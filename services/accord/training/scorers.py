@@ -6,8 +6,9 @@ What does not belong here: which responses lack a score, and waiting (`accord.tr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from accord.client.messages import ModelDigests, TokenIds
@@ -59,7 +60,12 @@ class Scorer(Protocol):
         """Whether the service owes an answer now; `unscored` says that there are responses without a score."""
         ...
 
-    def scores(self, responses: Iterable[Response]) -> Iterator[Score | AccordError]:
+    @property
+    def together(self) -> int:
+        """How many responses, by place, are scored as one: `scores` is given all of them at once, when the last of them is there."""
+        ...
+
+    def scores(self, groups: Iterable[Sequence[Response]]) -> Iterator[Score | AccordError]:
         """Yields a score for each response, or an error that asking again can help and that holds up no other response.
 
         Raises:
@@ -101,10 +107,15 @@ class RewardScorer:
         """It is asked as soon as there is a response."""
         return unscored
 
-    def scores(self, responses: Iterable[Response]) -> Iterator[Score | AccordError]:
+    @property
+    def together(self) -> int:
+        """The service does as it sees fit; the run's own base model computes a micro-batch at once."""
+        return self._context.micro_batch_size if isinstance(self._client, LocalScores) else 1
+
+    def scores(self, groups: Iterable[Sequence[Response]]) -> Iterator[Score | AccordError]:
         """As `Scorer`: a score that is no number is asked for again."""
         prompts: dict[str, str] = {}
-        for result in self._client.score_stream(_items(responses, prompts), self._model, timeout_seconds=CALL_SECONDS):
+        for result in self._results(groups, prompts):
             if result.error is not None and not isinstance(result.error, DataLossError):
                 raise result.error
             if (reason := self._without_number(result)) is not None:
@@ -115,6 +126,11 @@ class RewardScorer:
     def close(self) -> None:
         """Closes the channel."""
         self._client.close()
+
+    def _results(self, groups: Iterable[Sequence[Response]], prompts: dict[str, str]) -> Iterator[ScoreResult]:
+        if isinstance(self._client, LocalScores):
+            return self._client.score_groups((list(_items(group, prompts)) for group in groups), self._model)
+        return self._client.score_stream(_items(chain.from_iterable(groups), prompts), self._model, timeout_seconds=CALL_SECONDS)
 
     def _digests_of(self, reward_model: str) -> ModelDigests:
         if isinstance(self._client, LocalScores):

@@ -88,17 +88,18 @@ def test_activations_are_what_autograd_keeps(folder: Path) -> None:
     assert counted == pytest.approx(foretold, rel=0.03)
 
 
-def test_operations_are_what_torch_counts(folder: Path) -> None:
+@pytest.mark.parametrize("lora", [LORA, LORA.model_copy(update={"last_layers": 1})], ids=["all-layers", "last-layer"])
+def test_operations_are_what_torch_counts(folder: Path, lora: LoraSpec) -> None:
     adapted = AdaptedModel(load_base_model(str(folder)))
-    adapted.add("a", LORA, seed=0)
+    adapted.add("a", lora, seed=0)
     shape, width = ModelShape.read(folder), PROMPT + RESPONSE
-    arguments = (ROWS * width, width, ROWS * RESPONSE, shape.adapter_parameters(LORA))
+    arguments = (ROWS * width, width, ROWS * RESPONSE, shape.adapter_parameters(lora))
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as forward, torch.no_grad():
         loss_of(adapted)
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as both:
         loss_of(adapted).backward()
     spared = (
-        2.0 * ROWS * PROMPT * (3 * shape.hidden * shape.inner + 3 * LORA.rank * (shape.hidden + shape.inner))
+        2.0 * ROWS * PROMPT * (3 * shape.hidden * shape.inner + 3 * lora.rank * (shape.hidden + shape.inner))
     )  # the last MLP, where nothing is read
     attention = 4.0 * shape.layers * shape.attention * width * ROWS * width
     counts_attention = any("attention" in str(name) for name in forward.get_flop_counts()["Global"])
@@ -106,17 +107,22 @@ def test_operations_are_what_torch_counts(folder: Path) -> None:
         shape.forward_operations(*arguments) - spared - (0 if counts_attention else attention), rel=0.03
     )
     assert both.get_total_flops() == pytest.approx(
-        shape.learning_operations(*arguments) - 2 * spared - (0 if counts_attention else 3.5 * attention), rel=0.05
+        shape.learning_operations(*arguments, shape.layers, shape.adapted_layers(lora))
+        - 2 * spared
+        - (0 if counts_attention else (1 + 2.5 * shape.adapted_layers(lora) / shape.layers) * attention),
+        rel=0.05,
     )
 
 
-def test_the_adapter_has_as_many_parameters_as_told(folder: Path) -> None:
+@pytest.mark.parametrize("last_layers", [0, 1])
+def test_the_adapter_has_as_many_parameters_as_told(folder: Path, last_layers: int) -> None:
+    lora = LORA.model_copy(update={"last_layers": last_layers})
     adapted = AdaptedModel(load_base_model(str(folder)))
-    adapted.add("a", LORA, seed=0)
+    adapted.add("a", lora, seed=0)
     shape = ModelShape.read(folder)
-    assert shape.adapter_parameters(LORA) == sum(parameter.numel() for parameter in adapted.parameters("a"))
+    assert shape.adapter_parameters(lora) == sum(parameter.numel() for parameter in adapted.parameters("a"))
     layers = sum(module.weight.numel() for path, module in adapted.module.named_modules() if path.endswith("base_layer"))
-    assert shape.linear == layers
+    assert shape.linear * shape.adapted_layers(lora) == layers * shape.layers
     assert shape.vocabulary_bytes == 4 * shape.vocabulary * shape.hidden
 
 

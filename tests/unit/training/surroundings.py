@@ -82,7 +82,7 @@ def metrics_of(events: Iterable[RunEvent], metric: str) -> list[float]:
 
 def publish_reward_model(context: RunContext, *, name: str = "rm", seed: int = 7) -> str:
     """A reward model with an untrained adapter and a head that says something, to name, and for PPO to start its critic from."""
-    context.adapted.add("tmp", LoraSpec(rank=4), seed=5, trainable=False)
+    context.adapted.add("tmp", LoraSpec(rank=4, last_layers=context.spec.lora.last_layers), seed=5, trainable=False)
     folder = context.directory.path / "tmp-reward"
     folder.mkdir(parents=True, exist_ok=True)
     context.adapted.save("tmp", folder)

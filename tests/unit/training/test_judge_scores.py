@@ -92,7 +92,7 @@ def judge(**spec: Any) -> OneJudge:
 
 def scored(context: RunContext, one: OneJudge, texts: Sequence[str]) -> dict[int, Score | AccordError]:
     responses = [Response(place, PROMPT, Sample(0, text, (5,), (-1.0,), "eos", 1)) for place, text in enumerate(texts)]
-    found = list(JudgeScorer(context, one).scores(responses))
+    found = list(JudgeScorer(context, one).scores([responses]))
     errors = [each for each in found if isinstance(each, AccordError)]
     scores = {each.place: each for each in found if isinstance(each, Score)}
     assert len(errors) + len(scores) == len(texts)

@@ -34,8 +34,8 @@ def test_an_ensembles_score_is_the_mean_less_the_spread_of_its_members(tmp_path:
         for seed in (1, 2, 3)
     )
     scores = LocalScores(make_context(tmp_path, tiny_folder, spec(data)))
-    found = list(scores.score_stream(ITEMS, RewardModel(members, std_coefficient=0.5)))
-    alone = [[result.score for result in scores.score_stream(ITEMS, RewardModel((member,)))] for member in members]
+    found = list(scores.score_groups([ITEMS[:2], ITEMS[2:]], RewardModel(members, std_coefficient=0.5)))
+    alone = [[result.score for result in scores.score_groups([ITEMS[:2], ITEMS[2:]], RewardModel((member,)))] for member in members]
     for index, result in enumerate(found):
         each = [column[index] for column in alone]
         assert result.item_id == str(index)

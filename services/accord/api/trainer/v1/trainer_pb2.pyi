@@ -34,14 +34,16 @@ RUN_STATE_CANCELLING: RunState
 RUN_STATE_CANCELLED: RunState
 
 class LoraSpec(_message.Message):
-    __slots__ = ("rank", "alpha", "target_modules")
+    __slots__ = ("rank", "alpha", "target_modules", "last_layers")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
+    LAST_LAYERS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     alpha: float
     target_modules: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
+    last_layers: int
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., last_layers: _Optional[int] = ...) -> None: ...
 
 class OptimizerSpec(_message.Message):
     __slots__ = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "schedule")
