@@ -3,7 +3,8 @@
     python benchmarks/training.py [--rounds 5] [--only ppo,dpo,reward,sft,resume] [--json FILE]
 
 ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, sampled by the policy service, whose logprobs are taken and checked on
-        one rollout a step (ppo.reuse_sampler_logprobs), and scored by the run itself; against
+        one rollout a step (ppo.reuse_sampler_logprobs), and scored by the run itself; with LoRA on all layers, and on the upper half of them
+        (lora.last_layers: what lies below is computed once for policy, reference, critic and reward model); against
         trl.experimental.ppo of the last TRL that has it (installed into an environment of its own on first use): four whole models as in its
         examples, and with LoRA on its policy
 dpo     4 pairs a step, prompts of 128 tokens, responses of 32 to 128, LoRA: an epoch with the reference pass, and the next epoch; against TRL's
@@ -47,6 +48,7 @@ LOCAL = "local"  # the run scores on the base model that it has; TRL's reward mo
 PARTS = ("ppo", "dpo", "reward", "sft", "resume")
 PAIRS_A_STEP, STEPS_AN_EPOCH = 4, 3
 ROLLOUTS, PPO_STEPS, SAMPLED = 8, 3, 48
+UPPER_HALF = 15  # of SmolLM2-135M's 30 layers
 LONG = "Tell a long and detailed story, with many turns, that takes its beginning from this: "
 
 
@@ -190,43 +192,43 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
     """A step through the services, and TRL's."""
     python = str(trl_peer.install())
     rows = write_pairs(root / "ppo.jsonl", ROLLOUTS * PPO_STEPS, prompt_tokens=12, shortest=32, longest=64, lead=LONG)
-    time_taken: dict[str, list[float]] = {"ours": [], "trl": [], "lora": []}
-    memory: dict[str, list[float]] = {"ours": [], "trl": [], "lora": []}
+    systems = ("all", "upper", "trl", "lora")
+    time_taken: dict[str, list[float]] = {name: [] for name in systems}
+    memory: dict[str, list[float]] = {name: [] for name in systems}
     lengths: list[float] = []
     for number in range(rounds):
-        run, policy_bytes = _ppo_run(root / f"ppo-{number}", rows)
-        time_taken["ours"].append(_mean(run.steps()[1:]))
-        memory["ours"].append((run.peak_bytes + policy_bytes) / 2**30)
-        lengths.append(run.events("metrics")[-1].values["response_tokens"])
+        for name, last_layers in (("all", 0), ("upper", UPPER_HALF)):
+            run, policy_bytes = _ppo_run(root / f"ppo-{name}-{number}", rows, last_layers)
+            time_taken[name].append(_mean(run.steps()[1:]))
+            memory[name].append((run.peak_bytes + policy_bytes) / 2**30)
+            lengths.append(run.events("metrics")[-1].values["response_tokens"])
         for name, lora in (("trl", False), ("lora", True)):
             found = trl("ppo", rows, python, batch_size=ROLLOUTS, steps=PPO_STEPS, response_tokens=SAMPLED, lora=lora)
             time_taken[name].append(_mean(found["steps"][1:]))
             memory[name].append(found["peak_bytes"] / 2**30)
         print(
             f"    round {number + 1} of {rounds}: "
-            + ", ".join(f"{name} {time_taken[name][-1]:.1f} s a step, {memory[name][-1]:.2f} GiB" for name in memory)
-            + f"; {lengths[-1]:.1f} tokens of ours, {SAMPLED} of TRL's; policy service {policy_bytes / 2**30:.2f} GiB of ours", flush=True,
+            + ", ".join(f"{name} {time_taken[name][-1]:.1f} s a step, {memory[name][-1]:.2f} GiB" for name in systems), flush=True,
         )  # fmt: skip
-    figures.add("PPO step: ours", "s", time_taken["ours"])
-    figures.add("PPO step: TRL, four whole models", "s", time_taken["trl"])
-    figures.add("PPO step: TRL with LoRA on its policy", "s", time_taken["lora"])
-    figures.add("PPO step, share of TRL's time", "times", ratios(time_taken["ours"], time_taken["trl"]), "<= 0.5")
-    figures.add("PPO step, share of the time of TRL with LoRA on its policy", "times", ratios(time_taken["ours"], time_taken["lora"]))
+    titles = dict(zip(systems, ("LoRA on all layers", "LoRA on the upper half", "TRL, four whole models", "TRL, LoRA on its policy"), strict=True))
+    for name, title in titles.items():
+        figures.add(f"PPO step: {title}", "s", time_taken[name])
+        figures.add(f"PPO, peak memory of all processes: {title}", "GiB", memory[name])
+    for name in ("all", "upper"):
+        for peer, times, bytes_ in (("trl", "<= 0.5", "<= 0.4"), ("lora", "", "")):
+            figures.add(f"PPO step, {titles[name]}: share of the time of {titles[peer]}", "times", ratios(time_taken[name], time_taken[peer]), times)
+            figures.add(f"PPO, {titles[name]}: share of the memory of {titles[peer]}", "times", ratios(memory[name], memory[peer]), bytes_)
     figures.add("PPO, sampled tokens a response (TRL's are always 48)", "tokens", lengths)
-    figures.add("PPO, peak memory of all processes: ours", "GiB", memory["ours"])
-    figures.add("PPO, peak memory: TRL, four whole models", "GiB", memory["trl"])
-    figures.add("PPO, peak memory: TRL with LoRA on its policy", "GiB", memory["lora"])
-    figures.add("PPO, share of TRL's memory", "times", ratios(memory["ours"], memory["trl"]), "<= 0.4")
-    figures.add("PPO, share of the memory of TRL with LoRA on its policy", "times", ratios(memory["ours"], memory["lora"]))
 
 
-def _ppo_run(home: Path, rows: Path) -> tuple[Ours, int]:
+def _ppo_run(home: Path, rows: Path, last_layers: int) -> tuple[Ours, int]:
     """A finished run of PPO beside a policy service, and that service's peak resident bytes."""
-    scorer = Ours(home, "scorer", {"steps": 1, "batch_size": 2, "reward_model": {"data": {"uri": str(rows), "limit": 2}}})
+    lora = {"rank": 16, "last_layers": last_layers}
+    scorer = Ours(home, "scorer", {"steps": 1, "batch_size": 2, "lora": lora, "reward_model": {"data": {"uri": str(rows), "limit": 2}}})
     scorer.finish()
     with ServerProcess("accord.policy", {"artefacts": str(home / "artefacts"), "threads": THREADS}, home) as policy:
         run = Ours(home, "ppo", {
-            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": 2, "max_response_tokens": SAMPLED,
+            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": 4, "max_response_tokens": SAMPLED, "lora": lora,
             "ppo": {
                 "data": {"uri": str(rows)}, "reward_model": "adapters/scorer/versions/1", "epochs": 1, "kl_coef": 0.05,
                 "reuse_sampler_logprobs": True,
