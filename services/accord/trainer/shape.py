@@ -95,8 +95,8 @@ class ModelShape:
 
     def learning_operations(self, tokens: float, width: float, head_tokens: float, adapter: int, layers: int, adapted: int) -> float:
         """Of a pass forth through `layers` and back through the `adapted` ones. Frozen weights have no gradient of their own: 4 a parameter and
-        token, 6 for the adapter's."""
-        linear = self.linear * adapted / self.layers
+        token, 6 for the adapter's; nothing below the lowest adapter has one, its attention's input among it."""
+        linear = self.linear * adapted / self.layers - self.hidden * (self.attention + 2 * self.key_value)
         back = tokens * (2.0 * linear + 4.0 * adapter + 10.0 * adapted * self.attention * width) + self._head(head_tokens)
         return self.forward_operations(tokens, width, head_tokens, adapter, layers) + back
 

@@ -38,7 +38,7 @@ class Passes:
         head: whether the vocabulary's head is needed.
         samples: how many responses of each row of data are generated; 0 where the data has them.
         scored: whether the reward service scores them.
-        alone: whether a pass holds one row of data whatever micro_batch_size says, as it does on a CPU for pairs.
+        alone: whether a pass holds one row of data whatever micro_batch_size says, as it does on a CPU for pairs whose logprobs are compared.
         shared: whether the layers below all adapters are computed once a step, for all passes over its rows.
     """
 
@@ -55,7 +55,7 @@ class Passes:
 
 PASSES: dict[Algorithm, Passes] = {
     "sft": Passes(held=1, trained=1),
-    "reward_model": Passes(held=1, trained=1, head=False, alone=True),
+    "reward_model": Passes(held=1, trained=1, head=False),
     "dpo": Passes(held=2, trained=1, once=1, alone=True),
     "ppo": Passes(held=3, trained=2, read=1, samples=1, scored=True, shared=True),
     "grpo": Passes(held=2, trained=1, read=2, samples=1, scored=True, shared=True),

@@ -44,17 +44,18 @@ def better_first(encoded: Encoded[EncodedPair]) -> Encoded[EncodedPair]:
     return replace(encoded, rows=tuple(kept), left_out=left_out)
 
 
-def passes(context: RunContext, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
-    """The pairs of each pass over the model, alike lengths together."""
-    return micro_batches_of_pairs(pairs, pairs_a_pass(context))
+def passes(context: RunContext, pairs: Sequence[EncodedPair], size: int = 0) -> list[list[EncodedPair]]:
+    """The pairs of each pass over the model, alike lengths together: `size` of them, or as many as `pairs_a_pass`."""
+    return micro_batches_of_pairs(pairs, size or pairs_a_pass(context))
 
 
 def pairs_a_pass(context: RunContext) -> int:
-    """Most pairs in a pass over the model: one on a CPU, elsewhere micro_batch_size.
+    """Most pairs in a pass that makes logprobs: one on a CPU, elsewhere micro_batch_size.
 
-    A CPU is no faster with several (a step of SmolLM2-135M on four pairs of 160 to 288 tokens took 10.3 s of one core in one pass and 9.2 s in
-    four: padding costs more than it saves), and alone no bit of a pair's logprobs or scores depends on its neighbours: cached reference logprobs
-    are then those that any run would compute, and a policy that has not moved has margins of exactly 0.
+    Alone no bit of a pair's logprobs depends on its neighbours: cached reference logprobs are then those that any run would compute, and a policy
+    that has not moved has margins of exactly 0. On one core that costs nothing (a step of SmolLM2-135M on four pairs of 160 to 288 tokens took
+    9.2 s in four passes and 10.3 s in one: padding), on two it costs a fourteenth: reward models, which compare with nothing that was kept, use
+    micro_batch_size everywhere.
     """
     return 1 if torch.device(context.base.device).type == "cpu" else context.micro_batch_size
 

@@ -92,7 +92,7 @@ class RewardModelTraining:
         weights = dict(zip((id(pair) for pair in batch), group_weights(batch, self._sizes), strict=True))
         world = self._context.world
         sums = world.sums()
-        for part in world.share(passes(self._context, batch)):
+        for part in world.share(passes(self._context, batch, self._context.micro_batch_size)):
             self._context.stop.check()
             chosen, rejected = self._scores(part)
             labels = torch.tensor([pair.preference if self._spec.soft_labels else hard_label(pair.preference) for pair in part])
@@ -153,7 +153,7 @@ class RewardModelTraining:
         scores = world.rows(len(pairs), 2)
         place = {id(pair): index for index, pair in enumerate(pairs)}
         with torch.no_grad():
-            for part in world.share(passes(self._context, pairs)):
+            for part in world.share(passes(self._context, pairs, self._context.micro_batch_size)):
                 scores.put([place[id(pair)] for pair in part], torch.stack(self._scores(part), dim=1))
         chosen, rejected = scores.whole().unbind(dim=1)
         return chosen, rejected

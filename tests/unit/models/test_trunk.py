@@ -154,7 +154,7 @@ def test_the_engine_serves_it(adapted: AdaptedModel, tiny_folder: Path, tmp_path
     slot = KvPool(engine.shape, max_tokens=64).take(len(ROWS[0]))
     assert slot is not None
     with torch.inference_mode():
-        found = engine.forward([Piece(slot, list(ROWS[0]), 0, 0, "high")])
+        found = engine.forward([Piece(slot, list(ROWS[0]), 0, 0, adapter="high")])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

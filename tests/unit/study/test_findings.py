@@ -22,7 +22,16 @@ def test_held_out_wins_are_those_of_the_reward_model_of_the_other_labels() -> No
     ai = arm("dpo-ai", win_by_score_human=(0.4, 0.25, 0.55), win_by_score_ai=(0.95, 0.85, 1.0))
     results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), human, ai]}], "contrasts": [], "judges": [], "recipe": {}}
     (sentence,) = findings(results)
-    assert sentence.endswith("dpo-human 70% (55% to 83%), dpo-ai 40% (25% to 55%).")
+    assert sentence.endswith("dpo-human 70% (55% to 83%), dpo-ai 40% (25% to 55%). The interval stays above one half for dpo-human.")
+
+
+def test_a_held_out_reward_model_counts_the_wins_of_all_arms_where_there_is_one() -> None:
+    human = arm("ppo-human", win_by_score_ai=(0.9, 0.8, 1.0), win_by_score_held_out=(0.7, 0.55, 0.83))
+    ai = arm("ppo-ai", win_by_score_human=(0.9, 0.8, 1.0), win_by_score_held_out=(0.4, 0.25, 0.55))
+    results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), human, ai]}], "contrasts": [], "judges": [], "recipe": {}}
+    (sentence,) = findings(results)
+    assert "a reward model of the held-out pairs" in sentence
+    assert sentence.endswith("ppo-human 70% (55% to 83%), ppo-ai 40% (25% to 55%). The interval stays above one half for ppo-human.")
 
 
 def test_nothing_is_said_of_wins_that_were_not_measured() -> None:

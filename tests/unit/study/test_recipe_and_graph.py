@@ -38,7 +38,7 @@ def test_the_shipped_recipes_are_valid_and_have_all_arms_of_their_tasks() -> Non
     assert set(shipped_recipes()) == {"quick", "dialogue", "full", "larger-judge"}
     for name in shipped_recipes():
         recipe = load_recipe(name)
-        assert len(recipe.arms) == 4
+        assert len(recipe.arms) == (2 if name == "dialogue" else 4)
         assert len(recipe.tasks) == (1 if name in ("dialogue", "larger-judge") else 2)
         assert recipe.human_pairs == 2 * recipe.ai_pairs
 
@@ -152,3 +152,14 @@ def test_specs_are_valid_once_earlier_results_are_put_in(recipe: StudyRecipe) ->
     for spec in specs.values():
         assert parse_spec(spec.model_dump()) == spec
         assert spec.algorithm == "sft" or spec.parent_adapter.endswith("-sft/versions/1")
+
+
+def test_the_held_out_reward_model_learns_from_no_pair_that_an_arm_sees_and_is_measured_on_theirs() -> None:
+    recipe = load_recipe("dialogue")
+    steps = {step.name: step for step in build_graph(recipe, {}).steps}
+    spec = steps["conversation/rm-held-out"].params["spec"]["reward_model"]
+    assert (spec["data"]["split"], spec["eval_data"]["split"]) == ("test", "train")
+    assert all("conversation/rm-held-out" not in step.inputs for step in steps.values() if step.kind == "train")
+    measured = [step for step in steps.values() if step.kind == "measure"]
+    assert measured
+    assert all(step.params["reward_models_from"]["held_out"] == "conversation/rm-held-out" for step in measured)

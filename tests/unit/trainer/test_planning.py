@@ -205,7 +205,7 @@ class TestMemory:
             return make_plan(spec_of(algorithm, **values), folder, PLENTY).peak_bytes
 
         assert peak("sft", micro_batch_size=1) < peak("sft") < peak("sft", micro_batch_size=8)
-        assert peak("reward_model") < peak("dpo") < peak("ppo")
+        assert peak("reward_model", micro_batch_size=1) < peak("dpo") < peak("ppo")
         assert peak("sft", activation_checkpointing=True) < peak("sft")
         assert peak("sft", dtype="bfloat16") < peak("sft")
         assert peak("sft", distribution={"processes": 2}) > 1.5 * peak("sft")
