@@ -204,16 +204,25 @@ class PreferenceLoss:
     ) -> PreferenceOutput:  # fmt: skip
         """Returns the loss of each pair; arguments as `dpo_loss`.
 
+        A soft label p weighs both directions whatever the loss: ``p L(h) + (1 - p) L(-h)``, the expected loss under the label. For cdpo that is
+        DPO at ``p (1 - e) + (1 - p) e``; for ipo, up to a constant, ``(h - (2 p - 1) / (2 beta))^2``; it keeps robust unbiased.
+
         Raises:
-            ValueError: a soft label or a margin with a loss that has no place for one.
+            ValueError: a preference lies outside [0, 1], a margin with a loss that has no place for one, or the shapes differ.
         """
         four = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
         if self.kind == "sigmoid":
             return dpo_loss(*four, beta=self.beta, preference=preference, margin=margin)
         if not bool((torch.as_tensor(margin) == 0).all()):
             raise ValueError(f"loss {self.kind} has no place for a margin; use sigmoid")
-        if not bool((torch.as_tensor(preference) == 1).all()):
-            raise ValueError(f"loss {self.kind} takes hard labels only; round the preferences or use sigmoid")
+        p = _probability(preference, policy_chosen)
+        there = self._hard(*four)
+        if bool((p == 1).all()):
+            return there
+        back = self._hard(policy_rejected, policy_chosen, reference_rejected, reference_chosen)
+        return there._replace(losses=p * there.losses + (1 - p) * back.losses)
+
+    def _hard(self, *four: Tensor) -> PreferenceOutput:
         if self.kind == "cdpo":
             return cdpo_loss(*four, beta=self.beta, label_smoothing=self.label_smoothing)
         if self.kind == "robust":

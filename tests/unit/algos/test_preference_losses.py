@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,24 @@ def test_a_soft_label_weighs_both_directions(values: tuple[float, float, float, 
     expected = p * math.log1p(math.exp(-beta * h)) + (1 - p) * math.log1p(math.exp(beta * h))
     got = dpo_loss(*(numbers(value) for value in values), beta=beta, preference=numbers(p)).losses.item()
     assert got == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(0, 2**20), probability, st.sampled_from(["cdpo", "robust", "ipo", "hinge"]))
+def test_a_soft_label_is_the_expectation_over_hard_ones_with_every_loss(seed: int, p: float, kind: Any) -> None:
+    """By closed forms in h: Mitchell 2023 for cdpo, Azar et al. 2023 for ipo up to its constant; swapping the pair and its label changes nothing."""
+    beta, e = 0.3, 0.1 if kind in ("cdpo", "robust") else 0.0
+    pc, pr, rc, rr = policies(seed)
+    loss = PreferenceLoss(kind, beta, e)
+    got = loss(pc, pr, rc, rr, preference=p).losses
+    torch.testing.assert_close(got, loss(pr, pc, rr, rc, preference=1 - p).losses)
+    h, s = (pc - pr) - (rc - rr), torch.nn.functional.logsigmoid
+    expected = {
+        "cdpo": -(p * (1 - e) + (1 - p) * e) * s(beta * h) - (p * e + (1 - p) * (1 - e)) * s(-beta * h),
+        "robust": (-(p * (1 - e) - (1 - p) * e) * s(beta * h) - ((1 - p) * (1 - e) - p * e) * s(-beta * h)) / (1 - 2 * e),
+        "ipo": (h - (2 * p - 1) / (2 * beta)) ** 2 + (1 - (2 * p - 1) ** 2) / (4 * beta**2),
+        "hinge": p * torch.relu(1 - beta * h) + (1 - p) * torch.relu(1 + beta * h),
+    }[kind]
+    torch.testing.assert_close(got, expected)
 
 
 @given(st.integers(0, 2**20), probability)
@@ -285,8 +304,8 @@ def test_extreme_arguments_stay_finite() -> None:
         (lambda: grouped_mean(numbers(), torch.tensor([])), "no pair"),
         (lambda: PreferenceLoss("sigmoid", 0.1, 0.1), "needs loss cdpo or robust"),
         (lambda: PreferenceLoss("ipo", 0.1, 0.1), "needs loss cdpo or robust"),
-        (lambda: PreferenceLoss("ipo", 0.1)(*example(), preference=0.7), "hard labels only"),
-        (lambda: PreferenceLoss("cdpo", 0.1, 0.1)(*example(), preference=0.7), "hard labels only"),
+        (lambda: PreferenceLoss("ipo", 0.1)(*example(), preference=1.7), "must lie in"),
+        (lambda: PreferenceLoss("cdpo", 0.1, 0.1)(*example(), preference=-0.1), "must lie in"),
     ],
 )
 def test_what_has_no_meaning_is_refused(call, words: str) -> None:
