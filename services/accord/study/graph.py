@@ -198,6 +198,8 @@ def _ppo(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
     }  # fmt: skip
     if size.minibatch_size is not None:
         values["minibatch_size"] = size.minibatch_size
+    # Steps of before these could be chosen keep their keys.
+    values |= size.model_dump(include={"gae_lambda", "value_from_reward_model"}, exclude_defaults=True)
     if size.ptx_coefficient > 0:
         values |= {"ptx_coefficient": size.ptx_coefficient, "ptx_data": _data(part)}
     return values

@@ -65,6 +65,10 @@ class PpoPart(TrainPart):
     minibatch_size: int | None = Field(None, ge=1)
     missing_eos_penalty: NonNegative = 1.0
     ptx_coefficient: NonNegative = 0.0
+    gae_lambda: float = Field(
+        0.95, ge=0, le=1, description="below 1 a response's early tokens learn from the critic, which knows little in a short run"
+    )
+    value_from_reward_model: bool = True
 
 
 class JudgePart(Spec):
