@@ -197,8 +197,8 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
     memory: dict[str, list[float]] = {name: [] for name in systems}
     lengths: list[float] = []
     for number in range(rounds):
-        for name, last_layers in (("all", 0), ("upper", UPPER_HALF)):
-            run, policy_bytes = _ppo_run(root / f"ppo-{name}-{number}", rows, last_layers)
+        for name, last_layers, micro in (("all", 0, 2), ("upper", UPPER_HALF, 4)):  # as much as stays under the memory that is asked for
+            run, policy_bytes = _ppo_run(root / f"ppo-{name}-{number}", rows, last_layers, micro)
             time_taken[name].append(_mean(run.steps()[1:]))
             memory[name].append((run.peak_bytes + policy_bytes) / 2**30)
             lengths.append(run.events("metrics")[-1].values["response_tokens"])
@@ -221,14 +221,14 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
     figures.add("PPO, sampled tokens a response (TRL's are always 48)", "tokens", lengths)
 
 
-def _ppo_run(home: Path, rows: Path, last_layers: int) -> tuple[Ours, int]:
+def _ppo_run(home: Path, rows: Path, last_layers: int, micro: int) -> tuple[Ours, int]:
     """A finished run of PPO beside a policy service, and that service's peak resident bytes."""
     lora = {"rank": 16, "last_layers": last_layers}
     scorer = Ours(home, "scorer", {"steps": 1, "batch_size": 2, "lora": lora, "reward_model": {"data": {"uri": str(rows), "limit": 2}}})
     scorer.finish()
     with ServerProcess("accord.policy", {"artefacts": str(home / "artefacts"), "threads": THREADS}, home) as policy:
         run = Ours(home, "ppo", {
-            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": 4, "max_response_tokens": SAMPLED, "lora": lora,
+            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": micro, "max_response_tokens": SAMPLED, "lora": lora,
             "ppo": {
                 "data": {"uri": str(rows)}, "reward_model": "adapters/scorer/versions/1", "epochs": 1, "kl_coef": 0.05,
                 "reuse_sampler_logprobs": True,
