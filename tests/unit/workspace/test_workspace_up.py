@@ -47,6 +47,17 @@ def kill(workspace: Workspace, name: str) -> None:
         time.sleep(0.02)
 
 
+def bind_when_free(taker: socket.socket, port: int) -> None:
+    """A killed process counts as gone when its first thread is, and its sockets close with its last."""
+    give_up = time.monotonic() + 10
+    while True:
+        try:
+            return taker.bind(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < give_up, f"port {port} is still taken"
+            time.sleep(0.02)
+
+
 def up(workspace: Workspace, home: Path, **options: object) -> list[str]:
     """Starts with the tiny model and one thread; returns what was reported."""
     said: list[str] = []
@@ -145,7 +156,7 @@ def test_those_that_know_a_lost_address_are_started_again(workspace: Workspace, 
     kill(workspace, "reward")
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        thief.bind(("127.0.0.1", int(services.reward.rpartition(":")[2])))
+        bind_when_free(thief, int(services.reward.rpartition(":")[2]))
         thief.listen()
         said = up(workspace, home)
     now = workspace.services()
