@@ -9,7 +9,7 @@ ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, sampl
         examples, and with LoRA on its policy
 dpo     4 pairs a step, prompts of 128 tokens, responses of 32 to 128, LoRA: an epoch with the reference pass, and the next epoch; against TRL's
         DPOTrainer as it comes, and with the reference computed beforehand
-reward  the same pairs through a reward model, against TRL's RewardTrainer
+reward  the same pairs through a reward model, four a pass in both, against TRL's RewardTrainer
 sft     tokens per second against 4 FLOPs a parameter and token (weights frozen, LoRA) at the largest matrix product's rate, measured beside
 resume  from the start of a killed run's new process to its first new step, model load left out
 Every round starts each system in new processes, in turn. Peak memory is the sum of the peaks of all processes that take part.
@@ -177,7 +177,7 @@ def reward(figures: Figures, root: Path, rounds: int) -> None:
     theirs: list[float] = []
     for number in range(rounds):
         run = Ours(root / f"reward-{number}", "rm", {
-            "steps": STEPS_AN_EPOCH, "batch_size": PAIRS_A_STEP, "micro_batch_size": 2, "optimizer": {"learning_rate": 1e-4},
+            "steps": STEPS_AN_EPOCH, "batch_size": PAIRS_A_STEP, "micro_batch_size": PAIRS_A_STEP, "optimizer": {"learning_rate": 1e-4},
             "max_prompt_tokens": 512, "max_response_tokens": 160, "reward_model": {"data": {"uri": str(rows)}},
         })  # fmt: skip
         run.finish()

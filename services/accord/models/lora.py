@@ -26,6 +26,7 @@ from accord.models.base import BaseModel
 from accord.models.llama_layer import is_llama_layer
 from accord.models.lora_linear import replace_forward
 from accord.models.trunk import LayerRange, Trunk
+from accord.models.unpadded import Unpadded, hook_attention, unhook_attention
 
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]{0,199}")
@@ -66,7 +67,11 @@ class AdaptedModel:
         self._asked: Tensor | None = None
         self._range: LayerRange | None = None
         self._trunk: Trunk | None = None
-        self._spare_last_mlp()
+        layers = getattr(self._decoder, "layers", None)
+        self._known = isinstance(layers, nn.ModuleList) and len(layers) > 0 and all(map(is_llama_layer, layers))
+        if self._known:
+            self._spare_last_mlp()
+            hook_attention(self.module)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -235,6 +240,8 @@ class AdaptedModel:
             DataLossError: a merged weight is not finite.
         """
         self._config(name)
+        if self._known:
+            unhook_attention(self.module)
         try:
             merged: nn.Module = self._tuner.merge_and_unload(safe_merge=True, adapter_names=[name])
         except ValueError as error:  # PEFT's check of each product
@@ -244,8 +251,15 @@ class AdaptedModel:
         return merged
 
     def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor, *, adapter: str | None, position_ids: Tensor | None = None, asked: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        adapter: str | None,
+        position_ids: Tensor | None = None,
+        asked: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm, shape (batch, T, H), without the language-model head. The caller's grad mode holds.
 
         Args:
@@ -254,6 +268,8 @@ class AdaptedModel:
             position_ids: (batch, T). Without them, real tokens count from 0, so that the padding side does not matter.
             asked: (batch, T), True where the result will be read; elsewhere it holds something else, for the last layer's MLP, which no other
                 position looks at, is spared there. None: everywhere.
+            real: (batch, T), True at real tokens, for a mask of the second kind; None: everywhere. On a CPU what is not real is not computed, and
+                the result is 0 there.
 
         Raises:
             ValueError: a four-dimensional mask comes without position ids.
@@ -262,15 +278,21 @@ class AdaptedModel:
             raise ValueError("a mask of shape (batch, 1, T, T) needs position_ids")
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        mask = attention_mask.long() if attention_mask.dim() == 2 else attention_mask
-        given: dict[str, Tensor] = {"input_ids": input_ids}
+        plain = attention_mask.dim() == 2
+        given: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
         rest: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._trunk is not None and attention_mask.dim() == 2 and self.first_layer(adapter) >= self._trunk.depth:
-            given = {"inputs_embeds": self._trunk.states(input_ids, attention_mask)}
+        if self._trunk is not None and plain and self.first_layer(adapter) >= self._trunk.depth:
+            given["inputs_embeds"] = self._trunk.states(given.pop("input_ids"), attention_mask)
             rest = self._layer_range().only(self._trunk.depth, len(self._decoder.layers))
+        unpadded = self._unpadded(attention_mask.bool() if plain else real, None if plain else attention_mask)
+        if unpadded is None:
+            given["attention_mask"] = attention_mask.long() if plain else attention_mask
+        else:
+            given = {name: unpadded.taken(tensor) for name, tensor in given.items()} | unpadded.arguments()
+            asked = None if asked is None else unpadded.taken(asked)
         with self.use(adapter), self.asked_at(asked), rest:
-            result: Tensor = self._decoder(**given, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
-        return result
+            result: Tensor = self._decoder(**given, use_cache=False).last_hidden_state
+        return result if unpadded is None else unpadded.padded(result)
 
     def first_layer(self, adapter: str | None) -> int:
         """Index of the first decoder layer that an adapter changes; for None, the bare base, the number of layers.
@@ -295,9 +317,8 @@ class AdaptedModel:
         decoder is not of a shape that is known.
         """
         depth = min(filter(None, map(self.first_layer, self._configs)), default=0)
-        known = isinstance(layers := getattr(self._decoder, "layers", None), nn.ModuleList) and all(map(is_llama_layer, layers))
         before = self._trunk
-        if known and 0 < depth < len(self._decoder.layers):
+        if self._known and 0 < depth < len(self._decoder.layers):
             self._trunk = Trunk(self._decoder, self._layer_range(), depth)
         try:
             yield
@@ -334,6 +355,11 @@ class AdaptedModel:
     def _decoder(self) -> Any:
         return getattr(self.module, self.module.base_model_prefix)
 
+    def _unpadded(self, real: Tensor | None, looks_at: Tensor | None) -> Unpadded | None:
+        """The real tokens of a pass; None where all are, or where padding is computed too."""
+        worth = self._known and real is not None and real.device.type == "cpu" and not bool(real.all()) and bool(real.any(dim=1).all())
+        return Unpadded(real, looks_at) if worth and real is not None else None
+
     def _layer_range(self) -> LayerRange:
         if self._range is None:
             self._range = LayerRange(self._decoder.layers)
@@ -347,11 +373,8 @@ class AdaptedModel:
         return list(range(layers - count, layers)) if count else None
 
     def _spare_last_mlp(self) -> None:
-        """Lets the last layer's MLP compute at the asked positions alone, in decoders of a shape that is known."""
-        layers = getattr(self._decoder, "layers", None)
-        if not (isinstance(layers, nn.ModuleList) and layers and is_llama_layer(layers[-1])):
-            return
-        mlp: Any = layers[-1].mlp
+        """Lets the last layer's MLP compute at the asked positions alone."""
+        mlp: Any = self._decoder.layers[-1].mlp
         whole = mlp.forward
 
         def forward(x: Tensor) -> Tensor:

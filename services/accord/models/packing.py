@@ -27,7 +27,7 @@ class PackedBatch:
 
     `attention_mask` is (batch, 1, T, T), True where a position (row) may look at another (column). The response tokens of all rows, by
     group and response, are `tokens` (N,); they are predicted at the positions (`rows`, `columns`), each (N,), and stand at
-    (`rows`, `token_columns`).
+    (`rows`, `token_columns`). `lengths` are those of the responses, `widths` those of the rows.
     """
 
     input_ids: Tensor
@@ -37,6 +37,13 @@ class PackedBatch:
     columns: Tensor
     token_columns: Tensor
     lengths: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def real_mask(self) -> Tensor:
+        """True at tokens, False at padding, (batch, T)."""
+        widths = torch.tensor(self.widths, device=self.input_ids.device)
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < widths[:, None]
 
     @property
     def predicting_mask(self) -> Tensor:
@@ -95,7 +102,7 @@ def pack(groups: Sequence[PromptGroup], *, pad_id: int, device: torch.device | s
     return PackedBatch(
         input_ids.to(device), mask[:, None].to(device), position_ids.to(device), torch.tensor(rows, device=device),
         torch.tensor(columns, device=device), torch.tensor(token_columns, device=device),
-        tuple(len(response) for _, responses in groups for response in responses),
+        tuple(len(response) for _, responses in groups for response in responses), tuple(map(packed_length, groups)),
     )  # fmt: skip
 
 
@@ -125,7 +132,9 @@ def group_logprobs(
     results: dict[int, list[Tensor]] = {}
     for members in micro_batches([packed_length(group) for group in groups], micro_batch_tokens):
         batch = pack([groups[index] for index in members], pad_id=adapted.base.pad_token_id, device=adapted.base.device)
-        hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids, asked=batch.predicting_mask)
+        hidden = adapted.hidden(
+            batch.input_ids, batch.attention_mask, adapter=adapter, position_ids=batch.position_ids, asked=batch.predicting_mask, real=batch.real_mask
+        )
         logits = adapted.logits_of(hidden[batch.rows, batch.columns])
         parts = iter(token_logprobs(logits, batch.tokens, temperature=temperature).split(list(batch.lengths)))
         for index in members:

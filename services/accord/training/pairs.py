@@ -53,9 +53,7 @@ def pairs_a_pass(context: RunContext) -> int:
     """Most pairs in a pass that makes logprobs: one on a CPU, elsewhere micro_batch_size.
 
     Alone no bit of a pair's logprobs depends on its neighbours: cached reference logprobs are then those that any run would compute, and a policy
-    that has not moved has margins of exactly 0. On one core that costs nothing (a step of SmolLM2-135M on four pairs of 160 to 288 tokens took
-    9.2 s in four passes and 10.3 s in one: padding), on two it costs a fourteenth: reward models, which compare with nothing that was kept, use
-    micro_batch_size everywhere.
+    that has not moved has margins of exactly 0. Reward models, which compare with nothing that was kept, use micro_batch_size everywhere.
     """
     return 1 if torch.device(context.base.device).type == "cpu" else context.micro_batch_size
 

@@ -141,8 +141,9 @@ class RewardModelTraining:
         base = self._context.base
         packed = pack([(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs], pad_id=base.pad_token_id, device=base.device)
         hidden = self._context.adapted.hidden(
-            packed.input_ids, packed.attention_mask, adapter=REWARD, position_ids=packed.position_ids, asked=packed.last_token_mask
-        )
+            packed.input_ids, packed.attention_mask, adapter=REWARD, position_ids=packed.position_ids, asked=packed.last_token_mask,
+            real=packed.real_mask,
+        )  # fmt: skip
         last = torch.tensor(packed.lengths).cumsum(0) - 1
         scores = self._head(hidden[packed.rows[last], packed.token_columns[last]])
         return scores[0::2], scores[1::2]
