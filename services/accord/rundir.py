@@ -34,6 +34,7 @@ from accord.rpc.config import load_config
 from accord.runspec import RunSpec, Spec
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_AWAY, EXIT_GUARDED = 0, 1, 2, 3, 4, 5
+LOCAL_SCORES = "local"  # in the place of the reward service's address
 PHASE_PENDING = "pending"  # nothing of the run has a process yet, or any more: its launcher says what it waits for
 EventKind = Literal["state", "metrics", "message", "heartbeat"]
 
@@ -46,6 +47,11 @@ class Endpoints(Spec):
     reward: str = Field("", description="address of the reward service; local: the run scores by itself, on the base model that it has")
     feedback: str = ""
     tls: ChannelTls | None = Field(None, description="use TLS towards all of them; plain text where absent")
+
+    @property
+    def local_scores(self) -> bool:
+        """Whether a run scores by itself."""
+        return self.reward == LOCAL_SCORES
 
 
 class RunFile(Spec):

@@ -21,7 +21,7 @@ from accord.artefacts.store import ArtefactStore
 from accord.errors import AccordError, FailedPreconditionError
 from accord.export.card import BaseFacts, Checked, Form, card_text, facts_of
 from accord.export.conventions import converter_problems
-from accord.export.folder import FACTS_FILE, check_place, check_room, written_at_once
+from accord.export.folder import FACTS_FILE, check_place, check_room, remove_leftovers, written_at_once
 from accord.export.hub import check_push, push
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def run(order: Order) -> dict[str, Any]:
     Raises:
         AccordError: what is wrong with the order, before anything is written where that can be known.
     """
+    remove_leftovers(order.folder)
     check_place(order.folder, force=order.force)
     if order.push:
         check_push(order.push)

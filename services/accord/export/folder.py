@@ -58,7 +58,6 @@ def written_at_once(target: Path) -> Iterator[Path]:
     Raises:
         FailedPreconditionError: the disk is full.
     """
-    _remove_leftovers(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
@@ -81,12 +80,16 @@ def _swap(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """What killed exports left here; those of living processes stay."""
-    for kind in ("partial", "replaced"):
+def remove_leftovers(target: Path) -> None:
+    """What killed exports left here; those of living processes stay. One killed while it replaced another has the other put back first."""
+    for kind in ("replaced", "partial"):
         for path in target.parent.glob(f".{target.name}.{kind}-*"):
             number = path.name.rpartition("-")[2]
-            if number.isdigit() and not psutil.pid_exists(int(number)):
+            if not number.isdigit() or psutil.pid_exists(int(number)):
+                continue
+            if kind == "replaced" and not target.exists():
+                path.rename(target)
+            else:
                 shutil.rmtree(path, ignore_errors=True)
 
 

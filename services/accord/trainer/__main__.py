@@ -97,7 +97,8 @@ def build_launcher(config: TrainerConfig) -> Launcher:
         raise FailedPreconditionError(f"launcher kubernetes needs the extra accord[kubernetes]: {error}", field="launcher") from error
 
     def peak_bytes(run: RunFile) -> int:
-        return plan_memory(run.spec, find_model_folder(config, run.spec), available_bytes(config, run.spec)).peak_bytes
+        folder, local = find_model_folder(config, run.spec), run.endpoints.local_scores
+        return plan_memory(run.spec, folder, available_bytes(config, run.spec), local_scores=local).peak_bytes
 
     return JobLauncher(config.kubernetes, Cluster(config.kubernetes), stop_grace_seconds=config.stop_grace_seconds, peak_bytes=peak_bytes)
 

@@ -72,26 +72,29 @@ def available_bytes(config: TrainerConfig, spec: RunSpec) -> int:
     return int(psutil.virtual_memory().available) if config.kubernetes is None else config.kubernetes.available_bytes(spec.algorithm)
 
 
-def plan_memory(spec: RunSpec, model_folder: Path | None, available: int) -> Plan:
+def plan_memory(spec: RunSpec, model_folder: Path | None, available: int, *, local_scores: bool = False) -> Plan:
     """Memory alone. Where all rows at the limits would not fit into what is available, the data is read to see how long its rows are.
 
     Raises:
         NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
     """
-    plan = _memory_plan(spec, model_folder, available)
+    plan = _memory_plan(spec, model_folder, available, local_scores=local_scores)
     if plan.fits or model_folder is None or spec.algorithm == "evaluate":
         return plan
     lengths, texts, _ = _lengths(spec, model_folder, _read(spec, spec.algorithm, "data"))
-    return _memory_plan(spec, model_folder, available, lengths, texts)
+    return _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores)
 
 
-def make_plan(spec: RunSpec, model_folder: Path | None, available: int, *, speed: Speed | None = None, threads: int = 1) -> Plan:
+def make_plan(
+    spec: RunSpec, model_folder: Path | None, available: int, *, speed: Speed | None = None, threads: int = 1, local_scores: bool = False
+) -> Plan:
     """The whole plan of a run.
 
     Args:
         available: bytes that it can have.
         speed: of one thread; None leaves the time out.
         threads: of the run and of each service.
+        local_scores: whether reward models are in the run's own process.
 
     Raises:
         NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
@@ -103,7 +106,7 @@ def make_plan(spec: RunSpec, model_folder: Path | None, available: int, *, speed
         plan = _memory_plan(spec, None, available)
         return Plan(plan.memory, plan.available_bytes, data.report.rows, plan.notes)
     lengths, texts, notes = _lengths(spec, model_folder, data)
-    plan = _memory_plan(spec, model_folder, available, lengths, texts)
+    plan = _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores)
     rows = data.report.rows if lengths is None else round(data.report.rows * lengths.kept)
     if lengths is not None and not lengths.rows:
         notes = [*notes, "no row of the data is within max_prompt_tokens and max_response_tokens"]
@@ -127,13 +130,15 @@ def data_specs(spec: RunSpec) -> dict[str, DataSpec]:
     return {f"{spec.algorithm}.{name}": data for name, data in found.items() if data is not None}
 
 
-def _memory_plan(spec: RunSpec, folder: Path | None, available: int, lengths: Lengths | None = None, texts: Lengths | None = None) -> Plan:
+def _memory_plan(
+    spec: RunSpec, folder: Path | None, available: int, lengths: Lengths | None = None, texts: Lengths | None = None, *, local_scores: bool = False
+) -> Plan:
     process = MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured")
     if spec.algorithm == "evaluate":
         return Plan((process,), available, notes=("an evaluation loads a sentence encoder, not the base model",))
     if folder is None:
         return Plan((process,), available, notes=("the base model's files are not at hand, so that its memory is not in the plan",))
-    workload = Workload(spec, ModelShape.read(folder), lengths, texts)
+    workload = Workload(spec, ModelShape.read(folder), lengths, texts, local_scores)
     return Plan(tuple(workload.memory()), available, advice=_advice(workload))
 
 

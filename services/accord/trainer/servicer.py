@@ -154,7 +154,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if known is not None and not validate_only:
             return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
         self._check(spec)
-        plan = plan_memory(spec, find_model_folder(self._config, spec), available_bytes(self._config, spec))
+        config = self._config
+        plan = plan_memory(spec, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores)
         if not plan.fits:
             raise FailedPreconditionError(plan.refusal(), field="spec", metadata=_plan_facts(plan))
         if validate_only:
@@ -188,7 +189,10 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         """The whole plan; its time is this machine's, so that there is none for pods elsewhere."""
         config = self._config
         speed = self._calibration.speed(_CALIBRATION_SECONDS) if config.kubernetes is None else None
-        return make_plan(spec, find_model_folder(config, spec), available_bytes(config, spec), speed=speed, threads=config.threads)
+        return make_plan(
+            spec, find_model_folder(config, spec), available_bytes(config, spec), speed=speed, threads=config.threads,
+            local_scores=config.endpoints.local_scores,
+        )  # fmt: skip
 
 
 def run_name(spec: RunSpec, request_id: str) -> str:

@@ -82,12 +82,14 @@ class Workload:
         shape: of its base model.
         lengths: of its data; None takes every row at the limits.
         text_lengths: of the pretraining text, where there is some.
+        local_scores: whether reward models are in the run's own process.
     """
 
     spec: RunSpec
     shape: ModelShape
     lengths: Lengths | None = None
     text_lengths: Lengths | None = None
+    local_scores: bool = False
 
     @property
     def passes(self) -> Passes:
@@ -149,7 +151,8 @@ class Workload:
         items = [
             MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured"),
             MemoryItem("base weights", weights, "mapped from the safetensors files" + ("" if passes.head else ", without the vocabulary's tables")),
-            MemoryItem("adapters", passes.held * adapter, f"{passes.held} adapters x {_mib(adapter)} (rank {spec.lora.rank})"),
+            MemoryItem("adapters", self._held * adapter, f"{self._held} adapters x {_mib(adapter)} (rank {spec.lora.rank})"),
+            *self._scorers(adapter),
             MemoryItem("gradients and Adam moments", 3 * passes.trained * adapter, f"3 x {passes.trained} trained adapters x {_mib(adapter)}"),
             activations,
             of_logits,
@@ -197,6 +200,21 @@ class Workload:
             return self._service_seconds(speed, threads, rows)
         tokens, width, responses = self.rows.batch(rows, self.micro)
         return self._read(speed, threads, tokens, width, responses if self.passes.head else 0.0)
+
+    @property
+    def _held(self) -> int:
+        """Adapters in memory: one step ahead, the policy that sampled too."""
+        return self.passes.held + (self.spec.ppo is not None and self.spec.ppo.max_staleness > 0)
+
+    def _scorers(self, adapter: int) -> list[MemoryItem]:
+        """Reward models on the run's own base, whose rank is in their files: counted as the run's."""
+        part = self.spec.rollout_part
+        if not self.local_scores or part is None or not self._scored:
+            return []
+        count = 1 + len(part.more_reward_models) + bool(self.spec.guards.held_out_reward_model)
+        return [
+            MemoryItem("local reward models", count * adapter, f"{count} adapters x {_mib(adapter)}, taken at the run's rank {self.spec.lora.rank}")
+        ]
 
     @property
     def _scored(self) -> bool:

@@ -47,7 +47,8 @@ class DirectPreferenceOptimization:
         self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._loss.ratings = read_ratings(self._pairs, margin=spec.rating_margin, weights=spec.rating_weights, part="dpo")
         if spec.eval_data is not None:
-            self._eval_pairs = read_encoded_pairs(self._context, spec.eval_data, ordered=ordered)[0].rows
+            held, _ = read_encoded_pairs(self._context, spec.eval_data, ordered=ordered)
+            self._eval_pairs = held.at_least_one("pairs", "dpo.eval_data").rows
         self._parents = start_adapter(self._context, POLICY, run.parent_adapter)
         adapter = start_reference(self._context, self._parents)
         self._reference = ReferenceLogprobs(self._context, adapter, "".join(self._parents), self._loss.sums)

@@ -88,7 +88,7 @@ class Encoded(Generic[ItemT]):
             InvalidArgumentError: no row fits.
         """
         if not self.rows:
-            raise InvalidArgumentError(f"{self.account(what)}; nothing is left to train on", field=field)
+            raise InvalidArgumentError(f"{self.account(what)}; nothing is left of {field}", field=field)
         return self
 
 

@@ -18,8 +18,6 @@ from accord.models.batching import TokenSequence, collate
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.training.context import RunContext
 
-LOCAL = "local"
-
 
 class LocalScores:
     """Answers what a run asks a `RewardClient`.

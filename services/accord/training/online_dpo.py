@@ -64,7 +64,8 @@ class OnlineDirectPreferenceOptimization:
         texts = read_prompts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed).rows
         self._texts = {prompt.prompt_id: prompt for prompt in texts}
         if self._spec.eval_data is not None:
-            self._eval_pairs = read_encoded_pairs(self._context, self._spec.eval_data, ordered=self._ordered)[0].rows
+            held, _ = read_encoded_pairs(self._context, self._spec.eval_data, ordered=self._ordered)
+            self._eval_pairs = held.at_least_one("pairs", "online_dpo.eval_data").rows
         self._parents = start_adapter(self._context, POLICY, spec.parent_adapter)
         adapter = start_reference(self._context, self._parents)
         self._reference = ReferenceLogprobs(self._context, adapter, "".join(self._parents), self._loss.sums)

@@ -64,7 +64,7 @@ class RewardModelTraining:
         self._ratings = read_ratings(self._pairs, margin=self._spec.rating_margin, weights=self._spec.rating_weights, part="reward_model")
         if self._spec.eval_data is not None:
             held, self._eval_digest = read_encoded_pairs(self._context, self._spec.eval_data)
-            self._eval_pairs = held.rows
+            self._eval_pairs = held.at_least_one("pairs", "reward_model.eval_data").rows
         self._parents = start_adapter(self._context, REWARD, self._context.spec.parent_adapter)
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:

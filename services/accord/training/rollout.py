@@ -27,7 +27,7 @@ from accord.training.context import RunContext
 from accord.training.distribution import World
 from accord.training.examples import EncodedPrompt
 from accord.training.judge_scores import JudgeScorer, OneJudge
-from accord.training.local_scores import LOCAL, LocalScores
+from accord.training.local_scores import LocalScores
 from accord.training.scorers import Response, RewardScorer, Score, Scorer
 from accord.training.services import CALL_SECONDS, check_digests, check_endpoints, one_attempt
 from accord.training.waiting import Errand, accompany, with_patience
@@ -87,7 +87,7 @@ class RolloutSource:
         self._context = context
         self.score_seconds = 0.0
         """Time spent waiting for scores when all responses were there already, in all."""
-        self._local = LocalScores(context) if "reward" in asked and context.run.endpoints.reward == LOCAL else None
+        self._local = LocalScores(context) if "reward" in asked and context.run.endpoints.local_scores else None
         self._open()
 
     def check_services(self) -> None:

@@ -38,7 +38,7 @@ class SupervisedFineTuning:
         rows, self._data_digest = self._read(self._spec.data)
         self._rows = rows.at_least_one("demonstrations", "sft.data").rows
         if self._spec.eval_data is not None:
-            self._eval_rows = self._read(self._spec.eval_data)[0].rows
+            self._eval_rows = self._read(self._spec.eval_data)[0].at_least_one("demonstrations", "sft.eval_data").rows
         self._parents = start_adapter(self._context, POLICY, self._context.spec.parent_adapter)
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:

@@ -280,3 +280,16 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(shop: Shop,
     assert len(list(tmp_path.iterdir())) == (0 if number == signal.SIGTERM else 1)
     assert export(DPO, tmp_path / "out", "--form", "adapter")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_killed_while_it_replaced_another_has_the_other_put_back(export: Export, tmp_path: Path) -> None:
+    """Between two renames nothing has the name; should the next export fail, the one before is there."""
+    assert export(DPO, tmp_path / "out", "--form", "adapter")[0] == 0
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "out").rename(tmp_path / f".out.replaced-{dead.pid}")
+    code, said = export("adapters/none/versions/1", tmp_path / "out", "--form", "adapter", "--force")
+    assert (code, said["error"]["code"]) == (1, "NOT_FOUND")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    code, said = export(DPO, tmp_path / "out", "--form", "adapter")
+    assert (code, said["error"]["code"]) == (1, "ALREADY_EXISTS")

@@ -36,3 +36,20 @@ def test_without_a_critic_there_is_one_adapter_less(tmp_path: Path) -> None:
     adapter = sizes["ppo"][0] / 3
     assert sizes["grpo"] == sizes["rloo"] == sizes["online_dpo"] == (2 * adapter, 3 * adapter)
     assert sizes["ppo"][1] == 6 * adapter
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "online_dpo"])
+def test_local_reward_models_and_the_policy_that_sampled_are_counted(tmp_path: Path, kind: str) -> None:
+    folder = tiny_model_folder(tmp_path / "model")
+    spec = spec_of(tmp_path, kind)
+    values = spec.model_dump(exclude_none=True)
+    if kind != "online_dpo":
+        values[kind]["more_reward_models"] = ("adapters/s/versions/1",)
+        values["guards"] = {"held_out_reward_model": "adapters/t/versions/1"}
+    plain, local = (make_plan(parse_spec(values), folder, 2**40, local_scores=local) for local in (False, True))
+    adapter = next(item.bytes for item in plain.memory if item.role == "adapters") / (3 if kind == "ppo" else 2)
+    assert local.peak_bytes - plain.peak_bytes == (0 if kind == "online_dpo" else 3 * adapter)
+    if kind == "ppo":
+        values["ppo"]["max_staleness"] = 1
+        ahead = make_plan(parse_spec(values), folder, 2**40)
+        assert ahead.peak_bytes - plain.peak_bytes == adapter

@@ -300,7 +300,7 @@ class TestProcess:
         [
             ({"parent_adapter": "adapters/none"}, "none"),
             ({"lora": {"rank": 4, "target_modules": ["w_proj"]}}, "w_proj"),
-            ({"max_prompt_tokens": 5}, "12 with a prompt over max_prompt_tokens 5; nothing is left to train on"),
+            ({"max_prompt_tokens": 5}, "12 with a prompt over max_prompt_tokens 5; nothing is left of sft.data"),
             ({"sft": {"data": {"uri": "missing.jsonl"}}}, "there is no file missing.jsonl"),
             ({"sft": {"data": {"uri": "hub:nobody/nothing"}}}, "not in the local hub cache"),
         ],
@@ -309,6 +309,15 @@ class TestProcess:
         code, result = main(make_context(tmp_path, tiny_folder, {**spec_of(tmp_path, "sft"), **values}))
         assert (code, result.exit_code) == (EXIT_CONFIGURATION, EXIT_CONFIGURATION)
         assert words in result.message
+
+    @pytest.mark.parametrize("kind", list(KINDS))
+    def test_held_out_data_of_which_no_row_fits_is_a_mistake_too(self, tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+        """A guard or a manifest would otherwise count on figures that never come."""
+        spec = spec_of(tmp_path, kind)
+        spec[kind]["eval_data"] = write_rows(tmp_path / "long.jsonl", [{"prompt": "x" * 2000, "chosen": "a", "rejected": "b"}])
+        code, result = main(make_context(tmp_path, tiny_folder, spec))
+        assert (code, result.exit_code) == (EXIT_CONFIGURATION, EXIT_CONFIGURATION)
+        assert f"nothing is left of {kind}.eval_data" in result.message
 
     def test_a_run_directory_of_another_specification_is_refused(self, tmp_path: Path, tiny_folder: Path) -> None:
         context = make_context(tmp_path, tiny_folder, spec_of(tmp_path, "sft"))
