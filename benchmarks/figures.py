@@ -45,7 +45,7 @@ class Figures:
         figure = Figure(name, unit, statistics.median(values), min(values), max(values), len(values), reach)
         self._figures.append(figure)
         wanted = f"   asked for: {reach}" if reach else ""
-        print(f"  {name:66} {figure.median:10.3f} {unit:9} ({figure.low:.3f} to {figure.high:.3f}, {len(values)} rounds){wanted}", flush=True)
+        print(f"  {name:86} {figure.median:10.3f} {unit:9} ({figure.low:.3f} to {figure.high:.3f}, {len(values)} rounds){wanted}", flush=True)
         return figure
 
     def machine_figure(self, name: str, value: float) -> None:
