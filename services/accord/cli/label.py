@@ -14,7 +14,7 @@ from accord.cli.connect import command, reach
 from accord.cli.failures import FAILED, advice
 from accord.cli.labelling import JobPace, absolute_output, absolute_source, create_job, job_states, read_candidates, request_id_of
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
-from accord.cli.output import print_json, print_line
+from accord.cli.output import print_json, print_line, time_text
 from accord.cli.progress import ProgressBar
 from accord.cli.prompts import conversation
 from accord.errors import InvalidArgumentError, NotFoundError
@@ -107,6 +107,8 @@ def label(
         if detach:
             print_json(job) if as_json else print_line(job.name)
             return
+        if job.state == "succeeded":
+            sys.stderr.write(f"{job.name} has labelled this before (begun {time_text(job.create_time)}); nothing is judged again\n")
         job = _follow(client, job, timeout)
         _end(client, job, home, as_json=as_json)
 

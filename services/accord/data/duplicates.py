@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from accord.data.likeness import exact_key, near_key
+from accord.data.likeness import exact_key, near_key, normalised
 from accord.data.records import ANNOTATOR, PreferencePair
 
 
@@ -39,7 +39,7 @@ class Duplicates:
 
 
 def _winner(pair: PreferencePair) -> int:
-    """A hash of the better response, the same whichever is called chosen; 0 for a tie."""
+    """A hash of the better response, normalised, the same whichever is called chosen; 0 for a tie."""
     if pair.preference == 0.5:
         return 0
-    return hash(pair.chosen if pair.preference > 0.5 else pair.rejected) or 1
+    return hash(normalised(pair.chosen if pair.preference > 0.5 else pair.rejected)) or 1

@@ -32,6 +32,7 @@ from accord.feedback.shares import (
     random_baseline,
     same_position_after_swap,
     share_of,
+    share_of_pairs,
 )
 from accord.text.chat import Message
 
@@ -83,8 +84,8 @@ def _card(labels: Sequence[LabelFacts], everything: Sequence[LabelFacts]) -> Lab
         pairs=len(labels),
         human_agreement=None,
         length_baseline=None,
-        first_preferred=share_of(first_preferred(labels)) if shown_in_order else None,
-        same_position_after_swap=share_of(same_position_after_swap(labels)) if shown_in_order else None,
+        first_preferred=share_of_pairs(first_preferred(labels)) if shown_in_order else None,
+        same_position_after_swap=share_of_pairs(same_position_after_swap(labels)) if shown_in_order else None,
         longer_preferred=share_of(longer_preferred(labels)),
         ensemble_agreement=fmean(agreements) if agreements else None,
         escalated=share_of([float(label.escalated) for label in labels]) if any(label.escalated for label in labels) else None,

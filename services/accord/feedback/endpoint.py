@@ -42,6 +42,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _QUOTED_CHARACTERS = 300
 _READING = 2
 """Counts the changes of what is read out of the same answer; part of an endpoint's digest. 1 took verdicts in another form than asked for hard."""
+_VERDICT_TOKENS = OpenAIJudge.model_fields["max_verdict_tokens"].default
+"""The room that digests do not name: those from before it was named in them stay."""
 _MOST_BYTES_PER_TOKEN = 16
 """No tokenizer packs text of any language that densely on average: over it a prompt cannot fit, or has not been read whole."""
 _OVERFLOW = re.compile(
@@ -113,6 +115,8 @@ class ChatEndpoint:
         config = self._config
         fingerprint = completion.fingerprint if config.fingerprint_in_digest else ""
         asked = {"top_logprobs": config.top_logprobs, "body": config.body}
+        if config.max_verdict_tokens != _VERDICT_TOKENS:  # what was cut off for want of room is asked again once there is more
+            asked |= {"max_verdict_tokens": config.max_verdict_tokens}
         digest = digest_of(f"endpoint/{_READING}", config.base_url, config.model, fingerprint, asked)
         found = JudgeIdentity(f"{config.model} at {urlsplit(config.base_url).netloc}", ModelDigests(), configured=self._name, endpoint_digest=digest)
         if self._known is not None and self._known != found:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from accord.client.feedback import LabelPairItem
+from accord.data.files import shown
 from accord.data.readers import read_pairs, read_prompts
 from accord.data.records import LABEL_JOB, Dataset, PreferencePair, Prompt, RecordT, digest_of
 from accord.data.writers import write_pairs
+from accord.errors import InvalidArgumentError
 from accord.feedback.card_page import render_cards
 from accord.feedback.cards import make_cards
 from accord.feedback.job_files import JobRecord
@@ -29,6 +31,10 @@ def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[
     """The pairs of a job in the data set's order, rows left out by reason, and the digest of what was read.
 
     Rows of another task are left out and counted. A limit takes the rows that `read_pairs` would take with this seed, among those of the task.
+
+    Raises:
+        InvalidArgumentError: no row can be labelled; says what the rows are.
+        AccordError: as `read_pairs`.
     """
     spec = record.spec
     found = read_pairs(record.data_uri, format=spec.dataset_format, split=spec.split or "train", seed=spec.seed, task=spec.task)
@@ -51,6 +57,10 @@ def _of_the_job(record: JobRecord, found: Dataset[RecordT], rows: list[tuple[str
     if added:
         rejected[f"id begins with {ADDED}, as those of pairs that jobs add"] = added
         rows = [(name, row) for name, row in rows if not is_added(name)]
+    if not rows:
+        left_out = {f"of other splits than {spec.split}": found.report.other_splits, **rejected}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count) or "it is empty"
+        raise InvalidArgumentError(f"nothing in {shown(record.data_uri)} can be labelled: {reasons}", field="dataset_uri")
     if spec.limit and spec.limit < len(rows):
         kept = {name for name, _ in sorted(rows, key=lambda named: _hash(spec.seed, named[0]))[: spec.limit]}
         rows = [(name, row) for name, row in rows if name in kept]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ def check_output(place: str) -> None:
         Path(place).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FailedPreconditionError(f"{place} cannot be made: {error.strerror}", field=_FIELD) from error
+
+
+def is_output_there(place: str, names: Iterable[str]) -> bool:
+    """Whether a local folder has the files; of a URL it is taken for granted, since asking could take long."""
+    return is_url(place) or all((Path(place) / name).is_file() for name in names)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from accord.feedback.job_files import JobFiles, JobRecord
 from accord.feedback.job_stages import STAGES, Asked, JobWork, Stage
 from accord.feedback.labeller import Labeller, Plan
 from accord.feedback.ledger import Ledger
-from accord.feedback.limits import Budget, Pace, Spending, spent_on
+from accord.feedback.limits import Budget, Pace, Spending
 from accord.feedback.patience import Patience
 from accord.feedback.records import Origin, is_added
 
@@ -41,9 +41,9 @@ class JobCounts:
     cost: float = 0.0
     escalated: int = 0
 
-    def plus(self, label: Label) -> JobCounts:
-        """The counts with one more label."""
-        of_the_data, spent = not is_added(label.pair_id), spent_on(label)
+    def plus(self, label: Label, spent: Spending) -> JobCounts:
+        """The counts with one more label, and what its judgements cost this job."""
+        of_the_data = not is_added(label.pair_id)
         return JobCounts(
             self.done + of_the_data,
             self.abstained + (of_the_data and label.outcome == "abstain"),
@@ -213,24 +213,27 @@ class JobRun:
                 self._labeller.check_pair(pair, "pair")
             except InvalidArgumentError as error:
                 label = await self._patience.of(partial(self._labeller.abstain, pair, plan, f"unusable pair: {error}", self._origin))
-                self.counts = self.counts.plus(label)
+                self.counts = self.counts.plus(label, Spending())
             else:
                 await self._label(pair, plan)
             self._on_change()
 
     async def _label(self, pair: LabelPairItem, plan: Plan) -> None:
         """Labels one pair once it is its turn; where nothing has to be bought for it, limits do not hold it up."""
-        limits = self.record.spec.limits
-        limited = bool(limits.max_cost or limits.max_tokens or limits.max_judgements_per_second)
-        questions = await self._labeller.unanswered(pair, plan) if limited else 0
+        questions = await self._patience.of(partial(self._labeller.unanswered, pair, plan))
         async with contextlib.AsyncExitStack() as stack:
             learn = await stack.enter_async_context(self._budget.pair()) if questions else None
-            await self._pace.take(questions)
+            await self._pace.take(len(questions))
             await stack.enter_async_context(self._labeller.room.wait())
             label = await self._patience.of(partial(self._labeller.label, pair, plan, self._origin))
-            self.counts = self.counts.plus(label)
+            spent = await self._patience.of(partial(self._spent_on, questions))
+            self.counts = self.counts.plus(label, spent)
             if learn is not None:
-                learn(spent_on(label))
+                learn(spent)
+
+    async def _spent_on(self, questions: frozenset[str]) -> Spending:
+        """What the job has paid for questions: asked of the ledger, since the last try of a pair finds there what earlier ones have paid for."""
+        return Spending(*await asyncio.to_thread(self._ledger.spent, self.record.name, questions)) if questions else Spending()
 
     def _check_stopping(self) -> None:
         if self.stopping:

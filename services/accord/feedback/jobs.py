@@ -20,8 +20,9 @@ from accord.data.readers import check_source
 from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.feedback.candidates import CandidateSource
 from accord.feedback.config import FeedbackConfig
+from accord.feedback.job_data import CARD_FILE, CARD_PAGE, LABELS_FILE
 from accord.feedback.job_files import JobFiles, JobRecord
-from accord.feedback.job_output import check_output, output_place
+from accord.feedback.job_output import check_output, is_output_there, output_place
 from accord.feedback.job_run import JobRun
 from accord.feedback.labeller import Labeller
 from accord.feedback.ledger import Ledger
@@ -80,19 +81,22 @@ class LabelJobs:
     async def create(self, spec: LabelJobSpec) -> LabelJob:
         """Starts a job, or returns the one that this request id started, which goes on under the limits given now where those had ended it.
 
+        One that has succeeded and whose files are gone writes them again, out of the ledger.
+
         Raises:
             AlreadyExistsError: the request id was used with another payload.
             NotFoundError: there is no such data set or rubric.
             InvalidArgumentError: the format, the judge's options or the output folder are wrong.
-            FailedPreconditionError: the output folder belongs to another job, or cannot be made.
+            FailedPreconditionError: the output folder belongs to another job, or cannot be made; or money is limited for a judge without a price.
         """
         async with self._creating:
             record = _record(spec)
+            self._labeller.check_limits(spec.judge, spec.limits)
             known = self._jobs.get(record.name)
             if known is not None:
                 if known.run.record.payload_digest != record.payload_digest:
                     raise AlreadyExistsError(f"request_id {spec.request_id!r} was used with another payload", field="request_id")
-                await self._relimit(known, record)
+                await self._take_up(known, record)
                 return known.snapshot()
             self._labeller.settings(spec.judge).rubric_for(spec.task)
             await asyncio.to_thread(self._check, record)
@@ -101,12 +105,15 @@ class LabelJobs:
             job.begin(self._turns)
             return job.snapshot()
 
-    async def _relimit(self, job: _Job, asked: JobRecord) -> None:
-        """Gives a job that runs, or has ended at a limit, the limits that are asked for now."""
+    async def _take_up(self, job: _Job, asked: JobRecord) -> None:
+        """Gives a job that runs, or has ended at a limit, the limits that are asked for now; lets one that has lost its files write them again."""
         record = job.run.record
-        if record.spec.limits == asked.spec.limits:
+        if record.state == "succeeded" and not await asyncio.to_thread(is_output_there, record.output, (LABELS_FILE, CARD_FILE, CARD_PAGE)):
+            await asyncio.to_thread(check_output, record.output)
+            await job.reopen(asked.spec, self._turns)
+        elif record.spec.limits == asked.spec.limits:
             return
-        if record.state == "running":
+        elif record.state == "running":
             await job.run.save(spec=asked.spec)
         elif record.at_limit:
             await job.reopen(asked.spec, self._turns)
@@ -202,7 +209,7 @@ class _Job:
         self.task = asyncio.create_task(self._work(turns))
 
     async def reopen(self, spec: LabelJobSpec, turns: asyncio.Semaphore) -> None:
-        """Lets a job that has ended at a limit go on."""
+        """Lets a job that has ended go on, for the rest of its pairs or to write its files again."""
         if self.task is not None:
             await asyncio.gather(self.task, return_exceptions=True)
         await self.run.save(spec=spec, state="running", message="", at_limit=False, end_time=None)
@@ -222,16 +229,23 @@ class _Job:
         try:
             await self.run.run(turns)
         except LimitReachedError as error:
+            await self._recount()
             counts, total = self.run.counts, self.run.record.total_pairs
             kept = f"{counts.done} of {total} pairs are labelled and kept; the same job under a higher limit goes on from there"
             await self._fail(f"{error.message}; {kept}", at_limit=True)
         except AccordError as error:
+            await self._recount()
             await self._fail(str(error))
         except Exception as error:  # noqa: BLE001 - a defect ends the job, and says so
             _log.error("label_job_defect", job=self.run.record.name, **describe_exception(error))
             await self._fail("internal error, see server log")
         finally:
             _log.info("label_job", job=self.run.record.name, state=self.run.record.state)
+
+    async def _recount(self) -> None:
+        """Counts what pairs that got no label have cost, too."""
+        with contextlib.suppress(AccordError):
+            await self.run.count()
 
     async def _fail(self, message: str, *, at_limit: bool = False) -> None:
         with contextlib.suppress(OSError):  # a full disk: the job is taken up again at the next start

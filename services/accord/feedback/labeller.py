@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from accord.client.feedback import ABSTENTION, Judge, Label, LabelPairItem, Rating
+from accord.client.feedback import ABSTENTION, Judge, Label, LabelLimits, LabelPairItem, Rating
 from accord.errors import AccordError, FailedPreconditionError, InternalError, InvalidArgumentError, OutOfRangeError
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Desk
@@ -66,6 +66,13 @@ class Labeller:
         self._roster.check(name, settings.kind, settings.adapter)
         return settings
 
+    def check_limits(self, judge: Judge, limits: LabelLimits) -> None:
+        """Raises FailedPreconditionError where a limit of money is set for a judge that costs nothing, whatever it is asked."""
+        name = self._roster.name_of(judge.name)
+        if limits.max_cost and not self._roster.has_price(name):
+            said = f"the judge {name!r} has no price, so that a limit of money would never be reached"
+            raise FailedPreconditionError(f"{said}; give it one (policy_price, or judges.{name}.price), or take max_tokens", field="max_cost")
+
     async def plan(self, settings: Settings, *, pinned: bool = False) -> Plan:
         """Settings with the judge as it is now. Raises as `Roster.seat`."""
         return Plan(settings, await self._roster.seat(settings.judge, settings.adapter), pinned)
@@ -87,11 +94,11 @@ class Labeller:
         await asyncio.to_thread(self._ledger.append_labels, [entry])
         return label
 
-    async def unanswered(self, pair: LabelPairItem, plan: Plan) -> int:
-        """How many questions about a pair judges may be asked: those that no rule answers and the ledger does not know."""
+    async def unanswered(self, pair: LabelPairItem, plan: Plan) -> frozenset[str]:
+        """Keys of the questions about a pair that judges may be asked: those that no rule answers and the ledger does not know."""
         questions = [item.question for judge in judges_of(plan.judge) for item in questions_of(pair, plan.settings, judge)]
         keys = {question.key for question in questions if answer_by_rule(question) is None}
-        return len(keys) - len(await asyncio.to_thread(self._ledger.find, list(keys)))
+        return frozenset(keys - (await asyncio.to_thread(self._ledger.find, list(keys))).keys())
 
     async def label_many(self, pairs: Sequence[LabelPairItem | AccordError], plan: Plan, origin: Origin) -> list[Label | AccordError]:
         """A label or an error for each pair; an error in place of a pair stays where it is.

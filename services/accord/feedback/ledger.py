@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,13 @@ class Ledger:
         abstained = sum(row["outcome"] == "abstain" for row in pairs if not is_added(row["pair_id"]))
         escalated = sum(row["escalated"] for row in pairs if not is_added(row["pair_id"]))
         return JobProgress(labelled, abstained, int(cached), int(tokens), float(cost), escalated)
+
+    def spent(self, job: str, keys: Collection[str]) -> tuple[float, int]:
+        """Money and tokens that a job has paid for some judgements, by key; for those that others have paid, and that are not there, nothing."""
+        with self._reading() as run:
+            query = f"SELECT total(cost), total(prompt_tokens + response_tokens) FROM judgements WHERE key IN ({_marks(len(keys))}) AND job = ?"
+            cost, tokens = run(query, (*keys, job)).fetchone()
+        return float(cost), int(tokens)
 
     def label_keys(self, job: str) -> dict[str, tuple[str, ...]]:
         """The keys of the judgements behind each label of a job, by pair id."""

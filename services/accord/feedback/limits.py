@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from accord.client.feedback import Label, LabelLimits
+from accord.client.feedback import LabelLimits
 from accord.errors import FailedPreconditionError
 
 _LONGEST_SLEEP_SECONDS = 0.5
@@ -27,12 +27,6 @@ class Spending:
 
     cost: float = 0.0
     tokens: int = 0
-
-
-def spent_on(label: Label) -> Spending:
-    """What the judgements behind a label have cost, those left out that the ledger had."""
-    paid = [judgement for judgement in label.judgements if not judgement.cached]
-    return Spending(sum(item.cost for item in paid), sum(item.prompt_tokens + item.response_tokens for item in paid))
 
 
 class Budget:
@@ -100,7 +94,7 @@ class Pace:
     """A token bucket that holds one pair: judgements are asked for at no more than `per_second`, evenly. Lives on one event loop.
 
     Args:
-        per_second: the rate; 0 is no limit. Read anew each time.
+        per_second: the rate; 0 is no limit. Read anew while a pair waits, so that another rate holds at once.
         check: called while a pair waits; raises where it should not go on waiting.
         clock: monotonic seconds.
     """
@@ -109,15 +103,22 @@ class Pace:
         self._per_second = per_second
         self._check = check
         self._clock = clock
-        self._free_at = clock()
+        self._turn = asyncio.Lock()  # wakes those who wait in the order in which they came
+        self._last = clock()
+        self._taken = 0
 
     async def take(self, judgements: int) -> None:
         """Waits for the turn of that many judgements, first come, first served."""
-        rate = self._per_second()
-        if not rate or not judgements:
+        if not judgements or not self._per_second():
             return
-        turn = max(self._clock(), self._free_at)
-        self._free_at = turn + judgements / rate
-        while (left := turn - self._clock()) > 0:
-            self._check()
-            await asyncio.sleep(min(left, _LONGEST_SLEEP_SECONDS))
+        async with self._turn:
+            came = self._clock()
+            while (left := self._left()) > 0:
+                self._check()
+                await asyncio.sleep(min(left, _LONGEST_SLEEP_SECONDS))
+            self._last, self._taken = max(came, self._clock() + left), judgements  # its turn, however late it woke
+
+    def _left(self) -> float:
+        """Seconds until the judgements of the last turn have had their time; negative afterwards."""
+        rate = self._per_second()
+        return self._last + self._taken / rate - self._clock() if rate else 0.0

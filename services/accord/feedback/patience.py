@@ -16,6 +16,7 @@ from accord.errors import AccordError, DeadlineExceededError, UnavailableError
 T = TypeVar("T")
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_SLEEP_SECONDS = 0.5
 
 
 class Patience:
@@ -33,7 +34,9 @@ class Patience:
         self._check = check
 
     async def of(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The call's result, tried again while that can help. A pause is drawn from its upper half, so that many callers do not come back at once.
+        """The call's result, tried again while that can help, never before the time that the service asks for (`retry_after_seconds`).
+
+        A pause is drawn from its upper half, so that many callers do not come back at once.
 
         Raises:
             UnavailableError: what is needed stayed away for `wait_seconds`.
@@ -53,8 +56,16 @@ class Patience:
                     raise UnavailableError(f"waited {now - first_failure:.0f} s; last reason: {error}") from error
                 self._check()
                 self._say(f"waiting: {error}")
-                await asyncio.sleep(min(max(pause, error.retry_after_seconds or 0.0), _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0))
+                asked = (error.retry_after_seconds or 0.0) * random.uniform(1.0, 1.1)
+                await self._wait(min(max(pause * random.uniform(0.5, 1.0), asked), first_failure + self._wait_seconds - now))
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             else:
                 self._say("")
                 return result
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleeps in short pieces, so that whoever waits for minutes hears at once that there is no point in it any more."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _LONGEST_SLEEP_SECONDS))
+            self._check()

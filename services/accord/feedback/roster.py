@@ -14,7 +14,7 @@ from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoun
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.desk import Lane
 from accord.feedback.endpoint import ChatEndpoint
-from accord.feedback.judge_config import EnsembleJudge, EscalationJudge, OpenAIJudge, PolicyJudge, parts_of
+from accord.feedback.judge_config import EnsembleJudge, EscalationJudge, OpenAIJudge, PolicyJudge, parts_of, price_entry
 from accord.feedback.judge_model import JudgeModel, RemotePolicy
 from accord.feedback.judges import make_judges, make_written_judges
 from accord.feedback.panels import Ensemble, Escalation, Seat
@@ -92,6 +92,10 @@ class Roster:
             raise InvalidArgumentError(
                 f"the judge {name!r} takes no adapter: only a policy does; name it in the configuration of that one", field="judge.adapter"
             )
+
+    def has_price(self, name: str) -> bool:
+        """Whether a judge, or one that it asks, has a price, be it 0."""
+        return price_entry(self._judges[name]) is not None or any(self.has_price(part) for part in parts_of(self._judges[name]))
 
     async def seat(self, name: str, adapter: str = "") -> Seat:
         """Who a judge is now; a judge of others is who those are. Raises as `JudgeSource.identify`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from accord.client.label_cards import LengthBin, Share
 from accord.data.agreement import wilson_interval
@@ -19,6 +20,16 @@ _RATIOS: tuple[float, ...] = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 def share_of(hits: Sequence[float]) -> Share | None:
     """The mean of hits (1, 0, or 0.5 where it cannot be said) with its interval; None where there are none."""
     return _share(hits) if hits else None
+
+
+def share_of_pairs(hits: Sequence[Sequence[float]]) -> Share | None:
+    """The mean of all hits of all pairs, with the interval and the n of the pairs that have any; None where there are none.
+
+    Judgements of one pair are not independent: a judge that keeps its position says the same twice, and eight samples hardly differ.
+    """
+    found = [hit for own in hits for hit in own]
+    pairs = sum(bool(own) for own in hits)
+    return Share(fmean(found), *wilson_interval(fmean(found) * pairs, pairs), pairs) if pairs else None
 
 
 def compared(labels: Sequence[LabelFacts]) -> list[tuple[LabelFacts, float]]:
@@ -69,19 +80,18 @@ def longer_preferred(labels: Sequence[LabelFacts]) -> list[float]:
     return [float((label.outcome == "a") == (label.length_a > label.length_b)) for label in decided]
 
 
-def first_preferred(labels: Sequence[LabelFacts]) -> list[float]:
-    """1 for each judgement of a verdict judge that prefers the response shown first, 0 for the second; even ones are left out."""
-    return [float(first > 0.5) for label in labels for shown in _shown(label) for first in shown.values() if first != 0.5]
+def first_preferred(labels: Sequence[LabelFacts]) -> list[list[float]]:
+    """For each pair, 1 for each judgement of a verdict judge that prefers the response shown first, 0 for the second; even ones are left out."""
+    return [[float(first > 0.5) for shown in _shown(label) for first in shown.values() if first != 0.5] for label in labels]
 
 
-def same_position_after_swap(labels: Sequence[LabelFacts]) -> list[float]:
-    """1 for each pair asked in both orders whose two judgements prefer the same position, 0 where they prefer the same response.
+def same_position_after_swap(labels: Sequence[LabelFacts]) -> list[list[float]]:
+    """For each pair, 1 for each time that it was asked in both orders and both judgements prefer the same position, 0 for the same response.
 
-    A pair about which several judges were asked, or one several times, counts once for each.
+    A pair about which several judges were asked, or one several times, has one for each.
     """
-    both = [shown for label in labels for shown in _shown(label)]
-    decided = [shown for shown in both if len(shown) == 2 and 0.5 not in shown.values()]
-    return [float((shown[True] > 0.5) == (shown[False] > 0.5)) for shown in decided]
+    decided = [[shown for shown in _shown(label) if len(shown) == 2 and 0.5 not in shown.values()] for label in labels]
+    return [[float((shown[True] > 0.5) == (shown[False] > 0.5)) for shown in both] for both in decided]
 
 
 def _share(hits: Sequence[float]) -> Share:

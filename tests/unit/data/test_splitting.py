@@ -60,7 +60,9 @@ def test_duplicates_by_kind() -> None:
     ]  # fmt: skip
     assert [known.add(row) for row in rows] == [False, True, True, True, False, False, True]
     assert (known.exact, known.near) == (3, 1)
-    assert known.contradicting == 3  # turned, a tie, and the near one, whose words for yes differ
+    assert known.contradicting == 2  # turned, and a tie; the near one says the same in other letters
+    assert known.add(pair(1, chosen="no", rejected="yes!"))
+    assert known.contradicting == 3  # turned, in other letters
 
 
 def test_a_split_has_all_pairs_of_a_prompt_and_about_its_share() -> None:

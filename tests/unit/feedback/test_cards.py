@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from accord.client.feedback import Outcome
 from accord.data.agreement import wilson_interval
 from accord.feedback.cards import make_cards
 from accord.feedback.records import JudgementFacts, LabelFacts, PairText
-from accord.feedback.shares import share_of
+from accord.feedback.shares import first_preferred, share_of, share_of_pairs
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -80,8 +81,26 @@ class TestShares:
             label("6", "abstain", judgements=(judgement("6-ab", True, 0.9), judgement("6-ba", False, None))),
             label("7", "a", judgements=[judgement("7-ab", True, 1.0, by_judge=False), judgement("7-ba", False, 0.0, by_judge=False)]),
         )
-        assert (card.first_preferred.value, card.first_preferred.n) == (6 / 9, 9)  # 1: 2 of 2, 2: 1 of 2, 3: 0 of 2, 4: 1 of 1, 5: 1, 6: 1
+        assert (card.first_preferred.value, card.first_preferred.n) == (6 / 9, 6)  # 1: 2 of 2, 2: 1 of 2, 3: 0 of 2, 4: 1 of 1, 5: 1, 6: 1
         assert (card.same_position_after_swap.value, card.same_position_after_swap.n) == (2 / 3, 3)
+
+    @pytest.mark.parametrize(("by_position", "samples"), [(1.0, 1), (1.0, 8), (0.3, 8), (0.0, 1)])
+    def test_intervals_of_positions_cover_the_truth_though_judgements_of_a_pair_go_together(self, by_position: float, samples: int) -> None:
+        """A judge that goes by position alone for some pairs, and takes the first one for 70 % of these; every sample of a pair says the same."""
+        draw, pairs, tries = random.Random(7), 60, 200
+        covered = 0
+        for _ in range(tries):
+            labels = []
+            for name in map(str, range(pairs)):
+                if draw.random() < by_position:
+                    orders = both_orders(name, *[0.9 if draw.random() < 0.7 else 0.1] * 2)
+                else:
+                    orders = both_orders(name, 0.9, 0.1)
+                labels.append(label(name, "tie", judgements=[replace(order, sample=sample) for sample in range(samples) for order in orders]))
+            found = share_of_pairs(first_preferred(labels))
+            assert found is not None
+            covered += found.low <= by_position * 0.7 + (1 - by_position) * 0.5 <= found.high
+        assert covered >= 0.91 * tries
 
     @pytest.mark.parametrize("kind", ["likelihood", "rating"])
     def test_kinds_that_read_one_response_at_a_time_have_no_position(self, kind: str) -> None:
@@ -177,8 +196,8 @@ class TestCounts:
             judgement("t1", True, 0.3, judge_digest="large", sample=1), judgement("t2", False, 0.4, judge_digest="large", sample=1),
         ]  # fmt: skip
         card = one_card(label("1", "a", judgements=judgements))
-        assert (card.same_position_after_swap.value, card.same_position_after_swap.n) == (2 / 3, 3)
-        assert (card.first_preferred.value, card.first_preferred.n) == (3 / 6, 6)
+        assert (card.same_position_after_swap.value, card.same_position_after_swap.n) == (2 / 3, 1)
+        assert (card.first_preferred.value, card.first_preferred.n) == (3 / 6, 1)
 
 
 class TestByLength:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,25 @@ from tests.unit.feedback.fakes import FakePolicy
 from tests.unit.feedback.job_bench import ended, labelled, until
 
 from accord.client.feedback import LabelJobSpec, LabelLimits
-from accord.errors import AlreadyExistsError, FailedPreconditionError
+from accord.client.policy import Logprobs, LogprobsItem
+from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, InternalError, ResourceExhaustedError
+
+PRICES = {"dear": {"prompt_per_million": 2000.0, "completion_per_million": 500_000.0}}
+
+
+class EverySecondCallFails(FakePolicy):
+    """A judge that answers one call and refuses the next."""
+
+    def __init__(self, error: AccordError | None = None) -> None:
+        super().__init__()
+        self._error = error or ResourceExhaustedError("429", retry_after_seconds=0.001)
+        self._calls = 0
+
+    async def compute_logprobs(self, items: Sequence[LogprobsItem], **options: Any) -> Logprobs:
+        self._calls += 1
+        if self._calls % 2 == 0:
+            raise self._error
+        return await super().compute_logprobs(items, **options)
 
 
 class TestLimits:
@@ -43,6 +62,34 @@ class TestLimits:
         assert len(bench.policy.asked) == len(set(bench.policy.asked)) == 24
         with pytest.raises(AlreadyExistsError):
             await jobs.create(replace(limited, seed=99))
+
+    async def test_what_a_pair_cost_before_its_judge_failed_counts(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        """Every second call fails the first time: of each pair the first judgement is paid for in a try that gave no label."""
+        jobs, bench = await make_jobs(EverySecondCallFails(), batch_pairs=1, policy_price="dear", prices=PRICES)
+        await jobs.create(replace(spec, limits=LabelLimits(max_cost=1e-9)))
+        one_pair = (await ended(jobs)).cost
+        assert one_pair == bench.ledger.job_progress("labelJobs/job-1").cost > 0
+        await jobs.create(replace(spec, limits=LabelLimits(max_cost=4.5 * one_pair)))
+        job = await ended(jobs)
+        assert (job.at_limit, job.done_pairs) == (True, 4)
+        assert job.cost == pytest.approx(4 * one_pair)
+        assert job.cost == pytest.approx(bench.ledger.job_progress("labelJobs/job-1").cost)
+
+    async def test_a_job_that_failed_says_what_pairs_without_a_label_have_cost(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        jobs, bench = await make_jobs(EverySecondCallFails(InternalError("broken")), batch_pairs=1, policy_price="dear", prices=PRICES)
+        await jobs.create(spec)
+        job = await ended(jobs)
+        assert (job.state, job.done_pairs) == ("failed", 0)
+        assert job.cost == bench.ledger.job_progress("labelJobs/job-1").cost > 0
+
+    async def test_a_limit_of_money_needs_a_judge_with_a_price(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        jobs, _ = await make_jobs()
+        with pytest.raises(FailedPreconditionError, match="the judge 'default' has no price") as caught:
+            await jobs.create(replace(spec, limits=LabelLimits(max_cost=1.0)))
+        assert caught.value.field == "max_cost"
+        free, _ = await make_jobs(policy_price="free", prices={"free": {"prompt_per_million": 0, "completion_per_million": 0}})
+        await free.create(replace(spec, limits=LabelLimits(max_cost=1.0)))
+        assert (await ended(free)).state == "succeeded"
 
     async def test_a_restart_keeps_what_was_spent(self, make_jobs: Any, spec: LabelJobSpec) -> None:
         limited = replace(spec, limits=LabelLimits(max_tokens=1))

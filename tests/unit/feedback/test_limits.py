@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -97,6 +98,17 @@ class TestPace:
         assert not waiting.done()
         now = 101.0
         await asyncio.wait_for(waiting, 5)
+
+    async def test_another_rate_holds_at_once_for_those_who_wait_too(self) -> None:
+        rate = 0.001
+        pace = Pace(lambda: rate, lambda: None)
+        await pace.take(2)
+        waiting = [asyncio.create_task(pace.take(2)) for _ in range(20)]
+        await asyncio.sleep(0.02)
+        rate = 100.0
+        began = time.monotonic()
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)  # under the first rate the last would wait for eleven hours
+        assert time.monotonic() - began >= 18 * 2 / 100  # and the second one is kept
 
     async def test_whoever_waits_hears_that_the_server_stops(self) -> None:
         class Stop(Exception): ...

@@ -11,7 +11,8 @@ import pytest
 from accord.client.messages import ModelDigests
 from accord.errors import AccordError, OutOfRangeError, UnavailableError
 from accord.feedback.completions import Completion, NoUsageError, read_completion
-from accord.feedback.judge_config import Price
+from accord.feedback.endpoint import ChatEndpoint
+from accord.feedback.judge_config import OpenAIJudge, Price
 from accord.feedback.judge_model import JudgeChangedError
 from accord.feedback.judges import make_written_judges
 from accord.feedback.judges.written import read_rating, read_verdict
@@ -313,6 +314,21 @@ async def test_a_rating_reads_each_response_alone() -> None:
     assert (alone.probability_first, alone.evidence_first, alone.evidence_second, len(alone.distributions)) == (None, 4.0, None, 1)
 
 
+async def test_a_response_that_was_rated_is_not_paid_for_again_where_the_other_one_failed() -> None:
+    endpoint = FakeEndpoint(Completion("8", prompt_tokens=50, cost=0.25), UnavailableError("away"), Completion("3", prompt_tokens=60, cost=0.5))
+    judge = make_written_judges(endpoint)["rating"]
+    (failed,) = await judge.ask([question("rating")])
+    assert isinstance(failed, UnavailableError)
+    (answer,) = await judge.ask([question("rating")])
+    assert isinstance(answer, Answer)
+    assert (answer.evidence_first, answer.evidence_second, answer.prompt_tokens, answer.cost) == (8.0, 3.0, 110, 0.75)
+    assert len(endpoint.asked) == 3
+    endpoint.answers = [text("5"), text("6")]
+    (other,) = await judge.ask([question("rating", repeat=1)])
+    assert isinstance(other, Answer)
+    assert other.evidence_first == 5.0  # what was used is not used again
+
+
 @pytest.mark.parametrize("kind", ["verdict", "rating"])
 async def test_an_overflow_is_an_abstention_and_what_was_paid_before_it_counts(kind: Kind) -> None:
     first = [Completion("8", prompt_tokens=50, cost=0.25)] if kind == "rating" else []
@@ -324,6 +340,19 @@ async def test_an_overflow_is_an_abstention_and_what_was_paid_before_it_counts(k
 
 async def test_an_endpoint_that_is_away_is_an_error() -> None:
     assert isinstance(await ask(FakeEndpoint(UnavailableError("away")), question("verdict")), UnavailableError)
+
+
+def endpoint_digest(**changes: Any) -> str:
+    config = OpenAIJudge.model_validate({"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "context_tokens": 100, **changes})
+    return ChatEndpoint("big", config, Price(prompt_per_million=0, completion_per_million=0)).identity_of(text("1")).digest
+
+
+def test_who_an_endpoint_is_follows_from_how_it_is_asked() -> None:
+    """What was cut off for want of room must not answer for the same judge with more room."""
+    differing = [{}, {"max_verdict_tokens": 500}, {"top_logprobs": 5}, {"body": {"effort": "low"}}, {"model": "n"}]
+    assert len({endpoint_digest(**changes) for changes in differing}) == len(differing)
+    same = [{}, {"max_verdict_tokens": 24}, {"context_tokens": 200}, {"attempts": 2}, {"timeout_seconds": 1}, {"max_concurrency": 1}]
+    assert {endpoint_digest(**changes) for changes in same} == {endpoint_digest()}
 
 
 async def test_an_answer_by_another_judge_is_kept_under_that_one() -> None:

@@ -26,8 +26,10 @@ from accord.text.judge import RATINGS, parse_rating, parse_verdict, verdict_prob
 
 _ONLY_RATING = "Do not explain. Write only the line of the rating: it begins with {prefix} and your rating, from 1 to 10, follows at once."
 _AT_THE_END = "End with the verdict line: it begins with {prefix} and your verdict, 1 or 2, follows at once."
+_ANOTHER = "another system_fingerprint; where that comes and goes, set fingerprint_in_digest: false for this judge"
 _ROUNDING = 1e-9
 _LOST_SHARE = 0.01
+_PAID_KEPT = 1024
 
 
 class Endpoint(Protocol):
@@ -79,12 +81,16 @@ class WrittenVerdictJudge:
 
 
 class WrittenRatingJudge:
-    """Implements `Judge` with a completion for each response, which is read alone. Evidence is each response's expected rating."""
+    """Implements `Judge` with a completion for each response, which is read alone. Evidence is each response's expected rating.
+
+    Where the second completion fails, the first one, which is paid for, waits for the next try of the question.
+    """
 
     weight = 1
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._paid: dict[str, Completion] = {}
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer | AccordError]:
         """One after the other, as verdicts are."""
@@ -94,15 +100,19 @@ class WrittenRatingJudge:
         prefix = _rubric(question).verdict_prefix
         completions: list[Completion] = []
         distributions: list[tuple[float, ...]] = []
+        asked: list[str] = []
         for response in (question.first, question.second):
             if response is None:
                 continue
-            prompt = f"{rating_prompt(question, response).rstrip()}\n{_ONLY_RATING.format(prefix=prefix)}"
+            asked.append(f"{rating_prompt(question, response).rstrip()}\n{_ONLY_RATING.format(prefix=prefix)}")
             try:
-                completions.append(await self._endpoint.complete(prompt, max_tokens=self._endpoint.max_verdict_tokens))
+                completions.append(await self._complete(asked[-1]))
             except AccordError as error:
                 problem = no_answer(error)
-                return _by(self._endpoint, question, completions, problem) if isinstance(problem, Answer) else problem
+                if isinstance(problem, Answer):
+                    return _by(self._endpoint, question, completions, problem)
+                self._keep(dict(zip(asked, completions, strict=False)))
+                return problem
             found = read_rating(completions[-1], prefix)
             if isinstance(found, str):
                 return _by(self._endpoint, question, completions, Answer(None, abstention_reason=found))
@@ -111,6 +121,15 @@ class WrittenRatingJudge:
         preference = rating_preference(*distributions) if len(distributions) == 2 else None
         answer = Answer(preference, means[0], means[1] if len(means) == 2 else None, tuple(distributions))
         return _by(self._endpoint, question, completions, answer)
+
+    async def _complete(self, prompt: str) -> Completion:
+        return self._paid.pop(prompt, None) or await self._endpoint.complete(prompt, max_tokens=self._endpoint.max_verdict_tokens)
+
+    def _keep(self, paid: dict[str, Completion]) -> None:
+        """For the next try; of questions that nobody asks again the oldest are dropped."""
+        self._paid |= paid
+        while len(self._paid) > _PAID_KEPT:
+            del self._paid[next(iter(self._paid))]
 
 
 def read_verdict(completion: Completion, prefix: str, source: VerdictSource = "", *, reasons: bool = False) -> Answer:
@@ -231,8 +250,8 @@ def _by(endpoint: Endpoint, question: Question, completions: Sequence[Completion
         return paid
     asked = question.judge.name
     if len(judges) == 1:
-        return JudgeChangedError(f"{asked} has changed between question and answer", field="judge", judge=judges.pop(), answer=paid)
-    return JudgeChangedError(f"{asked} has changed in the middle of an answer", field="judge")
+        return JudgeChangedError(f"{asked} has changed between question and answer: {_ANOTHER}", field="judge", judge=judges.pop(), answer=paid)
+    return JudgeChangedError(f"{asked} has changed in the middle of an answer: {_ANOTHER}", field="judge")
 
 
 def _paid(answer: Answer, completions: Sequence[Completion]) -> Answer:
