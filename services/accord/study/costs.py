@@ -1,7 +1,7 @@
 """About how much each step computes, in tokens of a forward pass, so that a plan can say how long it takes.
 
 A training pass counts three times a forward pass, a sampled token twelve times (it is computed alone). What does not belong here: how fast this
-machine is (`accord.study.runner` learns it from the steps that are done).
+machine is (`accord.study.speed`).
 """
 
 from __future__ import annotations

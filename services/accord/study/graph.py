@@ -24,7 +24,10 @@ _FORMAT = "1"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step; `inputs` are names of earlier steps, `tokens` about what it computes (see `accord.study.costs`)."""
+    """One step; `inputs` are names of earlier steps, `tokens` about what it computes (see `accord.study.costs`).
+
+    `asked_pairs` are those about which it asks a judge with a name, which computes elsewhere, or with another model: tokens say little of how long.
+    """
 
     name: str
     kind: StepKind
@@ -32,6 +35,7 @@ class Step:
     params: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
     tokens: int = 0
+    asked_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
             {"task": task, "judge": recipe.judge_facts, "arms": list(generated)}, tuple(generated.values()),
             tokens=costs.judge_cost(recipe, len(generated), lengths),
+            asked_pairs=(2 * len(generated) - 1) * recipe.evaluation.prompts if recipe.judge.name else 0,
         )
     )  # fmt: skip
     checks = [name for name in (step.name for step in builder.steps) if name.startswith(f"{task}/judge-check-")]
@@ -150,6 +155,7 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
                 f"{task}: {_who(recipe)} labels",
                 params | {"seed": recipe.seed},
                 tokens=costs.label_cost(recipe.judge.kind, recipe.ai_pairs, lengths),
+                asked_pairs=recipe.ai_pairs if recipe.judge.name else 0,
             )
         )
     checked = {f"{task}/judge-check-{kind}": (f"{task}: {kind} judge against people", {"kind": kind}) for kind in evaluation.judge_check_kinds}
@@ -161,7 +167,7 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
             "judge": asked, "seed": recipe.seed,
         }  # fmt: skip
         tokens = costs.label_cost(asked["kind"], evaluation.judge_check_pairs, lengths)
-        builder.add(Step(step, "label", title, params, tokens=tokens))
+        builder.add(Step(step, "label", title, params, tokens=tokens, asked_pairs=evaluation.judge_check_pairs if asked.get("name") else 0))
     return name
 
 

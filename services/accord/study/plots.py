@@ -143,12 +143,16 @@ def judges(results: Json) -> str:
 
 
 def draw_judge_tables(tables: Json, path: Path) -> None:
-    """Writes a PNG of the tables of `accord.study.judge_tables`: a panel for each table and task, shares with their intervals."""
+    """Writes a PNG of the tables of `accord.study.judge_tables`: a panel for each table and task, shares with their intervals; baselines are grey."""
     import matplotlib.pyplot as plt
 
+    from accord.study.judge_tables import BASELINES
+
+    baselines = {words for words, _ in BASELINES}
+
     tasks = list(dict.fromkeys(task for table in tables.values() for row in table["rows"] for task in row["cells"]))
-    most = max(len(table["rows"]) for table in tables.values())
-    figure, axes = _figure(len(tables), len(tasks), height=max(1.8, 0.36 * most + 0.9))
+    heights = [0.34 * len(table["rows"]) + 0.7 for table in tables.values()]
+    figure, axes = _figure(len(tables), len(tasks), height=sum(heights) / len(heights), ratios=heights)
     for line, (name, table) in zip(axes, tables.items(), strict=True):
         rows = list(reversed(table["rows"]))
         for axis, task in zip(line, tasks, strict=True):
@@ -156,25 +160,27 @@ def draw_judge_tables(tables: Json, path: Path) -> None:
                 cell = row["cells"].get(task) or {}
                 both = name == "judges" and cell.get("same_position")
                 if cell.get("agreement"):
-                    _point(axis, cell["agreement"], place + (0.14 if both else 0.0), COLOURS["ai"])
+                    colour = "#8a8f95" if row["name"] in baselines else COLOURS["ai"]
+                    _point(axis, cell["agreement"], place + (0.14 if both else 0.0), colour)
                 if both:
                     _point(axis, cell["same_position"], place - 0.14, COLOURS["human"])
             axis.set_yticks(range(len(rows)), [row["name"] for row in rows] if axis is line[0] else [""] * len(rows))
             axis.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4), title=f"{name.capitalize()}, {task}")
             axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
-    figure.supxlabel("blue: agrees with people; brown: same position after a swap", fontsize=9, color="#555555")
+    words = "blue: agrees with people; grey: what needs no judge" + ("; brown: same position after a swap" if "judges" in tables else "")
+    figure.supxlabel(words, fontsize=9, color="#555555")
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
     plt.close(figure)
 
 
-def _figure(rows: int, columns: int, *, height: float) -> tuple[Figure, Any]:
+def _figure(rows: int, columns: int, *, height: float, ratios: Sequence[float] | None = None) -> tuple[Figure, Any]:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     mpl.rcParams.update(_STYLE)
-    figure, axes = plt.subplots(rows, columns, figsize=(11, height * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(11, height * rows), squeeze=False, layout="constrained", height_ratios=ratios)
     return figure, axes
 
 

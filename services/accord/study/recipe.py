@@ -80,6 +80,9 @@ class JudgePart(Spec):
     rationale: bool = False
     adapter: str = ""
     tie_margin: float = Field(0.0, ge=0, lt=0.5)
+    seconds_per_pair: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="how long a judge with a name takes for a pair, for plans made before it was asked; in no key"
+    )
 
 
 class EvaluationPart(Spec):
@@ -133,7 +136,7 @@ class StudyRecipe(Spec):
     @property
     def judge_facts(self) -> dict[str, Any]:
         """The judge as steps know it: who is asked and how; where it is only known by its name, nothing more."""
-        facts = self.judge.model_dump(mode="json")
+        facts = self.judge.model_dump(mode="json", exclude={"seconds_per_pair"})
         if not self.judge.name:  # steps of before there were names keep their keys
             del facts["name"]
         elif self.judge.name in self.judges:

@@ -28,13 +28,11 @@ from accord.study.graph import Graph, Step, arms_of, build_graph
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
+from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
-# Tokens a second of the embedded model on two cores, counted as in `Step.tokens`; replaced by what was seen as soon as steps are done.
-_TOKENS_PER_SECOND = 500.0
-_START_SECONDS = {"train": 7.0, "evaluate": 12.0, "label": 1.0, "generate": 0.5, "measure": 0.5, "judge": 0.5}
 
 
 class Reporter(Protocol):
@@ -66,10 +64,11 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """What would run and for how long."""
+    """What would run and for how long; `judge_is_unknown` says that nobody knows how long its judge takes: that counts as this machine's model."""
 
     recipe: StudyRecipe
     steps: tuple[PlannedStep, ...]
+    judge_is_unknown: bool = False
 
     @property
     def seconds(self) -> float:
@@ -104,8 +103,10 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     data, lengths = data_facts(recipe)
     graph = build_graph(recipe, model | data, lengths)
     found = _known(store, graph)
-    rate = _rate([(step, result) for step in graph.steps if (result := found.get(step.name))])
-    return StudyPlan(recipe, tuple(PlannedStep(step.name, step.title, step.kind, step.name in found, _seconds(step, rate)) for step in graph.steps))
+    speed = Speed.of([(step, result) for step in graph.steps if (result := found.get(step.name))], recipe.judge.seconds_per_pair)
+    steps = [PlannedStep(step.name, step.title, step.kind, step.name in found, speed.seconds(step)) for step in graph.steps]
+    unknown = any(step.asked_pairs and step.name not in found for step in graph.steps) and speed.seconds_per_pair is None
+    return StudyPlan(recipe, tuple(steps), judge_is_unknown=unknown)
 
 
 def run_study(
@@ -239,17 +240,6 @@ class _Runner:
         return actions.evaluate(step, context, measuring.evaluation_rows(tasks, self._results))
 
     def _tell_remaining(self, first: int) -> None:
-        rate = _rate(self._done_here)
+        speed = Speed.of(self._done_here, self._recipe.judge.seconds_per_pair)
         left = [step for step in self._graph.steps[first:] if self._store.read(step.name, self._graph.keys[step.name]) is None]
-        self._reporter.remaining(sum(_seconds(step, rate) for step in left))
-
-
-def _rate(done: list[tuple[Step, StepResult]]) -> float:
-    """Tokens a second, out of the steps that are done."""
-    seconds = sum(max(0.1, result.seconds - _START_SECONDS[step.kind]) for step, result in done)
-    tokens = sum(step.tokens for step, _ in done)
-    return tokens / seconds if seconds > 30 else _TOKENS_PER_SECOND
-
-
-def _seconds(step: Step, rate: float) -> float:
-    return _START_SECONDS[step.kind] + step.tokens / rate
+        self._reporter.remaining(sum(speed.seconds(step) for step in left))

@@ -1,0 +1,54 @@
+"""Plans: how long steps take, by this machine's speed and by that of a judge elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from accord.study.graph import Step, build_graph
+from accord.study.recipe import StudyRecipe, load_recipe
+from accord.study.runner import plan_study
+from accord.study.speed import Speed
+from accord.study.steps import StepResult
+
+TRAIN = Step("t", "train", "train", {}, tokens=60_000)
+LABEL = Step("l", "label", "label", {}, tokens=1000, asked_pairs=100)
+JUDGE = dataclasses.replace(LABEL, name="j", kind="judge", asked_pairs=50)
+
+
+def done(step: Step, seconds: float) -> tuple[Step, StepResult]:
+    return step, StepResult(step.name, "k", {}, seconds, 0.0)
+
+
+def test_what_was_done_says_how_long_the_rest_takes() -> None:
+    speed = Speed.of([done(TRAIN, 67.0), done(LABEL, 1001.0)], None)
+    assert (speed.tokens_per_second, speed.seconds_per_pair) == (1000.0, 10.0)  # seven seconds and one second are for starting
+    assert speed.seconds(JUDGE) == 500.5
+    assert speed.seconds(TRAIN) == 67.0
+
+
+def test_before_anything_was_done_the_recipe_says_it() -> None:
+    assert Speed.of([], 10.0).seconds(LABEL) == 1001.0
+    assert Speed.of([done(LABEL, 301.0)], 10.0).seconds_per_pair == 3.0  # and what was measured goes before it
+    assert Speed.of([done(LABEL, 2.0)], 10.0).seconds_per_pair == 10.0  # unless the ledger answered
+    assert Speed.of([], None).seconds(LABEL) == 1.0 + 1000 / 500
+
+
+def changed(**judge: object) -> StudyRecipe:
+    values = load_recipe("larger-judge").model_dump()
+    return StudyRecipe.model_validate({**values, "judge": {**values["judge"], **judge}})
+
+
+def test_a_slow_judge_is_in_the_plan_and_in_no_key(tmp_path: Path) -> None:
+    known, unknown = changed(seconds_per_pair=10), changed(seconds_per_pair=None)
+    assert build_graph(known, {}).keys == build_graph(unknown, {}).keys
+    planned, guessed = plan_study(known, tmp_path), plan_study(unknown, tmp_path)
+    assert (planned.judge_is_unknown, guessed.judge_is_unknown) == (False, True)
+    asked = known.ai_pairs + known.evaluation.judge_check_pairs + (2 * 6 - 1) * known.evaluation.prompts  # base and SFT besides four arms
+    others = sum(step.seconds for step in guessed.steps if step.kind not in ("label", "judge"))
+    slow = [step for step in planned.steps if (step.kind in ("label", "judge") and "larger" in step.title) or step.kind == "judge"]
+    assert sum(step.seconds for step in slow) == pytest.approx(10 * asked, abs=10)
+    assert planned.seconds > others + 10 * asked
+    assert not plan_study(load_recipe("quick"), tmp_path).judge_is_unknown
