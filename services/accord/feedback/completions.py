@@ -14,6 +14,9 @@ from typing import Any
 
 from accord.feedback.judge_config import Price
 
+_MOST_TOKENS = 10**9
+_LEAST_LOGPROB, _ROUNDING = 1e30, 1e-3
+
 
 class NoUsageError(ValueError):
     """A completion does not say how many tokens it took, and they cost money."""
@@ -130,19 +133,18 @@ def _unusable(finish: str, refusal: Any) -> str:
 
 
 def _usage(usage: Any, price: Price) -> tuple[int, int, int]:
-    """Tokens of prompt and completion, and those of the prompt that were cached."""
-    if not isinstance(usage, Mapping):
-        if price.cost(10**6, 10**6) > 0:
-            raise NoUsageError
-        return 0, 0, 0
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    details = usage.get("prompt_tokens_details")
+    """Tokens of prompt and completion, and those of the prompt that were cached; 0 for what is not said where nothing costs anything."""
+    said = usage if isinstance(usage, Mapping) else {}
+    if price.cost(10**6, 10**6) > 0 and (said.get("prompt_tokens") is None or said.get("completion_tokens") is None):
+        raise NoUsageError
+    prompt, completion = _count(said.get("prompt_tokens") or 0), _count(said.get("completion_tokens") or 0)
+    details = said.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens") or 0) if isinstance(details, Mapping) else 0
     return prompt, completion, min(cached, prompt)
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
         raise ValueError("usage holds what is no number of tokens")
     return value
 
@@ -166,10 +168,10 @@ def _alternative(entry: Any) -> Alternative | None:
     if not isinstance(entry, dict):
         return None
     token, logprob, stored = entry.get("token"), entry.get("logprob"), entry.get("bytes")
-    if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float) or not math.isfinite(logprob):
+    if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float) or not -_LEAST_LOGPROB < logprob < _ROUNDING:
         return None
     try:
         text = bytes(stored) if isinstance(stored, list) and stored else token.encode("utf-8")
     except (ValueError, TypeError, UnicodeEncodeError):
         return None
-    return Alternative(text, float(logprob))
+    return Alternative(text, min(float(logprob), 0.0))

@@ -1,7 +1,8 @@
 """Where questions wait for the judge: looked up in the ledger first, asked once whoever else asks the same, in batches, and never in vain.
 
 A question that nobody waits for any more is not asked; a call to the judge whose questions are all abandoned is cancelled, unless the judge
-has answered already: then the answers go to the ledger first. What does not belong here: labels (`accord.feedback.labeller`).
+has answered already: then the answers go to the ledger first. While the ledger takes no answers (a full disk), none are bought: those that it has
+not taken wait for it. What does not belong here: labels (`accord.feedback.labeller`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from accord.feedback.metrics import JUDGEMENTS, WAITING
 from accord.feedback.records import Answer, Kind, Origin, Question
 
 _log = structlog.get_logger(__name__)
+_AnswerRow = tuple[Question, Answer, Origin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Desk:
         self._new: list[_Entry] = []
         self._waiting: dict[Hashable, dict[str, _Entry]] = {}
         self._batches: set[_Batch] = set()
+        self._unsaved: list[_AnswerRow] = []
+        self._saving = asyncio.Lock()
         self._look: asyncio.Task[None] | None = None
 
     async def answer(self, question: Question, origin: Origin) -> tuple[Answer, bool]:
@@ -144,6 +148,7 @@ class Desk:
 
     async def _look_up_part(self, entries: Sequence[_Entry]) -> None:
         try:
+            await self._save([])
             found = await asyncio.to_thread(self._ledger.find, [entry.question.key for entry in entries])
         except Exception as error:  # noqa: BLE001 - whoever waits gets it, a defect included
             for entry in entries:
@@ -185,10 +190,10 @@ class Desk:
 
     async def _run(self, batch: _Batch) -> None:
         try:
+            await self._save([])
             answers = await self._ask(batch.entries)
             batch.answered = True
-            rows = [row for entry, answer in zip(batch.entries, answers, strict=True) if (row := _row(entry, answer)) is not None]
-            await asyncio.to_thread(self._ledger.append_judgements, rows)
+            await self._save([row for entry, answer in zip(batch.entries, answers, strict=True) if (row := _row(entry, answer)) is not None])
             for entry, answer in zip(batch.entries, answers, strict=True):
                 if isinstance(answer, Answer):
                     self._settle(entry, answer, stored=False)
@@ -197,6 +202,23 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - whoever waits gets it, a defect included
             for entry in batch.entries:
                 self._fail(entry, error)
+
+    async def _save(self, rows: Sequence[_AnswerRow]) -> None:
+        """Brings answers to the ledger, first those that it did not take before; where it raises, they are kept for another try."""
+        if not rows and not self._unsaved:
+            return
+        async with self._saving:
+            before = self._unsaved
+            self._unsaved = [*before, *rows]
+            try:
+                if self._unsaved:
+                    await asyncio.to_thread(self._ledger.append_judgements, self._unsaved)
+            except (AccordError, asyncio.CancelledError):  # a row that is there already is not added again
+                raise
+            except Exception:  # a defect, which another try would not help
+                self._unsaved = before
+                raise
+            self._unsaved = []
 
     def _end(self, batch: _Batch, _: asyncio.Task[None]) -> None:
         self._batches.discard(batch)
@@ -242,7 +264,7 @@ class Desk:
             del self._entries[entry.question.key]
 
 
-def _row(entry: _Entry, answer: Answer | AccordError) -> tuple[Question, Answer, Origin] | None:
+def _row(entry: _Entry, answer: Answer | AccordError) -> _AnswerRow | None:
     """What the ledger keeps: an answer, also one by a judge that has taken the place of the one that was asked."""
     if isinstance(answer, Answer):
         return entry.question, replace(answer, sample=entry.question.sample), entry.origin

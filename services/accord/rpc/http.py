@@ -34,9 +34,20 @@ def read_reply(response: httpx.Response) -> Reply:
     """The answer of a response that has been read."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
+    if "\\ud" in response.text.lower():
+        body = _encodable(body)
     return Reply(response.status_code, body, response.headers, response.text)
+
+
+def _encodable(value: Any) -> Any:
+    """JSON without lone surrogates, which no database and no message takes: a server that cuts an answer within a character writes them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list) else value
 
 
 def retry_after_seconds(headers: httpx.Headers) -> float | None:

@@ -44,7 +44,7 @@ _RANK_BOTH = re.compile(rf"{_KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
 _TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{_NOUN} )?is better)\b", re.IGNORECASE)
 _NAMED = re.compile(_ONE, re.IGNORECASE)
 _BETTER = re.compile(
-    rf"{_ONE}\W*(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|"
+    rf"{_ONE}\W*(?:(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|wins(?=\s*(?:[.!\n]|$)))|"
     rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{_NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{_ONE}{_OTHER}|{_DIGIT})",
     re.IGNORECASE,
 )

@@ -114,6 +114,30 @@ async def test_without_a_ledger_there_is_no_answer(make_bench: MakeBench, monkey
         await bench.desk.answer(QUESTION, ORIGIN)
 
 
+async def test_while_the_ledger_takes_nothing_nothing_is_bought_and_what_was_bought_is_kept(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(batch_pairs=1, concurrency=2)
+    append, disk_is_full = bench.ledger.append_judgements, True
+
+    def keep(rows: object) -> None:
+        if disk_is_full:
+            raise UnavailableError("the disk is full")
+        append(rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.ledger, "append_judgements", keep)
+    for _ in range(5):
+        results = await asyncio.gather(*(bench.desk.answer(question, ORIGIN) for question in questions(6)), return_exceptions=True)
+        assert [type(result) for result in results] == [UnavailableError] * 6
+    bought = len(bench.policy.calls)
+    assert bought == 2  # the calls that were in flight when the first answer could not be kept
+    disk_is_full = False
+    answers = await asyncio.gather(*(bench.desk.answer(question, ORIGIN) for question in questions(6)))
+    assert len(bench.policy.calls) == 6
+    assert sum(cached for _, cached in answers) == bought
+    assert len(bench.ledger.find([question.key for question in questions(6)])) == 6
+
+
 async def test_a_caller_that_leaves_cancels_the_call(make_bench: MakeBench) -> None:
     bench = make_bench(concurrency=1)
     bench.policy.gate = asyncio.Event()

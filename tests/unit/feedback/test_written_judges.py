@@ -220,6 +220,10 @@ def test_tokens_cost_what_the_table_says() -> None:
     with pytest.raises(NoUsageError):
         read_completion(body([("1", {})], usage=None), PRICE)
     assert read_completion(body([("1", {})], usage=None), FREE).prompt_tokens == 0
+    for usage in ({"total_tokens": 9}, {"prompt_tokens": 7, "completion_tokens": None}):  # as some local servers say it
+        with pytest.raises(NoUsageError):
+            read_completion(body([("1", {})], usage=usage), PRICE)
+        assert read_completion(body([("1", {})], usage=usage), FREE).prompt_tokens == usage.get("prompt_tokens", 0)
     with pytest.raises(ValueError, match="no number of tokens"):
         read_completion(body([("1", {})], usage={"prompt_tokens": -1, "completion_tokens": 1}), PRICE)
 
@@ -229,6 +233,16 @@ def test_a_refusal_is_an_abstention_with_its_reason(change: dict[str, Any]) -> N
     found = completion([('"rank": [1]', {})], choice=change)
     assert read_verdict(found, RANK).abstention_reason.startswith("refused: ")
     assert read_rating(found, RATE) == found.unusable
+
+
+@pytest.mark.parametrize("logprob", [3.5, 1000.0, 10**400, -(10**400), float("nan"), True, "-0.1", None])
+def test_what_is_no_logprob_is_not_read_as_one(logprob: Any) -> None:
+    """A server that gives logits, say: then the text decides."""
+    made = body([('"rank": [', {}), ("1", {"1": 0.6, "2": 0.4}), ("]", {})])
+    made["choices"][0]["logprobs"]["content"][1] |= {"logprob": logprob}
+    assert read_verdict(read_completion(made, FREE), RANK) == Answer(1.0, parsed="first")
+    made["choices"][0]["logprobs"]["content"][1] |= {"logprob": 1e-6}  # rounded
+    assert read_verdict(read_completion(made, FREE), RANK).probability_first == pytest.approx(0.6, abs=0.3)
 
 
 # Judges
