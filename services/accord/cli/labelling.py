@@ -103,13 +103,13 @@ class JobPace:
         self._seen: deque[tuple[float, int]] = deque()
 
     def of(self, job: LabelJob) -> str:
-        """Pairs a second over the last minute and the time left at that rate; empty while nothing can be said."""
+        """Pairs a second over the last minute and the time left at that rate; empty while nothing can be said, and once all are done."""
         now = self._clock()
         self._seen.append((now, job.done_pairs))
         while len(self._seen) > 2 and now - self._seen[1][0] >= _PACE_SECONDS:
             self._seen.popleft()
         began, done = self._seen[0]
-        if now - began < 1.0 or job.done_pairs <= done:
+        if now - began < 1.0 or job.done_pairs <= done or job.done_pairs >= job.total_pairs:
             return ""
         rate = (job.done_pairs - done) / (now - began)
         left = (job.total_pairs - job.done_pairs) / rate

@@ -22,5 +22,5 @@ def labels() -> None:
         accord labels list --outcome abstain
         accord labels export labels.jsonl --job labelJobs/x
         accord labels reaggregate --tie-margin 0.1
-        accord labels diff SmolLM2-135M-Instruct 4be1c0
+        accord labels diff embedded 4be1c0
     """

@@ -44,7 +44,7 @@ def diff(
 
     \b
     Example:
-        accord labels diff SmolLM2-135M-Instruct SmolLM2-360M-Instruct
+        accord labels diff embedded 4be1c0
         accord labels diff 4be1c0 91aa07 --task summarization --worst 10
     """
     from accord.feedback.comparing import Opinions, compare

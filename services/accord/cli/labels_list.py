@@ -56,7 +56,7 @@ def list_labels(
     Example:
         accord labels list --task summarization --outcome tie
         accord labels list --pair p17 --json
-        accord labels list --judge SmolLM2-135M-Instruct --since 2026-11-25 --limit 0
+        accord labels list --judge embedded --since 2026-11-25 --limit 0
     """
     query = query_of(job=job, judge=judge, kind=kind, task=task, rubric=rubric, outcome=outcome, pair=pair, since=since, until=until)
     with ledger_at(home, feedback) as client:

@@ -15,7 +15,7 @@ import typer
 
 from accord.cli.connect import reach
 from accord.cli.progress import ProgressBar
-from accord.errors import InvalidArgumentError
+from accord.errors import InvalidArgumentError, NotFoundError
 from accord.text.tasks import Task
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CALL_SECONDS = 60.0
 _PAGE = 500
 _SHOW_EVERY = 500
-_DIGEST_CHARACTERS, _LEAST_DIGEST = 64, 6
+_DIGEST_CHARACTERS, _LEAST_DIGEST, _SHOWN_DIGEST = 64, 6, 12
 _KINDS = ("likelihood", "verdict", "rating")
 _OUTCOMES = ("a", "b", "tie", "abstain")
 
@@ -76,8 +76,21 @@ def ledger_at(home: Path, address: str | None) -> Iterator[LedgerClient]:
 
 
 def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:
-    """The labels, by a judge where one is given, as the ledger has them."""
-    return (record for record in client.labels(query, page_size=_PAGE) if is_by(record, judge))
+    """The labels, by a judge where one is given, as the ledger has them.
+
+    Raises:
+        NotFoundError: there are such labels, and none is by this judge; names those who gave them.
+    """
+    others: set[str] = set()
+    found = False
+    for record in client.labels(query, page_size=_PAGE):
+        if is_by(record, judge):
+            found = True
+            yield record
+        elif not found:
+            others.add(f"{record.label.judge} {record.label.judge_digest[:_SHOWN_DIGEST]}")
+    if others and not found:
+        raise NotFoundError(f"there is no label by {judge!r}; judges of these labels: {', '.join(sorted(others))}", field="--judge")
 
 
 def labels_of_data(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:

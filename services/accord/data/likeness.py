@@ -16,6 +16,8 @@ from accord.text.chat import Message
 
 NGRAM_WORDS = 8
 _WORD = re.compile(r"\w+")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_PIECES = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
 
 
 def digest64(*parts: str) -> int:
@@ -64,8 +66,13 @@ def conversation_key(messages: Iterable[Message]) -> int:
 
 
 def ngrams(text: str, size: int = NGRAM_WORDS) -> set[int]:
-    """Hashes of the word n-grams of a text, the same within a process; of a text with fewer words, of all its words; empty without any word."""
+    """Hashes of the word n-grams of a text, the same within a process; of a text with fewer words, of all its words; empty without any word.
+
+    In scripts without spaces (Chinese, Japanese, Thai) each character counts as a word.
+    """
     found = words(text)
+    if not text.isascii():
+        found = [piece for word in found for piece in _PIECES.findall(word)]
     if not found:
         return set()
     return {hash(tuple(found[start : start + size])) for start in range(max(1, len(found) - size + 1))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -87,7 +87,8 @@ class JobRun:
         self._saving = asyncio.Lock()
         self._on_change = on_change
         self._origin = Origin(request_id=record.spec.request_id, job=record.name)
-        self._patience = Patience(config.judge_wait_seconds, self.say, self._check_stopping)
+        self._doing = ""
+        self._patience = Patience(config.judge_wait_seconds, lambda words: self.say(words or self._doing), self._check_stopping)
         self._budget = Budget(lambda: self.record.spec.limits, lambda: Spending(self.counts.cost, self.counts.tokens))
         self._pace = Pace(lambda: self.record.spec.limits.max_judgements_per_second, self._check_stopping)
 
@@ -131,6 +132,11 @@ class JobRun:
             self.record = replace(self.record, message=message)
             self._on_change()
 
+    def _do(self, words: str) -> None:
+        """Says what is being done, now and whenever nothing is waited for."""
+        self._doing = words
+        self.say(words)
+
     async def _run(self) -> None:
         await self.count()
         self._check_stopping()
@@ -144,8 +150,8 @@ class JobRun:
     async def _label_all(self, stage: Stage, work: JobWork) -> None:
         """Labels what a stage asks for and has no label yet."""
         labelled = await self.count()
-        asked = await asyncio.to_thread(stage, work)
-        todo = ((pair, plan) for pair, plan in asked if pair.pair_id not in labelled)
+        asked = await asyncio.to_thread(lambda: [(pair, plan) for pair, plan in stage.asked(work) if pair.pair_id not in labelled])
+        todo = self._shown(stage, asked)
         at_once = self.record.spec.limits.concurrency or self._config.concurrency * self._config.batch_pairs
         workers = [asyncio.create_task(self._work(todo)) for _ in range(at_once)]
         try:
@@ -155,6 +161,14 @@ class JobRun:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         self._check_stopping()
+
+    def _shown(self, stage: Stage, asked: Sequence[Asked]) -> Iterator[Asked]:
+        """The pairs one after the other, with a message how far a stage is whose pairs are not those of the data."""
+        for number, item in enumerate(asked):
+            if stage.name:
+                self._do(f"judging {stage.name}: {number} of {len(asked)}")
+            yield item
+        self._do("")
 
     async def _read(self) -> tuple[PreferencePair, ...]:
         """The pairs of the data, or those sampled for its prompts."""
@@ -189,9 +203,10 @@ class JobRun:
 
         found = await fill(
             CandidateFile(self._files.candidates(self.record.name)), prompts, sample,
-            lambda count: self.say(f"sampling candidates: {count} of {len(prompts)} prompts"),
+            lambda count: self._do(f"sampling candidates: {count} of {len(prompts)} prompts"),
             batch=self._config.batch_pairs, concurrency=self._config.concurrency,
         )  # fmt: skip
+        self._do("")
         pairs, refused = candidate_pairs(prompts, found, self.record.spec, lineage)
         await self.save(total_pairs=len(pairs), rejected_rows={**self.record.rejected_rows, **refused}, message="")
         return pairs

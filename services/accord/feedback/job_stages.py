@@ -30,8 +30,17 @@ class JobWork:
 
 
 Asked = tuple[LabelPairItem, Plan]
-Stage = Callable[[JobWork], Iterator[Asked]]
-"""Pairs with how they are to be judged; called in a thread. Those that have a label in this job are left out by the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. `asked` gives pairs with how they are to be judged; it is called in a thread, and those that have a label in this job are left out.
+
+    `name` is what is said of them while they are judged, empty for the pairs of the data, which are counted anyhow.
+    """
+
+    name: str
+    asked: Callable[[JobWork], Iterator[Asked]]
 
 
 def pairs_of_the_data(work: JobWork) -> Iterator[Asked]:
@@ -55,4 +64,8 @@ def repeated_pairs(work: JobWork) -> Iterator[Asked]:
     return ((repeat_of(shown_pair(pair, work.spec.seed)), again) for pair in work.pairs[: work.spec.repeats])
 
 
-STAGES: tuple[Stage, ...] = (pairs_of_the_data, repeated_pairs, attacked_twins)
+STAGES: tuple[Stage, ...] = (
+    Stage("", pairs_of_the_data),
+    Stage("pairs a second time", repeated_pairs),
+    Stage("attacked twins and their controls", attacked_twins),
+)

@@ -133,7 +133,6 @@ def test_each_label_is_a_line_of_json(accord: Accord, address: str) -> None:
         (("--task", "summarization"), []),
         (("--judge", SMALL.digest), ["p0", "p1", "p2", "p3", "p4"]),
         (("--judge", LARGE.digest[:6]), ["p0", "p1", "p2", "p3"]),
-        (("--judge", "larg"), []),
         (("--since", "2100-01-01"), []),
         (("--until", "2100-01-01T10:00", "--pair", "p4"), ["p4"]),
     ],
@@ -143,6 +142,16 @@ def test_labels_are_chosen(accord: Accord, address: str, options: tuple[str, ...
     result = accord("labels", "list", *options, "--json", "--feedback", address)
     assert result.exit_code == 0
     assert [json.loads(line)["label"]["pair_id"] for line in result.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("export", "x.jsonl"), ("reaggregate",)])
+def test_a_judge_that_gave_no_label_is_told_who_did(accord: Accord, address: str, command: tuple[str, ...]) -> None:
+    result = accord("labels", *command, "--judge", "larg", "--feedback", address)
+    assert result.exit_code == 2
+    judges = f"large {LARGE.digest[:12]}, small {SMALL.digest[:12]}"
+    assert result.stderr.splitlines()[-1] == f"error: --judge: there is no label by 'larg'; judges of these labels: {judges}"
+    assert not Path("x.jsonl").exists()
+    assert accord("labels", "list", "--judge", "larg", "--kind", "rating", "--feedback", address).exit_code == 0  # there is none by anybody
 
 
 def test_a_pair_is_found_by_its_content(accord: Accord, address: str) -> None:

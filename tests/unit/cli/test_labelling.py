@@ -38,6 +38,15 @@ def test_pace_is_silent_where_nothing_moves() -> None:
     assert pace.of(replace(JOB, done_pairs=400)) == ""
 
 
+def test_pace_is_silent_once_all_pairs_of_the_data_are_done() -> None:
+    """What follows, repeats and attacks, is not counted in them: their time left is not known."""
+    now = 0.0
+    pace = JobPace(clock=lambda: now)
+    pace.of(replace(JOB, done_pairs=400))
+    now = 30.0
+    assert pace.of(replace(JOB, done_pairs=1000)) == ""
+
+
 def test_candidates_are_read_by_key_and_type() -> None:
     assert read_candidates("") is None
     found = read_candidates("adapter_a=adapters/x, temperature_b=1.0,best_of=4,reward_model=adapters/rm")

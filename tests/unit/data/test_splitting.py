@@ -114,3 +114,15 @@ def test_planted_contamination_is_found_and_nothing_else() -> None:
     none = contamination(Split("test", lambda: clean), Split("train", lambda: train))
     assert (none.overlapping_prompts, none.overlapping_responses, none.examples) == (0, 0, ())
     assert contamination(Split("a", list), Split("b", lambda: train)).pairs == 0
+
+
+def test_contamination_is_found_in_scripts_without_spaces() -> None:
+    """A sentence of Chinese is one run of letters: most of it in another prompt is most of it in words, too."""
+    draw = random.Random(3)
+    han, thai = ([chr(first + draw.randrange(span)) for _ in range(60)] for first, span in ((0x4E00, 3000), (0x0E01, 40)))
+    for letters in (han, thai):
+        whole = "".join(letters)
+        train = [pair(1, prompt=whole)]
+        most, little = pair(2, prompt="".join(letters[:45]) + "\u4e8c\u4e09"), pair(3, prompt="".join(letters[:12]) + "\u4e8c" * 30)
+        found = contamination(Split("test", lambda most=most, little=little: [most, little]), Split("train", lambda train=train: train))
+        assert (found.equal_prompts, found.overlapping_prompts, found.examples) == (0, 1, ("p2",))

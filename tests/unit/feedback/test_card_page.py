@@ -57,7 +57,7 @@ def test_it_has_the_figures() -> None:
     for found in (
         "agrees with people 1.0 % 0.5 to 2.0 % 101", "same label when asked again", "Cohen’s kappa of judge and people, over either response and tie -0.500 -0.700 to -0.300 40",
         "expected calibration error against people 0.125", "mean agreement within the ensemble 75.0 %", "2.5 cost of 1,000 pairs; 1.25 spent here",
-        "1 to 1.5", "3 or more", "empty answer 2", "p, judge 99.0 % sure", "a note", "role tag", "rows left out: not JSON 3", "summarization/detailed/1",
+        "1 to 1.5", "3 or more", "empty answer 2", "p , judge 99.0 % sure", "a note", "role tag", "rows left out: not JSON 3", "summarization/detailed/1",
     ):  # fmt: skip
         assert found in words, found
     assert page.tags.count("figure") == 2

@@ -35,6 +35,15 @@ async def test_files_that_are_gone_are_written_again_and_nothing_is_judged_again
     assert len(bench.policy.asked) == asked
 
 
+async def test_a_job_says_what_it_judges_besides_the_pairs_of_the_data(make_jobs: Any, spec: LabelJobSpec) -> None:
+    jobs, _ = await make_jobs()
+    await jobs.create(replace(spec, repeats=3, attacks=2))
+    said = {job.message async for job in jobs.watch("labelJobs/job-1")}  # whoever watches sees the last of several changes
+    assert said & {f"judging pairs a second time: {number} of 3" for number in range(3)}
+    assert said & {f"judging attacked twins and their controls: {number} of 4" for number in range(4)}
+    assert jobs.get("labelJobs/job-1").message == ""
+
+
 async def test_a_split_without_rows_is_no_success(make_jobs: Any, spec: LabelJobSpec, data: Path) -> None:
     write_pairs(data, [*pairs(5, split="test"), *pairs(3, pair_id="p9")])
     jobs, _ = await make_jobs()

@@ -28,7 +28,7 @@ from accord.errors import (
 )
 from accord.feedback import job_run
 from accord.feedback.job_data import chosen_is_a, shown_pair
-from accord.feedback.job_stages import Asked, JobWork, pairs_of_the_data
+from accord.feedback.job_stages import Asked, JobWork, Stage, pairs_of_the_data
 from accord.feedback.records import ADDED, Origin, is_added
 from accord.text.tasks import Task
 
@@ -294,7 +294,7 @@ class TestStages:
             by_id = {pair.pair_id: shown_pair(pair, work.spec.seed) for pair in work.pairs}
             return ((replace(by_id[name], pair_id=f"{ADDED}test:{name}", response_b="quite another response"), work.plan) for name in decided[:5])
 
-        monkeypatch.setattr(job_run, "STAGES", (pairs_of_the_data, again))
+        monkeypatch.setattr(job_run, "STAGES", (Stage("", pairs_of_the_data), Stage("again", again)))
         jobs, bench = await make_jobs()
         await jobs.create(spec)
         job = await ended(jobs)
