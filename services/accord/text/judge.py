@@ -22,7 +22,7 @@ RENDERING = 2
 """Counts the changes of what a judge is shown of the same rubric and the same pair; part of a question's key. 1 quoted nothing."""
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _HEADING = re.compile("[#\uff03\ufe5f]{3,}")
 _LEFT, _RIGHT, _BAR = "[<\uff1c\ufe64]", "[>\uff1e\ufe65]", "[|\uff5c]"
@@ -49,13 +49,15 @@ _BETTER = re.compile(
     re.IGNORECASE,
 )
 _WORSE = re.compile(rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker|less helpful|more harmful)\b(?!\s+or\b)", re.IGNORECASE)
-_SAYS = r"(?:(?:my|the|final)\s+)*(?:verdict|choice|decision|conclusion|preference|winner)"
+_SENTENCE = 400
+"""Characters of a sentence that are looked at around a verdict: a judge that says the same over and over must take no time in the square of it."""
+_SAYS = r"(?:(?:my|the|final)\s+){0,4}(?:verdict|choice|decision|conclusion|preference|winner)"
 _CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{_SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{_ONE}|{_DIGIT})\W*$", re.IGNORECASE)
 _DENIED = re.compile(
     r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"[^.!?\n]*\?")
+_ASKED = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}\?")
 _BARE = re.compile(rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*{_NOUN})\s*(?:is\b|:)\W*)?([12])\W*$", re.IGNORECASE)
 _ALONE = re.compile(
     rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*answer)\s*(?:is\b|:)\W*)?{_ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b){_OTHER}", re.IGNORECASE
@@ -137,7 +139,11 @@ def _said_better(text: str) -> set[str]:
     """Responses that the text calls better, or the other one worse, or concludes with, where it does not deny, ask or suppose it."""
 
     def said(pattern: re.Pattern[str]) -> set[str]:
-        meant = (match for match in pattern.finditer(text) if not (_DENIED.search(text[: match.start()]) or _ASKED.match(text, match.end())))
+        meant = (
+            match
+            for match in pattern.finditer(text)
+            if not (_DENIED.search(text, max(0, match.start() - _SENTENCE), match.start()) or _ASKED.match(text, match.end()))
+        )
         return {group for match in meant for group in match.groups() if group}
 
     return said(_BETTER) | said(_CONCLUDED) | {"1" if worse == "2" else "2" for worse in said(_WORSE)}

@@ -76,3 +76,28 @@ async def test_a_job_ends_at_its_limit_of_money(make_jobs: Any, spec: LabelJobSp
     second = await ended(jobs)
     assert (second.at_limit, second.done_pairs) == (True, 3)
     assert second.cost <= 3.5 * first.cost
+
+
+LADDER = {**LARGE, "ladder": {"kind": "escalation", "first": "default", "then": "large", "threshold": 0.2}}
+
+
+async def test_an_escalation_costs_what_both_judges_take(make_bench: Callable[..., Bench]) -> None:
+    """Of two pairs the small judge is sure of one: of the other the card has the price of both judges, and of the thousand pairs half of each."""
+    prices = {**PRICES, "cheap": {"prompt_per_million": 1.0, "completion_per_million": 1.0}}
+    bench = make_bench(FakePolicy(), {"large": FakePolicy(base="base-large")}, judges=LADDER, prices=prices, policy_price="cheap")
+    sure = await label(bench, Judge("verdict", name="ladder"))
+    plan = await bench.labeller.plan(bench.labeller.settings(Judge("verdict", name="ladder")))
+    unsure = await bench.labeller.label(replace(PAIR, pair_id="p2", response_a="one", response_b="other"), plan, Origin("req"))
+    assert (sure.escalated, unsure.escalated) == (False, True)
+    by_small = [
+        judgement.cost for made in (sure, unsure) for judgement in made.judgements if judgement.judge_digest == sure.judgements[0].judge_digest
+    ]
+    by_large = [judgement.cost for judgement in unsure.judgements if judgement.judge_digest != sure.judgements[0].judge_digest]
+    assert (len(by_small), len(by_large)) == (4, 2)
+    assert min(by_small) > 0
+    assert min(by_large) > 1000 * max(by_small)
+    (card,) = make_cards(bench.ledger.labels(), lambda keys: {})
+    assert card.cost == pytest.approx(sum(by_small) + sum(by_large))
+    assert card.cost_per_thousand_pairs == pytest.approx(1000 * card.cost / 2)
+    assert card.escalated is not None
+    assert card.escalated.value == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accord.text.chat import Message
-from accord.text.judge import fenced, parse_rating, parse_verdict, render_conversation, render_template
+from accord.text.judge import fenced, parse_rating, parse_verdict, render_conversation, render_template, visible
 
 
 @pytest.mark.parametrize(
@@ -154,12 +155,35 @@ def test_a_response_cannot_write_a_heading(trick: str) -> None:
     assert "Response" in fenced(trick) or "task" in fenced(trick), "its words stay: it is judged as what it is"
 
 
+@pytest.mark.parametrize(
+    "said", ["Response 1 is better. ", "the final ", "prefer 1 ", "if not ", "verdict is ", "overall, ", '"rank": [1] ', "is it 1? "]
+)
+def test_a_judge_that_says_the_same_over_and_over_takes_time_in_proportion(said: str) -> None:
+    """Small models do; one server reads the answers of all callers."""
+    began = time.process_time()
+    parse_verdict(said * (60_000 // len(said)))
+    assert time.process_time() - began < 5.0  # in the square of its length half a minute
+
+
+@pytest.mark.parametrize("between", ["and that is why ", "because it says so "])
+def test_a_denial_holds_to_the_end_of_its_sentence(between: str) -> None:
+    assert parse_verdict(f"I do not say {between * 8}response 1 is better.").choice is None
+    assert parse_verdict(f"I do not say so. {between * 40}response 1 is better.").choice == 1
+
+
 def test_what_is_invisible_goes_and_the_rest_stays() -> None:
     assert fenced("a\u200b\ufeffb\u202ec\x1b\u3164\U000e0041\U000e0101") == "> abc"
     assert fenced("  Grüße, 你好 — 100 %  ") == "> Grüße, 你好 — 100 %"
     assert fenced("1\n\n  2") == "> 1\n>\n>   2"
     assert fenced("a < b > c, x[0], [see A], 1 <2, # one, ## two") == "> a < b > c, x[0], [see A], 1 <2, # one, ## two"
     assert fenced("") == fenced(" \u200b\n") == ""
+
+
+def test_every_format_character_that_nobody_sees_goes() -> None:
+    seen = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)}  # Arabic signs, hieroglyphs' joints
+    formats = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Cf" and code not in seen]
+    assert len(formats) > 100
+    assert visible("".join(formats)) == ""
 
 
 CONTROL_TOKENS = [
