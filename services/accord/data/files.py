@@ -74,10 +74,14 @@ def opened(uri: str) -> Iterator[BinaryIO]:
 
 def shown(uri: str) -> str:
     """The URI for messages and logs: without a password and without a query, which may be a signature."""
-    if not is_url(uri) or "::" in uri:
+    if not is_url(uri):
         return uri
+    return "::".join(_shown_part(part) for part in uri.split("::"))
+
+
+def _shown_part(uri: str) -> str:
     parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if "://" in uri else uri
 
 
 def _check_protocol(uri: str) -> None:

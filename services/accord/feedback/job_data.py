@@ -119,7 +119,7 @@ def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair,
     with output_folder(record.output) as folder:
         digest = write_pairs(folder / LABELS_FILE, rows)
         cards = make_cards(labels, ledger.pair_texts)
-        facts = {"job": record.name, "source": record.data_uri, "dataset_digest": digest, "rows": len(rows)}
+        facts = {"job": record.name, "source": shown(record.data_uri), "dataset_digest": digest, "rows": len(rows)}
         facts |= {"rejected_rows": dict(record.rejected_rows)}
         facts |= {"candidates_from": dict(record.candidates_from)} if record.candidates_from else {}
         write_atomically(folder / CARD_PAGE, render_cards(cards, facts))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from accord.client.feedback import Label, LabelPairItem
-from accord.data.files import is_url
+from accord.data.files import is_url, shown
 from accord.data.records import PreferencePair, Prompt
 from accord.errors import FailedPreconditionError, InvalidArgumentError
 from accord.feedback.candidates import Candidate, CandidateSource
@@ -184,7 +184,7 @@ class JobRun:
         """Notes what was read, which stays the same to the end of the job."""
         known = self.record.input_digest
         if known and known != digest:
-            raise FailedPreconditionError(f"{self.record.data_uri} has changed since the job began (sha256 {known}, now {digest})")
+            raise FailedPreconditionError(f"{shown(self.record.data_uri)} has changed since the job began (sha256 {known}, now {digest})")
         await self.save(total_pairs=rows, input_digest=digest, rejected_rows=rejected)
 
     async def _sampled(self, prompts: tuple[Prompt, ...]) -> tuple[PreferencePair, ...]:

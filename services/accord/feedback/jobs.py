@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from accord.client.feedback import LabelJob, LabelJobSpec
+from accord.data.files import shown
 from accord.data.formats import FORMATS
 from accord.data.readers import check_source
 from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
@@ -200,7 +201,7 @@ class _Job:
         return LabelJob(
             record.name, record.state, record.total_pairs, counts.done, counts.abstained, counts.cached_judgements, counts.tokens,
             record.message, record.dataset_uri, record.dataset_digest, record.card_uri, record.create_time, dict(record.rejected_rows),
-            source_uri=record.spec.dataset_uri, rows_digest=record.rows_digest,
+            source_uri=shown(record.spec.dataset_uri), rows_digest=record.rows_digest,
             cost=counts.cost, at_limit=record.at_limit, escalated_pairs=counts.escalated,
         )  # fmt: skip
 

@@ -135,6 +135,8 @@ def test_a_missing_package_is_one_sentence_with_its_extra(protocol: str, package
         ("s3://bucket/rows.parquet", "rows.parquet", "s3://bucket/rows.parquet"),
         ("memory://rows.jsonl", "rows.jsonl", "memory://rows.jsonl"),
         ("zip://inside.jsonl::s3://bucket/all.zip", "inside.jsonl", "zip://inside.jsonl::s3://bucket/all.zip"),
+        ("zip://inside.jsonl::https://user:secret@host/all.zip?signature=abc", "inside.jsonl", "zip://inside.jsonl::https://host/all.zip"),
+        ("simplecache::https://user:secret@host/rows.jsonl?signature=abc", "simplecache", "simplecache::https://host/rows.jsonl"),
         ("file:///data/rows.json", "rows.json", "file:///data/rows.json"),
     ],
 )

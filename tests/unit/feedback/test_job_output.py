@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from tests.unit.feedback.job_bench import ended, pairs
 
@@ -62,3 +63,16 @@ async def test_a_file_without_rows_that_can_be_used_is_no_success(make_jobs: Any
     await jobs.create(spec)
     job = await ended(jobs)
     assert (job.state, job.message.partition("labelled: ")[2]) == ("failed", reason)
+
+
+async def test_a_signature_in_a_url_is_shown_to_nobody(make_jobs: Any, spec: LabelJobSpec) -> None:
+    """What was labelled is named on the card, in messages and to whoever lists jobs; a signed URL lets its reader in."""
+    content = Path(spec.dataset_uri).read_bytes()
+    place = fsspec.filesystem("memory")
+    with place.open("/signed/pairs.jsonl?signature=s3cr3t", "wb") as file:
+        file.write(content)
+    jobs, _ = await make_jobs()
+    await jobs.create(replace(spec, dataset_uri="memory://signed/pairs.jsonl?signature=s3cr3t"))
+    job = await ended(jobs)
+    assert (job.state, job.source_uri) == ("succeeded", "memory://signed/pairs.jsonl")
+    assert not [name for name, text in files_of(spec.output_uri).items() if b"s3cr3t" in text]
