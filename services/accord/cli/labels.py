@@ -10,12 +10,13 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("export", "labels_export", "export_labels"),
     ("reaggregate", "labels_reaggregate", "reaggregate"),
     ("diff", "labels_diff", "diff"),
+    ("people", "labels_people", "people"),
 )
 """Name, module and function, in the order of the help."""
 
 
 def labels() -> None:
-    """Asks the ledger: labels with where they come from, as data, under other rules, and one judge beside another. No judge is called.
+    """Asks the ledger: labels with where they come from, as data, under other rules, of one judge beside another, by people. No judge is called.
 
     \b
     Example:

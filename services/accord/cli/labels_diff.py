@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.labels_options import Job, Kind, Rubric, Since, TaskOption, Until, is_by, labels_of_data, ledger_at, query_of, shortened
+from accord.cli.labels_options import KINDS, Job, Kind, Rubric, Since, TaskOption, Until, is_by, labels_of_data, ledger_at, query_of, shortened
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import print_json, print_line, print_table
 from accord.errors import InvalidArgumentError, NotFoundError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TEXT = 60
 _DIGEST = 12
-JudgeName = Annotated[str, typer.Argument(metavar="JUDGE", help="A judge's name, or the beginning of its digest.")]
+JudgeName = Annotated[str, typer.Argument(metavar="JUDGE[:KIND]", help="A judge's name, or the beginning of its digest; with a kind, that alone.")]
 
 
 def diff(
@@ -37,14 +37,14 @@ def diff(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Compares two judges on the pairs that both labelled: how often they agree, beyond chance too, and where they differ.
+    """Compares two judges, or one in two ways, on the pairs that both labelled: how often they agree, beyond chance too, and where they differ.
 
     Pairs are the same by content, whichever response was A; of several labels of a pair a judge's last one counts. Texts of these labels are held in
     memory.
 
     \b
     Example:
-        accord labels diff embedded 4be1c0
+        accord labels diff embedded:verdict embedded:likelihood
         accord labels diff 4be1c0 91aa07 --task summarization --worst 10
     """
     from accord.feedback.comparing import Opinions, compare
@@ -72,15 +72,17 @@ def _read(records: Iterable[LabelRecord], wanted: tuple[str, str], opinions: tup
         NotFoundError: a judge has no label.
         InvalidArgumentError: several judges are meant by one name, or both names mean the same one.
     """
-    found: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    found: tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]] = ({}, {})
+    named = [_with_kind(text) for text in wanted]
     seen: dict[str, str] = {}
     pairs: dict[str, LabelPairItem] = {}
     for record in records:
         digest, name = record.label.judge_digest, f"{record.label.judge} {record.label.judge_digest[:_DIGEST]}"
         seen[digest] = name
         for place in (0, 1):
-            if is_by(record, wanted[place]):
-                found[place][digest] = name
+            judge, kind = named[place]
+            if is_by(record, judge) and kind in ("", record.label.kind):
+                found[place][digest, kind] = f"{name}, {kind}" if kind else name
                 opinions[place].add(record)
                 if record.pair is not None:
                     pairs[record.content_key] = record.pair
@@ -91,8 +93,15 @@ def _read(records: Iterable[LabelRecord], wanted: tuple[str, str], opinions: tup
         if len(found[place]) > 1:
             raise InvalidArgumentError(f"{wanted[place]!r} is more than one judge: {', '.join(sorted(found[place].values()))}", field="JUDGE")
     if found[0] == found[1]:
-        raise InvalidArgumentError(f"both names are the same judge: {next(iter(found[0].values()))}", field="JUDGE")
+        advice = "NAME:verdict and NAME:likelihood compare its kinds"
+        raise InvalidArgumentError(f"both names are the same judge: {next(iter(found[0].values()))}; {advice}", field="JUDGE")
     return [next(iter(names.values())) for names in found], pairs
+
+
+def _with_kind(text: str) -> tuple[str, str]:
+    """A judge's name and a kind, empty where none is said; names may have colons of their own."""
+    name, _, kind = text.rpartition(":")
+    return (name, kind) if name and kind in KINDS else (text, "")
 
 
 def _show(found: Comparison, judges: list[str]) -> None:

@@ -25,7 +25,7 @@ _CALL_SECONDS = 60.0
 _PAGE = 500
 _SHOW_EVERY = 500
 _DIGEST_CHARACTERS, _LEAST_DIGEST, _SHOWN_DIGEST = 64, 6, 12
-_KINDS = ("likelihood", "verdict", "rating")
+KINDS = ("likelihood", "verdict", "rating")
 _OUTCOMES = ("a", "b", "tie", "abstain")
 
 Job = Annotated[str, typer.Option("--job", metavar="NAME", help="Labels of this job: labelJobs/ID.", show_default=False)]
@@ -50,7 +50,7 @@ def query_of(
     """
     from accord.client.ledger import LabelQuery
 
-    _check(kind, _KINDS, "--kind")
+    _check(kind, KINDS, "--kind")
     _check(outcome, _OUTCOMES, "--outcome")
     by_content = len(pair) == _DIGEST_CHARACTERS and set(pair) <= set("0123456789abcdef")
     return LabelQuery(

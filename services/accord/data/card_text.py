@@ -30,11 +30,18 @@ def sections(card: DataCard) -> list[Section]:
         Section("lengths", ("characters", "least>", "10 %>", "median>", "90 %>", "most>"), _lengths(card)),
         Section("labels", ("labels", "share>", "95 % interval", "n>"), _labels(card)),
         Section("personal data and profanity", ("kind", "found>", "rows>"), _found(card)),
-        Section("agreement between annotators", ("figure", "value>", "95 % interval", "pairs>"), _agreement(card.agreement)),
-        Section("annotators", ("annotator", "labels>", "agrees with others>", "comparisons>"), _people(card.agreement)),
+        *agreement_sections(card.agreement),
         Section("what rows tell of themselves", ("metadata", "rows>"), _counts(card.metadata)),
     ]
     return [section for section in found if section.rows]
+
+
+def agreement_sections(card: AgreementCard | None) -> list[Section]:
+    """How far annotators agree, and who agrees least; without rows where nobody is named."""
+    return [
+        Section("agreement between annotators", ("figure", "value>", "95 % interval", "pairs>"), _agreement(card)),
+        Section("annotators", ("annotator", "labels>", "agrees with others>", "comparisons>"), _people(card)),
+    ]
 
 
 def markdown(card: DataCard) -> str:

@@ -6,13 +6,14 @@ What does not belong here: files (`accord.data.writers`, `accord.data.parquet`) 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from accord.client.feedback import Label
-from accord.client.ledger import LabelRecord
-from accord.data.records import LABEL_JOB, LABELLED_AT, PreferencePair
+from accord.client.ledger import HumanLabelRecord, LabelRecord
+from accord.data.records import ANNOTATOR, LABEL_JOB, LABELLED_AT, REASON, SECONDS, PreferencePair
 from accord.feedback.records import digest_of
+from accord.text.chat import Message
 
 _GROUP_CHARACTERS = 16
 PROVENANCE = (
@@ -20,6 +21,8 @@ PROVENANCE = (
     LABELLED_AT,
 )  # fmt: skip
 """Keys of a row's metadata, in this order."""
+OF_PEOPLE = (ANNOTATOR, REASON, SECONDS, LABELLED_AT, "pair", "content_key")
+"""The same for a label by a person."""
 
 
 class LabelledRows:
@@ -63,8 +66,7 @@ def labelled_row(record: LabelRecord) -> PreferencePair | None:
         human, gap = None if human is None else 1.0 - human, None if gap is None else -gap
     return PreferencePair(
         label.pair_id or record.content_key, pair.task, pair.messages, chosen, rejected, preference,
-        group=digest_of([[message.role, message.content] for message in pair.messages])[:_GROUP_CHARACTERS],
-        human_preference=human, metadata=provenance(record), rating_gap=gap,
+        group=_group(pair.messages), human_preference=human, metadata=provenance(record), rating_gap=gap,
     )  # fmt: skip
 
 
@@ -82,9 +84,33 @@ def provenance(record: LabelRecord) -> dict[str, str]:
     """Where a label comes from, as a row's metadata; what is empty is left out."""
     label = record.label
     keys = ",".join(judgement.ledger_key for judgement in label.judgements)
-    moment = datetime.fromtimestamp(record.create_time, UTC).isoformat(timespec="seconds")
     values = (
         record.job, label.judge, label.judge_digest, label.kind, record.options, label.rubric, label.rubric_digest, keys, record.content_key,
-        record.request_id, moment,
+        record.request_id, _moment(record.create_time),
     )  # fmt: skip
     return {name: value for name, value in zip(PROVENANCE, values, strict=True) if value}
+
+
+def human_row(record: HumanLabelRecord) -> PreferencePair:
+    """A person's label as a row: the response that the person took is `chosen`; a tie keeps A in front, with preference 0.5.
+
+    The id is the label's key in the ledger, since a pair has as many rows as people labelled it; the pair's own id is in the metadata.
+    """
+    pair, tie = record.pair, record.outcome == "tie"
+    chosen, rejected = (pair.response_b, pair.response_a) if record.outcome == "b" else (pair.response_a, pair.response_b)
+    seconds = "" if record.duration_seconds is None else f"{record.duration_seconds:g}"
+    values = (record.annotator_id, record.reason, seconds, _moment(record.create_time), pair.pair_id, record.content_key)
+    preference = 0.5 if tie else 1.0
+    return PreferencePair(
+        record.ledger_key, pair.task, pair.messages, chosen, rejected, preference, group=_group(pair.messages), human_preference=preference,
+        metadata={name: value for name, value in zip(OF_PEOPLE, values, strict=True) if value},
+    )  # fmt: skip
+
+
+def _group(messages: Sequence[Message]) -> str:
+    """The same for all rows of a prompt."""
+    return digest_of([[message.role, message.content] for message in messages])[:_GROUP_CHARACTERS]
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

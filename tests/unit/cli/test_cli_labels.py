@@ -58,11 +58,13 @@ class LedgerService(rpc.FeedbackServiceServicer):
         return pb.LabelJob(name=JOB, state=pb.LABEL_JOB_STATE_SUCCEEDED, source_uri="sample:conversation", rows_digest=DATA_DIGEST)
 
 
-def add_label(ledger: Ledger, judge: JudgeIdentity, number: int, orders: tuple[float | None, float], *, job: str = "", pair_id: str = "") -> None:
+def add_label(
+    ledger: Ledger, judge: JudgeIdentity, number: int, orders: tuple[float | None, float], *, job: str = "", pair_id: str = "", kind: Any = "verdict"
+) -> None:
     """A label by both orders: P(A better) as each says it."""
     prompt, name = (Message("user", f"question {number}"),), pair_id or f"p{number}"
     pair = LabelPairItem(Task.CONVERSATION, prompt, f"answer {number}", f"reply {number} at length", name)
-    ab = Question("verdict", Task.CONVERSATION, pair.messages, pair.response_a, pair.response_b, None, judge)
+    ab = Question(kind, Task.CONVERSATION, pair.messages, pair.response_a, pair.response_b, None, judge)
     ba = replace(ab, first=pair.response_b, second=pair.response_a)
     first, second = orders
     reason = "" if first is not None else "unusable"
@@ -73,7 +75,7 @@ def add_label(ledger: Ledger, judge: JudgeIdentity, number: int, orders: tuple[f
     outcome = "abstain" if preference is None else "a" if preference > 0.5 else "b"
     uses = (LabelUse(ab.key, True, False), LabelUse(ba.key, False, False))
     ledger.append_labels([
-        LabelEntry(pair, "verdict", "conversation/detailed/1", "f" * 64, judge.name, judge.digest, '{"tie_margin": 0.0}', preference, outcome,  # type: ignore[arg-type]
+        LabelEntry(pair, kind, "conversation/detailed/1", "f" * 64, judge.name, judge.digest, '{"tie_margin": 0.0}', preference, outcome,  # type: ignore[arg-type]
                    reason, uses, Origin("req", job))
     ])  # fmt: skip
 
@@ -252,6 +254,18 @@ def test_judges_that_cannot_be_compared(accord: Accord, address: str, judges: tu
     result = accord("labels", "diff", *judges, "--feedback", address)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: JUDGE: {problem}")
+
+
+def test_one_judge_is_compared_in_two_ways(accord: Accord, address: str, ledger: Ledger) -> None:
+    for number, p in enumerate([0.1, 0.9]):
+        add_label(ledger, replace(SMALL, base_model="small at host:8080"), number, (p, p), kind="rating")
+    add_label(ledger, replace(SMALL, base_model="small at host:8080"), 0, (0.9, 0.9))
+    result = accord("labels", "diff", "small at host:8080:verdict", "small at host:8080:rating", "--feedback", address)
+    assert result.exit_code == 0, result.stderr
+    rows = lines(result.stdout)
+    assert rows[0] == f"first: small at host:8080 {SMALL.digest[:12]}, verdict"
+    assert any(row.startswith("1 pairs, 0 on which") for row in rows)
+    assert "p0 0.900 0.100 question 0 answer 0 reply 0 at length" in rows
 
 
 def test_a_name_that_two_judges_have_is_refused(accord: Accord, address: str, ledger: Ledger) -> None:
