@@ -32,9 +32,13 @@ def spec(kind: str = "dpo", **fields: Any) -> RunSpec:
     return parse_spec(values | fields)
 
 
+def jobs_of(namespace: Namespace, found: Run) -> list[dict[str, Any]]:
+    return [job for job in namespace.get("jobs") if job["metadata"]["annotations"]["accord.api/run-name"] == found.name]
+
+
 def job_of(namespace: Namespace, found: Run) -> dict[str, Any]:
-    (job,) = [job for job in namespace.get("jobs") if job["metadata"]["annotations"]["accord.api/run-name"] == found.name]
-    return job  # type: ignore[no-any-return]
+    (job,) = jobs_of(namespace, found)
+    return job
 
 
 def pod_of(namespace: Namespace, found: Run) -> str:
@@ -150,10 +154,10 @@ def test_a_type_of_gpu_that_no_node_has_is_named_while_the_run_waits(namespace: 
             until(namespace, client, name, "cancelled")
 
 
-def until_gone(namespace: Namespace, found: Run) -> None:
-    """Waits until a run's Job, which is being deleted in the foreground, has gone with its pods."""
-    deadline = time.monotonic() + 120
-    while [job for job in namespace.get("jobs") if job["metadata"]["annotations"]["accord.api/run-name"] == found.name]:
+def until_deleted(namespace: Namespace, found: Run) -> None:
+    """Waits until a run's Job has gone or is being deleted in the foreground: a kubelet may take a minute to let go of a pod that never ran."""
+    deadline = time.monotonic() + 60
+    while [job for job in jobs_of(namespace, found) if "deletionTimestamp" not in job["metadata"]]:
         assert time.monotonic() < deadline, namespace.story()
         time.sleep(0.5)
 
@@ -175,7 +179,7 @@ def test_an_image_that_cannot_be_pulled_fails_with_its_name(namespace: Namespace
         found = until(namespace, client, client.create_run(spec(), "no-image").name, "failed", seconds=300)
         assert "its image cannot be pulled" in found.message
         assert image in found.message
-    until_gone(namespace, found)
+    until_deleted(namespace, found)
 
 
 def test_a_run_out_of_memory_fails_with_the_limit_and_what_it_last_said(namespace: Namespace) -> None:
@@ -202,7 +206,7 @@ def test_an_error_of_the_configuration_fails_at_once(namespace: Namespace) -> No
         found = until(namespace, client, client.create_run(spec(base_model=f"{DATA}/no-such-model"), "bad-model").name, "failed", seconds=300)
         assert found.exit_code == 2
         assert f"{DATA}/no-such-model" in found.message
-    until_gone(namespace, found)
+    until_deleted(namespace, found)
 
 
 def test_memory_below_the_plan_is_refused_when_the_run_is_created(namespace: Namespace) -> None:
