@@ -15,10 +15,17 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kit needs root, so .
 
 
 def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}  # of the .ci/run that this is part of
     return subprocess.run(
-        [str(ROOT / ".ci" / "cluster"), *words], env={**os.environ, "ACCORD_CLUSTER_KIT": str(kit), **environment}, capture_output=True, text=True,
+        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CLUSTER_KIT": str(kit), **environment}, capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
+
+
+def test_ci_begins_what_takes_long_first_and_tests_it_last() -> None:
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith(("make ", ".ci/", "export "))]
+    assert lines[:2] == ["export ACCORD_CI_STARTED", ".ci/cluster prepare"]
+    assert lines[-1] == ".ci/cluster test"
 
 
 def make_kit(folder: Path, failing: str) -> tuple[Path, Path]:
