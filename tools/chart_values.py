@@ -157,7 +157,12 @@ class Engine(Part):
     """A vLLM server as a second container of the policy pods. For one that runs elsewhere set policy.config.backend and .remote alone."""
 
     enabled: bool = False
-    image: str = Field("", description="image with tag or digest")
+    image: str = Field(
+        "",
+        pattern=r"^(.*(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64}))?$",
+        json_schema_extra={"not": {"pattern": ":latest$"}},
+        description="image with tag or digest; latest is refused",
+    )
     args: list[str] = Field([], description="after --model, --port and --enable-lora")
     env: Objects = []
     resources: Resources = Resources()

@@ -29,6 +29,8 @@ from tests.chart.rendering import CHART, CI, EXAMPLES, ROOT, case_id, refused, r
         ("trainer.config.kubernetes.kinds.pppo.gpus=1", "pppo"),
         ("tls.enabled=true", "tls.secret is required with tls.enabled"),
         ("policy.engine.enabled=true", "policy.engine.image is required"),
+        ("policy.engine.image=vllm/vllm-openai:latest", "/policy/engine/image"),
+        ("policy.engine.image=registry:5000/vllm-openai", "/policy/engine/image"),
         ("fullnameOverride=a-name-that-is-a-good-deal-longer-than-forty", "fullnameOverride"),
     ],
 )
@@ -37,10 +39,26 @@ def test_a_wrong_value_is_refused_by_name(setting: str, says: str) -> None:
 
 
 def test_a_scaler_that_cannot_work_is_refused() -> None:
+    for setting in ("policy", "reward"):
+        on = f"{setting}.autoscaling.enabled=true"
+        assert f"{setting}.autoscaling needs a target: set cpuPercent or queueDepth above 0" in refused(on, f"{setting}.autoscaling.cpuPercent=0")
+        for by in ("queueDepth=4", "keda=true"):
+            assert f"{setting}.autoscaling by queueDepth needs metrics.enabled" in refused(on, f"{setting}.autoscaling.{by}", "metrics.enabled=false")
     assert "at most maxReplicas (2) is allowed" in refused(
         "policy.autoscaling.enabled=true", "policy.autoscaling.minReplicas=3", "policy.autoscaling.maxReplicas=2"
     )
     assert "queueDepth must be at least 1 with keda" in refused("policy.autoscaling.enabled=true", "policy.autoscaling.keda=true")
+
+
+def test_a_monitor_of_metrics_that_are_off_is_refused() -> None:
+    assert "metrics.serviceMonitor.enabled needs metrics.enabled" in refused("metrics.serviceMonitor.enabled=true", "metrics.enabled=false")
+
+
+@pytest.mark.parametrize("kind", ["defaults", "kinds.dpo"])
+def test_runs_over_several_nodes_that_the_role_would_not_allow_are_refused(kind: str) -> None:
+    setting = f"trainer.config.kubernetes.{kind}.nodes=2"
+    assert f"has 2 nodes for {kind.removeprefix('kinds.')}" in refused(setting)
+    assert render(None, setting, "trainer.severalNodes=true")
 
 
 def test_settings_of_jobs_without_jobs_are_refused() -> None:
