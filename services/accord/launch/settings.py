@@ -127,10 +127,9 @@ class KubernetesConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _check_kinds(self) -> Self:
-        for kind in self.kinds:
-            merged = self.for_kind(kind)
-            if merged.memory and quantity_bytes(merged.memory) > quantity_bytes(self.most_memory):
-                raise ValueError(f"kinds.{kind}.memory is {merged.memory}, most_memory {self.most_memory}")
+        for name, settings in [("defaults", self.defaults), *((f"kinds.{kind}", self.for_kind(kind)) for kind in self.kinds)]:
+            if settings.memory and quantity_bytes(settings.memory) > quantity_bytes(self.most_memory):
+                raise ValueError(f"{name}.memory is {settings.memory}, most_memory {self.most_memory}")
         paths = [claim.mount_path for claim in self.claims] + [secret.mount_path for secret in self.secrets]
         for path in paths:
             if paths.count(path) > 1:

@@ -199,6 +199,7 @@ def test_several_nodes_are_refused_where_they_cannot_run() -> None:
         ({"kinds": {"dop": {}}}, "kinds"),
         ({"kinds": {"ppo": {"memory": "8GB"}}}, "kinds.ppo.memory"),
         ({"kinds": {"ppo": {"memory": "128Gi"}}}, "kinds.ppo.memory is 128Gi, most_memory 64Gi"),
+        ({"defaults": {"memory": "128Gi"}}, "defaults.memory is 128Gi, most_memory 64Gi"),
         ({"defaults": {"gpu_resource": "a100"}}, "defaults.gpu_resource"),
         ({"defaults": {"gpus": -1}}, "defaults.gpus"),
         ({"defaults": {"tolerations": [{"operator": "Exists", "value": "x"}]}}, "operator is Exists has no value"),
