@@ -22,8 +22,10 @@ up() {
     for image in $images; do kind load docker-image --name "$cluster" "accord/$image:$tag"; done
     helm upgrade --install accord charts/accord --kube-context "$context" --namespace accord --create-namespace \
         --values charts/accord/ci/cluster-values.yaml --set images.tag="$tag" --wait --timeout 20m
-    echo "next: make kind-test, or"
-    echo "  helm test accord --kube-context $context --namespace accord"
+    helm test accord --kube-context "$context" --namespace accord --timeout 20m
+    echo "Accord runs in the kind cluster $cluster, and a Generate, a Label, a training run and a Score went through it. Next: make kind-test, or"
+    echo "  kubectl --context $context -n accord port-forward service/accord-policy 50051:50051 &"
+    echo "  accord generate 'Name three rivers.' --policy 127.0.0.1:50051"
     echo "  kubectl --context $context -n accord get pods"
     echo "  make kind-down"
 }

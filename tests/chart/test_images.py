@@ -31,6 +31,8 @@ def test_each_service_and_the_runs_have_a_target_that_runs_as_nobody() -> None:
     runtime = DOCKERFILE.split(" AS runtime\n")[1]
     assert "USER 65532:65532" in runtime.split("FROM ")[0]
     assert "USER" not in runtime.split("USER 65532:65532", 1)[1]
+    for name in TARGETS:
+        assert f'LABEL org.opencontainers.image.title="accord-{name}" org.opencontainers.image.description="' in DOCKERFILE
     assert "syntax=" not in DOCKERFILE
     assert "ARG PYTHON_IMAGE=python:3.11-slim\n" in DOCKERFILE
 
@@ -80,9 +82,3 @@ def test_scripts_are_shell_that_parses() -> None:
     assert len(scripts) >= 3
     for script in scripts:
         assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0, script
-
-
-def test_the_kind_cluster_is_one_that_kind_knows() -> None:
-    cluster = yaml.safe_load((ROOT / "deploy" / "kind" / "cluster.yaml").read_text())
-    assert (cluster["kind"], cluster["apiVersion"], cluster["name"]) == ("Cluster", "kind.x-k8s.io/v1alpha4", "accord")
-    assert [node["role"] for node in cluster["nodes"]] == ["control-plane"]
