@@ -48,6 +48,15 @@ def test_mutual_tls_is_asked_with_certificates(tmp_path: Path) -> None:
         assert probe(server.address, "--timeout", "0.5").returncode == 1
 
 
-def test_it_imports_nothing_heavy() -> None:
-    code = "import sys, accord.rpc.probe; print([m for m in ('torch', 'numpy', 'transformers', 'typer') if m in sys.modules])"
+def test_a_certificate_that_is_not_there_and_a_name_that_is_too_long_are_said(tmp_path: Path) -> None:
+    missing = probe("127.0.0.1:9", "--ca", str(tmp_path / "ca.crt"))
+    assert missing.returncode == 1
+    assert f"{tmp_path / 'ca.crt'} cannot be read: No such file or directory" in missing.stderr
+    assert "130 bytes; at most 127 are allowed" in probe("127.0.0.1:9", "--service", "a" * 130).stderr
+
+
+def test_it_imports_grpc_and_nothing_else_of_weight() -> None:
+    """A kubelet starts it every few seconds for each pod."""
+    heavy = ("torch", "numpy", "transformers", "typer", "pydantic", "yaml", "google.protobuf", "accord.rpc.channels")
+    code = f"import sys, accord.rpc.probe; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.strip() == "[]"
