@@ -20,7 +20,7 @@ from accord.cli.metrics import held_out_line, in_a_line, ordered
 from accord.cli.output import print_json, print_line, print_table, seconds_text
 from accord.cli.progress import ProgressBar
 from accord.cli.screen import Screen, print_curves, print_frontier
-from accord.errors import DeadlineExceededError, UnavailableError
+from accord.errors import AccordError, DeadlineExceededError, UnavailableError
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _STREAM_SECONDS = 3000.0
 _PAUSE_SECONDS = 0.5
 _PATIENCE = 5
+_LOG_LINES, _LOG_SECONDS = 20, 30.0
 
 
 def run_name(given: str) -> str:
@@ -71,10 +72,11 @@ def run_events(client: TrainerClient, name: str, *, timeout_seconds: float | Non
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A run as it was last seen, its curves, and the alarms that it gave."""
+    """A run as it was last seen, its curves, the alarms that it gave, and the end of its log where it failed."""
 
     run: Run
     screen: Screen
+    log: tuple[str, ...] = ()
 
 
 def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, timeout_seconds: float | None = None) -> Followed:
@@ -96,7 +98,16 @@ def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, ti
         raise
     if final is None:
         raise UnavailableError(f"the trainer said nothing about {name}")
-    return Followed(final, screen)
+    return Followed(final, screen, _end_of_log(client, name) if final.state == "failed" else ())
+
+
+def _end_of_log(client: TrainerClient, name: str) -> tuple[str, ...]:
+    """The last lines that a run has printed, which may be on a volume that only the trainer sees; none where there is no log to be had."""
+    try:
+        text = client.read_run_file(name, "log.txt", timeout_seconds=_LOG_SECONDS).decode(errors="replace")
+    except AccordError:
+        return ()  # why the run failed is in its message
+    return tuple(text.splitlines()[-_LOG_LINES:])
 
 
 class RunView(contextlib.AbstractContextManager["RunView"]):
@@ -154,6 +165,7 @@ def show_end(found: Followed, *, then: Callable[[Run], str]) -> None:
     for alarm in found.screen.alarms.values():
         print_line(f"alarm at step {alarm.step}{f', {alarm.count} times' if alarm.count > 1 else ''}: {alarm.text}")
     if run.state != "succeeded":
+        sys.stderr.writelines(f"| {line}\n" for line in found.log)
         sys.stderr.write(f"{run.message or 'no reason is known'}; its log: {run.directory}/log.txt\n")
         raise typer.Exit(FAILED)
     if run.step < run.total_steps and run.message:

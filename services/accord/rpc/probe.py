@@ -39,7 +39,7 @@ def _last_state(given: argparse.Namespace) -> str:
     if given.server_name:
         options.append(("grpc.ssl_target_name_override", given.server_name))
     with _channel(given, options) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")  # bytes go in and come out
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")  # as bytes
         while (left := give_up - time.monotonic()) > 0:
             state = _ask(check, _request(given.service), min(left, _CALL_SECONDS), state)
             if state == "SERVING":
@@ -48,7 +48,7 @@ def _last_state(given: argparse.Namespace) -> str:
     return state
 
 
-def _ask(check: grpc.UnaryUnaryMultiCallable, request: bytes, seconds: float, before: str) -> str:
+def _ask(check: grpc.UnaryUnaryMultiCallable[bytes, bytes], request: bytes, seconds: float, before: str) -> str:
     try:
         return _state(check(request, timeout=seconds))
     except grpc.RpcError as error:

@@ -246,6 +246,10 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
             yield trainer_pb.WatchRunResponse(resume_token=str(len(known.events)), heartbeat=trainer_pb.Heartbeat(idle_seconds=1))
             time.sleep(0.05)
 
+    def ReadRunFile(self, request: trainer_pb.ReadRunFileRequest, context: Any) -> trainer_pb.ReadRunFileResponse:
+        text = "".join(f"line {number} of the {request.file}\n" for number in range(1, 31)).encode()
+        return trainer_pb.ReadRunFileResponse(content=text[request.offset :], size_bytes=len(text))
+
     def CancelRun(self, request: trainer_pb.CancelRunRequest, context: Any) -> trainer_pb.CancelRunResponse:
         self.cancelled.append(request.name)
         run = self._find(request.name, context).run

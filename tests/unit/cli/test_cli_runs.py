@@ -70,6 +70,8 @@ def test_a_failed_run_is_exit_code_1_with_its_reason(accord: Accord, start: Star
     result = accord("train", "sft", "--trainer", start(FakeTrainer(outcome=pb.RUN_STATE_FAILED)))
     assert "failed after" in result.stdout
     assert result.stderr.splitlines()[-1] == "the disk is full; its log: /srv/r/log.txt"
+    assert result.stderr.splitlines()[-21:-1] == [f"| line {number} of the log.txt" for number in range(11, 31)]
+    assert "| line" not in accord("train", "sft", "--trainer", start(FakeTrainer())).stderr
 
 
 def test_train_detached(accord: Accord, start: Start) -> None:
