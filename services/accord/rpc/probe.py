@@ -69,7 +69,7 @@ def _state(reply: bytes) -> str:
     return _STATES[number] if number < len(_STATES) else f"status {number}"
 
 
-def _channel(given: argparse.Namespace, options: list[tuple[str, object]]) -> grpc.Channel:
+def _channel(given: argparse.Namespace, options: Sequence[tuple[str, object]]) -> grpc.Channel:
     if given.ca is None:
         return grpc.insecure_channel(given.address, options)
     cert, key = (None if path is None else path.read_bytes() for path in (given.cert, given.key))

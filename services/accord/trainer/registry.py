@@ -122,7 +122,8 @@ class Registry:
             return [_record(row) for row in connection.execute(query).mappings()]
 
     def update(self, record: RunRecord, **values: Any) -> RunRecord:
-        """Writes some columns and returns the record with them."""
+        """Writes some columns and returns the record with them. A NUL becomes U+FFFD: PostgreSQL takes none, and messages hold what pods said."""
+        values = {key: value.replace("\x00", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value for key, value in values.items()}
         with self._engine.begin() as connection:
             connection.execute(runs.update().where(runs.c.name == record.name).values(**values))
         return replace(record, **values)
