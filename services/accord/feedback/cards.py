@@ -86,7 +86,7 @@ def _card(labels: Sequence[LabelFacts], everything: Sequence[LabelFacts]) -> Lab
         length_baseline=None,
         first_preferred=share_of_pairs(first_preferred(labels)) if shown_in_order else None,
         same_position_after_swap=share_of_pairs(same_position_after_swap(labels)) if shown_in_order else None,
-        longer_preferred=share_of(longer_preferred(labels)),
+        longer_preferred=share_of_pairs(longer_preferred(labels)),
         ensemble_agreement=fmean(agreements) if agreements else None,
         escalated=share_of([float(label.escalated) for label in labels]) if any(label.escalated for label in labels) else None,
         abstentions=dict(sorted(reasons.items())),
@@ -103,9 +103,9 @@ def _with_people(card: LabelCard, labels: Sequence[LabelFacts], texts_of: TextsO
     bins = reliability(labels)
     return replace(
         card,
-        human_agreement=share_of(human_agreement(labels)),
-        length_baseline=share_of(length_baseline(labels)),
-        random_baseline=share_of(random_baseline(labels)),
+        human_agreement=share_of_pairs(human_agreement(labels)),
+        length_baseline=share_of_pairs(length_baseline(labels)),
+        random_baseline=share_of_pairs(random_baseline(labels)),
         agreement_by_length=agreement_by_length(labels),
         kappa=human_kappa(labels),
         calibration_error=calibration_error(bins),

@@ -68,8 +68,7 @@ class Labeller:
 
     def check_limits(self, judge: Judge, limits: LabelLimits) -> None:
         """Raises FailedPreconditionError where a limit of money is set for a judge that costs nothing, whatever it is asked."""
-        name = self._roster.name_of(judge.name)
-        if limits.max_cost and not self._roster.has_price(name):
+        if limits.max_cost and not self._roster.has_price(name := self._roster.name_of(judge.name)):
             said = f"the judge {name!r} has no price, so that a limit of money would never be reached"
             raise FailedPreconditionError(f"{said}; give it one (policy_price, or judges.{name}.price), or take max_tokens", field="max_cost")
 

@@ -1,4 +1,7 @@
-"""Shares out of labels, each a list of hits (1, 0, or 0.5 where it cannot be said), and their intervals. Pure.
+"""Shares out of labels, each a list of hits (1, 0, or 0.5 where it cannot be said) for every pair, and their intervals. Pure.
+
+Labels of one pair are not independent: a pair that three people labelled is in the data three times and judged once, a judge that keeps its position
+says the same of both orders, and eight samples hardly differ. So intervals and n are of different pairs, whatever is counted in each.
 
 Lengths are characters, so that no tokenizer is needed. What does not belong here: cards (`accord.feedback.cards`).
 """
@@ -6,8 +9,7 @@ Lengths are characters, so that no tokenizer is needed. What does not belong her
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Iterator, Sequence
 
 from accord.client.label_cards import LengthBin, Share
 from accord.data.agreement import wilson_interval
@@ -19,17 +21,14 @@ _RATIOS: tuple[float, ...] = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 def share_of(hits: Sequence[float]) -> Share | None:
     """The mean of hits (1, 0, or 0.5 where it cannot be said) with its interval; None where there are none."""
-    return _share(hits) if hits else None
+    return share_of_pairs([[hit] for hit in hits])
 
 
 def share_of_pairs(hits: Sequence[Sequence[float]]) -> Share | None:
-    """The mean of all hits of all pairs, with the interval and the n of the pairs that have any; None where there are none.
-
-    Judgements of one pair are not independent: a judge that keeps its position says the same twice, and eight samples hardly differ.
-    """
+    """The mean of all hits of all pairs, with the interval and the n of the pairs that have any; None where there are none."""
     found = [hit for own in hits for hit in own]
-    pairs = sum(bool(own) for own in hits)
-    return Share(fmean(found), *wilson_interval(fmean(found) * pairs, pairs), pairs) if pairs else None
+    total, pairs = math.fsum(found), sum(bool(own) for own in hits)
+    return Share(total / len(found), *wilson_interval(total * pairs / len(found), pairs), pairs) if pairs else None
 
 
 def compared(labels: Sequence[LabelFacts]) -> list[tuple[LabelFacts, float]]:
@@ -41,19 +40,19 @@ def compared(labels: Sequence[LabelFacts]) -> list[tuple[LabelFacts, float]]:
     ]
 
 
-def human_agreement(labels: Sequence[LabelFacts]) -> list[float]:
-    """1 for each decided pair on which judge and people take the same response, 0 where not; pairs without a human preference are left out."""
-    return [float((label.outcome == "a") == (human > 0.5)) for label, human in compared(labels)]
+def human_agreement(labels: Sequence[LabelFacts]) -> list[list[float]]:
+    """1 for each decided label on which judge and people take the same response, 0 where not; those without a human preference are left out."""
+    return _by_pair((label, [float((label.outcome == "a") == (human > 0.5))]) for label, human in compared(labels))
 
 
-def length_baseline(labels: Sequence[LabelFacts]) -> list[float]:
-    """The same as `human_agreement`, on the same pairs, for a judge that takes the longer response; 0.5 where both are as long."""
-    return [_longer_is_a(label) if human > 0.5 else 1.0 - _longer_is_a(label) for label, human in compared(labels)]
+def length_baseline(labels: Sequence[LabelFacts]) -> list[list[float]]:
+    """The same as `human_agreement`, on the same labels, for a judge that takes the longer response; 0.5 where both are as long."""
+    return _by_pair((label, [_longer_is_a(label) if human > 0.5 else 1.0 - _longer_is_a(label)]) for label, human in compared(labels))
 
 
-def random_baseline(labels: Sequence[LabelFacts]) -> list[float]:
-    """The same for a judge that throws a coin: what it is right on is not known, so one half of each pair."""
-    return [0.5] * len(compared(labels))
+def random_baseline(labels: Sequence[LabelFacts]) -> list[list[float]]:
+    """The same for a judge that throws a coin: what it is right on is not known, so one half of each."""
+    return _by_pair((label, [0.5]) for label, _ in compared(labels))
 
 
 def agreement_by_length(labels: Sequence[LabelFacts]) -> tuple[LengthBin, ...]:
@@ -64,7 +63,9 @@ def agreement_by_length(labels: Sequence[LabelFacts]) -> tuple[LengthBin, ...]:
         bins.setdefault(max(place for place, low in enumerate(_RATIOS) if ratio >= low), []).append(label)
     ends = (*_RATIOS[1:], None)
     return tuple(
-        LengthBin(_RATIOS[place], ends[place], _share(human_agreement(bins[place])), _share(length_baseline(bins[place]))) for place in sorted(bins)
+        LengthBin(_RATIOS[place], ends[place], agreement, baseline)
+        for place in sorted(bins)
+        if (agreement := share_of_pairs(human_agreement(bins[place]))) and (baseline := share_of_pairs(length_baseline(bins[place])))
     )
 
 
@@ -74,29 +75,32 @@ def length_ratio(length_a: int, length_b: int) -> float:
     return longer / shorter if shorter else (math.inf if longer else 1.0)
 
 
-def longer_preferred(labels: Sequence[LabelFacts]) -> list[float]:
-    """1 for each decided pair whose preferred response is the longer one, 0 where it is the shorter one; equal lengths are left out."""
+def longer_preferred(labels: Sequence[LabelFacts]) -> list[list[float]]:
+    """1 for each decided label whose preferred response is the longer one, 0 where it is the shorter one; equal lengths are left out."""
     decided = [label for label in labels if label.outcome in ("a", "b") and label.length_a != label.length_b]
-    return [float((label.outcome == "a") == (label.length_a > label.length_b)) for label in decided]
+    return _by_pair((label, [float((label.outcome == "a") == (label.length_a > label.length_b))]) for label in decided)
 
 
 def first_preferred(labels: Sequence[LabelFacts]) -> list[list[float]]:
-    """For each pair, 1 for each judgement of a verdict judge that prefers the response shown first, 0 for the second; even ones are left out."""
-    return [[float(first > 0.5) for shown in _shown(label) for first in shown.values() if first != 0.5] for label in labels]
+    """1 for each judgement of a verdict judge that prefers the response shown first, 0 for the second; even ones are left out."""
+    return _by_pair((label, [float(first > 0.5) for shown in _shown(label) for first in shown.values() if first != 0.5]) for label in labels)
 
 
 def same_position_after_swap(labels: Sequence[LabelFacts]) -> list[list[float]]:
-    """For each pair, 1 for each time that it was asked in both orders and both judgements prefer the same position, 0 for the same response.
+    """1 for each time that a pair was asked in both orders and both judgements prefer the same position, 0 for the same response.
 
     A pair about which several judges were asked, or one several times, has one for each.
     """
-    decided = [[shown for shown in _shown(label) if len(shown) == 2 and 0.5 not in shown.values()] for label in labels]
-    return [[float((shown[True] > 0.5) == (shown[False] > 0.5)) for shown in both] for both in decided]
+    decided = [(label, [shown for shown in _shown(label) if len(shown) == 2 and 0.5 not in shown.values()]) for label in labels]
+    return _by_pair((label, [float((shown[True] > 0.5) == (shown[False] > 0.5)) for shown in both]) for label, both in decided)
 
 
-def _share(hits: Sequence[float]) -> Share:
-    total = math.fsum(hits)
-    return Share(total / len(hits), *wilson_interval(total, len(hits)), len(hits))
+def _by_pair(hits: Iterable[tuple[LabelFacts, Sequence[float]]]) -> list[list[float]]:
+    """The hits of each pair, whoever labelled it and how often."""
+    found: dict[str, list[float]] = {}
+    for label, own in hits:
+        found.setdefault(label.content_key, []).extend(own)
+    return list(found.values())
 
 
 def _longer_is_a(label: LabelFacts) -> float:

@@ -64,6 +64,18 @@ class TestShares:
         assert (card.human_agreement.low, card.human_agreement.high) == wilson_interval(3, 4)
         assert card.pairs == 8
 
+    def test_a_pair_that_several_people_labelled_is_one_pair(self) -> None:
+        """Three people on each of two pairs: the judge, asked once about each, agrees with five of six; that is no sample of six."""
+        people = [label(f"1-{n}", "a", 1.0, lengths=(9, 3), content_key="1", judgements=both_orders("1", 0.9, 0.2)) for n in range(3)]
+        people += [label(f"2-{n}", "a", float(n > 0), lengths=(3, 9), content_key="2", judgements=both_orders("2", 0.9, 0.2)) for n in range(3)]
+        card = one_card(*people)
+        assert (card.human_agreement.value, card.human_agreement.n) == (5 / 6, 2)
+        assert (card.human_agreement.low, card.human_agreement.high) == pytest.approx(wilson_interval(2 * 5 / 6, 2))
+        assert (card.length_baseline.value, card.length_baseline.n) == (4 / 6, 2)
+        assert (card.longer_preferred.value, card.longer_preferred.n) == (0.5, 2)
+        assert (card.first_preferred.n, card.same_position_after_swap.n, card.random_baseline.n) == (2, 2, 2)
+        assert [found.agreement.n for found in card.agreement_by_length] == [2]
+
     def test_the_longer_is_preferred_among_decided_pairs_of_different_length(self) -> None:
         card = one_card(
             label("1", "a", lengths=(9, 3)), label("2", "a", lengths=(3, 9)), label("3", "b", lengths=(3, 9)),
@@ -136,7 +148,7 @@ class TestCounts:
     def test_a_pair_labelled_twice_counts_once_with_its_last_label(self) -> None:
         card = one_card(label("1", "a", 1.0), label("1", "b", 1.0), label("1", "a", 1.0, options='{"tie_margin": 0.1}'))
         assert card.pairs == 2
-        assert (card.human_agreement.value, card.human_agreement.n) == (0.5, 2)
+        assert (card.human_agreement.value, card.human_agreement.n) == (0.5, 1)  # two labels, of one pair
 
     def test_abstentions_are_counted_by_reason_without_their_particulars(self) -> None:
         card = one_card(
