@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from accord.feedback.records import (
+    EMPTY,
+    IDENTICAL,
     Answer,
     HumanLabel,
     JudgementFacts,
@@ -102,7 +104,7 @@ LABELS = """
 LABEL_JUDGEMENTS = """
     SELECT label_judgements.*, judgements.probability_first, judgements.evidence_first, judgements.evidence_second,
         judgements.prompt_tokens + judgements.response_tokens AS tokens, judgements.job AS paid_by, judgements.cost, judgements.sample,
-        judgements.judge, judgements.judge_digest, judgements.latency_seconds
+        judgements.judge, judgements.judge_digest, judgements.latency_seconds, judgements.parsed
     FROM label_judgements JOIN labels ON labels.id = label_id JOIN judgements ON judgements.key = label_judgements.key
     WHERE {where} ORDER BY label_id, place"""
 
@@ -111,7 +113,7 @@ def judgement_facts(row: sqlite3.Row, job: str) -> JudgementFacts:
     """What a card needs of a row of LABEL_JUDGEMENTS; `job` is whose labels are looked at, empty for all."""
     return JudgementFacts(
         row["key"], bool(row["a_first"]), row["probability_first"], row["evidence_first"], row["evidence_second"],
-        by_judge=row["tokens"] > 0, tokens=row["tokens"], cached=bool(row["cached"]), paid=not job or row["paid_by"] == job,
+        by_judge=row["parsed"] not in (IDENTICAL, EMPTY), tokens=row["tokens"], cached=bool(row["cached"]), paid=not job or row["paid_by"] == job,
         cost=row["cost"], sample=row["sample"], judge=row["judge"], judge_digest=row["judge_digest"], latency_seconds=row["latency_seconds"],
     )  # fmt: skip
 

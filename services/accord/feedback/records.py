@@ -23,6 +23,8 @@ from accord.text.tasks import Task
 Kind = Literal["verdict", "rating", "likelihood"]
 KINDS: tuple[Kind, ...] = ("verdict", "rating", "likelihood")
 VerdictSource = Literal["", "logprobs", "text"]
+IDENTICAL, EMPTY = "identical responses", "empty response"
+"""What `Answer.parsed` says where a rule answered and no judge was asked."""
 ADDED = "accord-"
 """Ids of pairs that a label job adds to its data, to measure the judge, begin so."""
 

@@ -285,3 +285,15 @@ def test_agreement_and_escalation_come_back(ledger: Ledger) -> None:
     assert (found.agreement, found.escalated) == (2 / 3, True)
     (used,) = found.judgements
     assert (used.cost, used.sample, used.latency_seconds, used.judge, used.judge_digest) == (0.125, 2, 1.75, JUDGE.name, JUDGE.digest)
+
+
+@pytest.mark.parametrize(("answer", "by_judge"), [
+    (Answer(0.9, parsed="first"), True), (Answer(None, abstention_reason="refused"), True),
+    (Answer(0.5, parsed="identical responses"), False), (Answer(1.0, parsed="empty response"), False),
+])  # fmt: skip
+def test_a_judge_that_does_not_say_what_it_read_has_judged_all_the_same(ledger: Ledger, answer: Answer, by_judge: bool) -> None:
+    """An endpoint without `usage` answers with 0 tokens, as a rule does: its positions and repeats are measured nonetheless."""
+    ledger.append_judgements([(QUESTION, answer, Origin())])
+    ledger.append_labels([entry(uses=(LabelUse(QUESTION.key, True, False),))])
+    ((judgement,),) = [found.judgements for found in ledger.labels()]
+    assert (judgement.by_judge, judgement.tokens) == (by_judge, 0)

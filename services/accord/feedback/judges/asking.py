@@ -11,7 +11,7 @@ from typing import Protocol
 
 from accord.client.policy import ResponseLogprobs
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, OutOfRangeError
-from accord.feedback.records import Answer, Question
+from accord.feedback.records import EMPTY, IDENTICAL, Answer, Question
 from accord.text.chat import Message
 from accord.text.judge import visible
 
@@ -52,8 +52,8 @@ def answer_by_rule(question: Question) -> Answer | None:
         return None
     first, second = visible(question.first).strip(), visible(question.second).strip()
     if first == second:
-        return Answer(0.5, parsed="identical responses" if first else "empty response")
-    return None if first and second else Answer(float(bool(first)), parsed="empty response")
+        return Answer(0.5, parsed=IDENTICAL if first else EMPTY)
+    return None if first and second else Answer(float(bool(first)), parsed=EMPTY)
 
 
 def alternative_logprobs(responses: Sequence[ResponseLogprobs]) -> list[float]:
