@@ -69,6 +69,23 @@ def test_a_release_name_that_makes_names_too_long_is_refused_in_one_sentence() -
     assert "at most 44 are allowed" in refused(release="a-release-with-a-name-of-fifty-characters-or-so")
 
 
+@pytest.mark.parametrize(
+    ("release", "settings", "says"),
+    [
+        ("1st", (), 'the name "1st-accord" cannot begin the name of a Service'),
+        ("a.b", (), 'the name "a.b-accord" cannot begin the name of a Service'),
+        ("a.b", ("fullnameOverride=ab",), 'the release name "a.b" has a dot'),
+        ("accord", ("nameOverride=Big",), 'the name "accord-Big" cannot begin'),
+    ],
+)
+def test_a_name_that_kubernetes_would_refuse_half_way_is_refused_before(release: str, settings: tuple[str, ...], says: str) -> None:
+    assert says in refused(*settings, release=release)
+
+
+def test_a_release_whose_name_begins_with_a_digit_gets_another_by_override() -> None:
+    assert "first-policy" in {item["metadata"]["name"] for item in render(None, "fullnameOverride=first", release="1st")}
+
+
 def test_two_releases_share_no_object() -> None:
     first, second = ({(item["kind"], item["metadata"]["name"]) for item in render(None, release=name)} for name in ("accord", "other"))
     assert not first & second

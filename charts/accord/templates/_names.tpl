@@ -6,6 +6,12 @@
 {{- if gt (len $full) 44 -}}
 {{- fail (printf "the name %q has %d characters; at most 44 are allowed, so that every object's name stays below 63: set fullnameOverride" $full (len $full)) -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "the name %q cannot begin the name of a Service: lower-case letters, digits and hyphens are allowed, a letter first: set fullnameOverride" $full) -}}
+{{- end -}}
+{{- if contains "." .Release.Name -}}
+{{- fail (printf "the release name %q has a dot, and its Jobs are named after it: choose a name of lower-case letters, digits and hyphens" .Release.Name) -}}
+{{- end -}}
 {{- $full -}}
 {{- end -}}
 
