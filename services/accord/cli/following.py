@@ -17,7 +17,7 @@ import typer
 
 from accord.cli.failures import FAILED
 from accord.cli.metrics import held_out_line, in_a_line, ordered
-from accord.cli.output import print_json, print_line, print_table, seconds_text
+from accord.cli.output import harmless, print_json, print_line, print_table, seconds_text
 from accord.cli.progress import ProgressBar
 from accord.cli.screen import Screen, print_curves, print_frontier
 from accord.errors import AccordError, DeadlineExceededError, UnavailableError
@@ -107,7 +107,7 @@ def _end_of_log(client: TrainerClient, name: str) -> tuple[str, ...]:
         text = client.read_run_file(name, "log.txt", timeout_seconds=_LOG_SECONDS).decode(errors="replace")
     except AccordError:
         return ()  # why the run failed is in its message
-    return tuple(text.splitlines()[-_LOG_LINES:])
+    return tuple(harmless(line) for line in text.splitlines()[-_LOG_LINES:])
 
 
 class RunView(contextlib.AbstractContextManager["RunView"]):

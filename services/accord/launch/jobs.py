@@ -7,6 +7,7 @@ and runs share. What does not belong here: manifests (`manifest`, `jobset`), the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,19 @@ class JobLauncher:
                 continue
         for pod in _alive(pods) if force else ():
             self._cluster.delete("pods", pod, grace_seconds=_KILL_SECONDS)
+
+    def log(self, directory: Path) -> bytes:
+        """What pods have printed: those that have ended from the run's log, those that run from the cluster; see `Launcher.log`."""
+        file = RunDirectory(directory).log
+        known = file.read_bytes() if file.exists() else b""
+        pods, _ = self._cluster.find("pods", labels=selector(self._config.instance, self._name(directory)))
+        for name in (pod["metadata"]["name"] for pod in _by_age(pods) if pod.get("status", {}).get("phase") == "Running"):
+            if _mark(name).encode() not in known:
+                with contextlib.suppress(NotFoundError):  # it went between the two requests
+                    known += f"{_mark(name)}{self._cluster.log(name, CONTAINER)}".encode()
+        if not known:
+            raise NotFoundError(f"{directory.name} has no log.txt: none of its pods has begun", field="file")
+        return known
 
     def fault(self) -> str | None:
         """What keeps the cluster from being seen, once this has lasted for a minute; a missing permission at once."""
@@ -284,7 +298,7 @@ class JobLauncher:
 
     def _take_logs(self, directory: Path, pods: list[Json], *, running_too: bool = False) -> None:
         """Appends what pods have printed to the run's log, each pod's once, when it has ended."""
-        for pod in sorted(pods, key=lambda each: str(each["metadata"].get("creationTimestamp", ""))):
+        for pod in _by_age(pods):
             name = pod["metadata"]["name"]
             over = exit_code_of(pod) is not None or (running_too and pod.get("status", {}).get("phase") == "Running")
             if not over or name in self._logged:
@@ -298,8 +312,17 @@ class JobLauncher:
             self._logged.add(name)
 
 
+def _by_age(pods: list[Json]) -> list[Json]:
+    return sorted(pods, key=lambda each: str(each["metadata"].get("creationTimestamp", "")))
+
+
+def _mark(pod: str) -> str:
+    """The line before what a pod has printed."""
+    return f"==> pod {pod} <==\n"
+
+
 def _append_log(log: Path, pod: str, read: Callable[[], str]) -> None:
-    mark = f"==> pod {pod} <==\n"
+    mark = _mark(pod)
     if log.exists() and mark in log.read_text(encoding="utf-8", errors="replace"):
         return
     text = read()

@@ -69,6 +69,15 @@ class Launcher(Protocol):
         """
         ...
 
+    def log(self, directory: Path) -> bytes:
+        """What the run has printed so far.
+
+        Raises:
+            NotFoundError: nothing of it has begun.
+            UnavailableError: it cannot be read now.
+        """
+        ...
+
     def fault(self) -> str | None:
         """Why runs can be neither started nor seen at present, or None."""
         ...

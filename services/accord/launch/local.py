@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from accord.errors import DataLossError
+from accord.errors import DataLossError, NotFoundError
 from accord.launch.launcher import Observation
 from accord.launch.processes import ProcessId, identify, is_alive, start_process
 from accord.rundir import RunDirectory, write_atomically
@@ -77,6 +77,13 @@ class LocalLauncher:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(known.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+    def log(self, directory: Path) -> bytes:
+        """What the process has printed; see `Launcher.log`."""
+        try:
+            return RunDirectory(directory).log.read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"{directory.name} has no log.txt: its process has not begun", field="file") from None
 
     def fault(self) -> str | None:
         """None: this machine is always there."""

@@ -34,6 +34,12 @@ def keep_rows(runs: str, rows: bytes) -> Path:
     return path
 
 
+def part_of_log(record: RunRecord, log: bytes, offset: int) -> tuple[bytes, int]:
+    """At most `PART_BYTES` of what a run has printed from an offset on, and the size of all. Raises OutOfRangeError as `read_part`."""
+    _check_offset(record, "log.txt", offset, len(log))
+    return log[offset : offset + PART_BYTES], len(log)
+
+
 def read_part(record: RunRecord, file: str, offset: int) -> tuple[bytes, int]:
     """At most `PART_BYTES` of a run's file from an offset on, and the size of the whole file.
 
@@ -45,9 +51,13 @@ def read_part(record: RunRecord, file: str, offset: int) -> tuple[bytes, int]:
     try:
         with path.open("rb") as source:
             size = os.fstat(source.fileno()).st_size
-            if offset > size:
-                raise OutOfRangeError(f"offset is {offset}, {file} of {record.name} has {size} bytes", field="offset")
+            _check_offset(record, file, offset, size)
             source.seek(offset)
             return source.read(PART_BYTES), size
     except FileNotFoundError:
         raise NotFoundError(f"{record.name} has no {file}", field="file") from None
+
+
+def _check_offset(record: RunRecord, file: str, offset: int, size: int) -> None:
+    if offset > size:
+        raise OutOfRangeError(f"offset is {offset}, {file} of {record.name} has {size} bytes", field="offset")

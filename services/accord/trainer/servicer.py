@@ -145,7 +145,10 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     async def ReadRunFile(self, request: pb.ReadRunFileRequest, context: CallContext) -> pb.ReadRunFileResponse:
         with naming("run"):
             record = await _thread(lambda: self._registry.get(request.run))
-        content, size = await _thread(lambda: files.read_part(record, request.file, request.offset))
+        if request.file == "log.txt":  # of a Job that runs it is still in the cluster
+            content, size = await _thread(lambda: files.part_of_log(record, self._supervisor.log(record), request.offset))
+        else:
+            content, size = await _thread(lambda: files.read_part(record, request.file, request.offset))
         return pb.ReadRunFileResponse(content=content, size_bytes=size)
 
     def _create(self, request_id: str, spec: RunSpec, *, validate_only: bool) -> RunRecord | None:

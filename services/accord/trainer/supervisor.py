@@ -95,6 +95,15 @@ class Supervisor:
                 raise FailedPreconditionError(f"{name} is {record.state}; only a FAILED or CANCELLED run can be resumed", field="name")
             return self._registry.update(record, state="QUEUED", message="", cancel_time=None)
 
+    def log(self, record: RunRecord) -> bytes:
+        """What a run has printed so far.
+
+        Raises:
+            NotFoundError: nothing of it has begun.
+            UnavailableError: it cannot be read now.
+        """
+        return self._launcher.log(Path(record.directory))
+
     def prepare(self, record: RunRecord) -> None:
         """Writes the run file of a run that is new."""
         config, spec = self._config, record.spec

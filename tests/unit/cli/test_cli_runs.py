@@ -113,6 +113,14 @@ def test_watch_goes_on_behind_the_last_event_after_a_break(accord: Accord, start
     assert len(set(trainer.tokens)) == len(trainer.tokens) > 2
 
 
+def test_watch_shows_what_a_run_has_printed(accord: Accord, start: Start) -> None:
+    address = start(FakeTrainer(endless=True))
+    accord("train", "sft", "--detach", "--request-id", "abcdefgh", "--trainer", address)
+    result = accord("watch", "sft-abcdef", "--log", "--trainer", address)
+    assert (result.exit_code, result.stdout.splitlines()) == (0, [f"line {number} of the log.txt" for number in range(1, 31)])
+    assert accord("watch", "sft-nobody", "--log", "--trainer", address).exit_code != 0
+
+
 def test_watch_of_a_failed_run(accord: Accord, start: Start) -> None:
     address = start(FakeTrainer(outcome=pb.RUN_STATE_CANCELLED))
     accord("train", "sft", "--detach", "--request-id", "abcdefgh", "--trainer", address)

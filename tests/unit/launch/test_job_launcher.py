@@ -13,7 +13,7 @@ from tests.unit.launch.fake_api import NAMESPACE, USER, FakeApi
 from tests.unit.launch.orders import config as make_config
 from tests.unit.launch.orders import run_file
 
-from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, PermissionDeniedError, UnavailableError
+from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, NotFoundError, PermissionDeniedError, UnavailableError
 from accord.launch.jobs import JobLauncher
 from accord.launch.kubernetes import Cluster
 from accord.launch.launcher import NotYetError, Observation
@@ -320,6 +320,24 @@ def test_what_a_pod_printed_is_in_the_runs_log_once(world: World) -> None:
     world.seen("waiting", second)
     world.seen("waiting", second, launcher=world.launch())
     assert RunDirectory(world.directory).log.read_text() == f"==> pod {name} <==\n{world.api.logs[name]}==> pod {second} <==\nstep 2\n"
+
+
+def test_what_a_running_pod_prints_can_be_read_and_is_not_said_twice(world: World) -> None:
+    job = world.start()
+    name = f"{job['metadata']['name']}-a"
+    with pytest.raises(NotFoundError, match="none of its pods has begun"):
+        world.launcher.log(world.directory)
+    world.api.logs[name] = "step 1\n"
+    world.api.set_pod(job, RUNNING)
+    assert world.launcher.log(world.directory).decode() == f"==> pod {name} <==\nstep 1\n"
+    world.api.logs[name] += "step 2\n"
+    assert world.launcher.log(world.directory).decode() == f"==> pod {name} <==\nstep 1\nstep 2\n"
+    world.api.set_pod(job, ended(1))
+    world.seen("waiting", "ended with exit code 1")
+    second = f"{job['metadata']['name']}-b"
+    world.api.logs[second] = "step 3"
+    world.api.set_pod(job, RUNNING, name=second, creationTimestamp="2999-01-01T00:00:00Z")
+    assert world.launcher.log(world.directory).decode() == f"==> pod {name} <==\nstep 1\nstep 2\n==> pod {second} <==\nstep 3"
 
 
 # Stopping
