@@ -3,6 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
+CLUSTER_PROCESSES ?= 3
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 
@@ -107,8 +108,8 @@ kind-test: ## the tests of the cluster against it
 kind-down: ## removes it
 	sh deploy/kind/kind.sh down
 
-cluster-test: chart-tools ## the same tests on the cluster of KUBECONFIG, which has the images accord/*:$TAG
-	PATH="$(CURDIR)/build/tools/bin:$$PATH" $(PY) -m pytest -q -m cluster tests/cluster
+cluster-test: chart-tools ## the same tests on the cluster of KUBECONFIG, which has the images accord/*:$TAG; CLUSTER_PROCESSES files at once
+	PATH="$(CURDIR)/build/tools/bin:$$PATH" $(PY) -m pytest -q -n $(CLUSTER_PROCESSES) --dist loadfile --no-loadscope-reorder -m cluster --durations=15 tests/cluster
 
 clean: ## the virtual environment and build output
 	rm -rf .venv build

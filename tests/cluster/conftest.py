@@ -1,4 +1,4 @@
-"""One release for all files of this folder: it is installed once, and `test_study_on_cluster.py` installs it again on what an uninstall left."""
+"""A release for each file of this folder, in a namespace of its own, so that files can run at the same time (`make cluster-test`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import pytest
 from tests.cluster.release import Release, new_release
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def release() -> Iterator[Release]:
     yield from new_release()

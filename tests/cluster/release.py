@@ -35,11 +35,11 @@ def run(
 
 
 class Release:
-    """The release `accord` in a namespace; `bare` is what was in it before the first, `left` what was in it before the last release."""
+    """The release `accord` in a namespace; `bare` is what was in it before."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        self.bare = self.left = self.objects()
+        self.bare = self.objects()
 
     def kubectl(self, *arguments: str, check: bool = True, timeout: float = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """kubectl in the namespace."""
@@ -55,6 +55,13 @@ class Release:
         kinds = run("kubectl", "api-resources", "--namespaced", "--verbs=list", "--output=name").stdout.split()
         listed = ",".join(kind for kind in kinds if not kind.startswith("events"))
         return set(self.kubectl("get", listed, "--output=name", "--ignore-not-found").stdout.split())
+
+    def until_only(self, expected: set[str]) -> None:
+        """Waits until just these objects are in the namespace: what is owned goes a little after its owner."""
+        deadline = time.monotonic() + 120
+        while (found := self.objects()) != expected:
+            assert time.monotonic() < deadline, f"left: {sorted(found - expected)}; gone: {sorted(expected - found)}"
+            time.sleep(2)
 
     def install(self, *settings: str, values: Path | None = None) -> None:
         """Installs or upgrades, with settings and a file of values over those of the cluster, and waits until all is ready."""

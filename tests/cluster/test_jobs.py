@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.trainer_in_cluster import DATA, Namespace, events, new_namespace, run, until
 
 from accord.client.trainer import Run, TrainerClient
+from accord.errors import FailedPreconditionError
 from accord.runspec import RunSpec, parse_spec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -98,6 +99,9 @@ def test_a_cancelled_run_checkpoints_its_job_goes_and_it_can_be_resumed(namespac
     with namespace.client() as client:
         started = until_step(namespace, client, client.create_run(spec(steps=4000, checkpoint_every_steps=1000), "cancelled").name, 3)
         name = job_of(namespace, started)["metadata"]["name"]
+        with namespace.forwarded() as address:
+            printed = run(sys.executable, "-m", "accord.cli", "watch", started.name, "--log", "--trainer", address).stdout
+        assert printed.startswith(f"==> pod {pod_of(namespace, started)} <==\n"), printed
         client.cancel_run(started.name)
         cancelled = until(namespace, client, started.name, "cancelled")
         assert cancelled.exit_code == 3
@@ -114,10 +118,19 @@ def test_a_cancelled_run_checkpoints_its_job_goes_and_it_can_be_resumed(namespac
         until(namespace, client, started.name, "cancelled")
 
 
+def node_name(namespace: Namespace) -> str:
+    return str(namespace.get("nodes")[0]["metadata"]["name"])
+
+
+def advertise(node: str, count: str) -> None:
+    """Makes a node say that it has so many devices."""
+    change = f'{{"status": {{"capacity": {{"{DEVICE}": "{count}"}}}}}}'
+    run("kubectl", "patch", "node", node, "--subresource=status", "--type=merge", "-p", change)
+
+
 def test_a_run_without_a_gpu_says_so_where_it_is_watched_and_runs_when_there_is_one(namespace: Namespace, tmp_path: Path) -> None:
     if any(int(node["status"]["capacity"].get(DEVICE, 0)) for node in namespace.get("nodes")):
         pytest.skip(f"the nodes of this cluster have {DEVICE}")
-    namespace.configure(kinds={"sft": {"gpus": 1}})
     node, said = node_name(namespace), tmp_path / "watch.txt"
     try:
         with namespace.forwarded() as address, namespace.client() as client, said.open("w") as output:
@@ -138,20 +151,22 @@ def test_a_run_without_a_gpu_says_so_where_it_is_watched_and_runs_when_there_is_
         advertise(node, "0")
 
 
-def test_a_type_of_gpu_that_no_node_has_is_named_while_the_run_waits(namespace: Namespace) -> None:
-    """By its resource, and by a label of nodes: nobody can know whether such a node will come, so the run waits and says for what."""
-    label = {"nvidia.com/gpu.product": "NVIDIA-of-next-year"}
-    namespace.configure(kinds={"sft": {"gpus": 1, "gpu_resource": "nvidia.com/of-next-year"}, "reward_model": {"node_selector": label}})
+def waits_for(namespace: Namespace, kind: str, says: str) -> None:
+    """A run of this kind, which has no node, says so with these words, and is cancelled."""
     with namespace.client() as client:
-        for kind, says in (("sft", "Insufficient nvidia.com/of-next-year"), ("reward_model", "1 node(s) didn't match")):
-            name = client.create_run(spec(kind, steps=2), f"unknown-type-{kind}").name
-            deadline = time.monotonic() + 60
-            while says not in (found := client.get_run(name)).waiting_on:
-                assert time.monotonic() < deadline, f"{found.state} {found.waiting_on} {found.message}\n{namespace.story()}"
-                time.sleep(0.5)
-            assert found.waiting_on.startswith("a node with room for pod ")
-            client.cancel_run(name)
-            until(namespace, client, name, "cancelled")
+        name = client.create_run(spec(kind, steps=2), f"without-a-node-{kind}").name
+        deadline = time.monotonic() + 60
+        while says not in (found := client.get_run(name)).waiting_on:
+            assert time.monotonic() < deadline, f"{found.state} {found.waiting_on} {found.message}\n{namespace.story()}"
+            time.sleep(0.5)
+        assert found.waiting_on.startswith("a node with room for pod ")
+        client.cancel_run(name)
+        until(namespace, client, name, "cancelled")
+
+
+def test_a_type_of_gpu_that_no_node_has_is_named_while_the_run_waits(namespace: Namespace) -> None:
+    """Nobody can know whether such a node will come, so the run waits and says for what; by a label of nodes, see below."""
+    waits_for(namespace, "reward_model", "Insufficient nvidia.com/of-next-year")
 
 
 def until_deleted(namespace: Namespace, found: Run) -> None:
@@ -162,14 +177,34 @@ def until_deleted(namespace: Namespace, found: Run) -> None:
         time.sleep(0.5)
 
 
-def node_name(namespace: Namespace) -> str:
-    return str(namespace.get("nodes")[0]["metadata"]["name"])
+def test_an_error_of_the_configuration_fails_at_once(namespace: Namespace) -> None:
+    with namespace.client() as client:
+        found = until(namespace, client, client.create_run(spec(base_model=f"{DATA}/no-such-model"), "bad-model").name, "failed", seconds=300)
+        assert found.exit_code == 2
+        assert f"{DATA}/no-such-model" in found.message
+    with namespace.forwarded() as address:
+        watched = run(sys.executable, "-m", "accord.cli", "watch", found.name, "--trainer", address, check=False)
+    assert watched.returncode == 1
+    assert [line for line in watched.stderr.splitlines() if line.startswith("| ") and "no-such-model" in line], "the end of what its pod printed"
+    until_deleted(namespace, found)
 
 
-def advertise(node: str, count: str) -> None:
-    """Makes a node say that it has so many devices."""
-    change = f'{{"status": {{"capacity": {{"{DEVICE}": "{count}"}}}}}}'
-    run("kubectl", "patch", "node", node, "--subresource=status", "--type=merge", "-p", change)
+def test_no_permission_to_create_jobs_is_one_sentence(namespace: Namespace) -> None:
+    namespace.configure(verbs={"jobs": ("get", "list", "watch", "delete")})
+    with namespace.client() as client:
+        found = until(namespace, client, client.create_run(spec(), "no-permission").name, "failed", seconds=120)
+        account = f"system:serviceaccount:{namespace.name}:trainer"
+        assert (
+            found.message == f"it could not be started: {account} may not create jobs in namespace {namespace.name}; its Role lacks the verb create"
+        )
+
+
+def test_a_kind_with_other_nodes_waits_for_them_and_one_with_little_memory_is_refused_by_its_plan(namespace: Namespace) -> None:
+    label = {"nvidia.com/gpu.product": "NVIDIA-of-next-year"}
+    namespace.configure(kinds={"sft": {"node_selector": label}, "reward_model": {"memory": "256Mi"}})
+    waits_for(namespace, "sft", "1 node(s) didn't match")
+    with namespace.client() as client, pytest.raises(FailedPreconditionError, match="256 MiB are free"):
+        client.create_run(spec("reward_model"), "little-memory")
 
 
 def test_an_image_that_cannot_be_pulled_fails_with_its_name(namespace: Namespace) -> None:
@@ -198,33 +233,6 @@ def test_a_secret_that_is_not_there_fails_with_its_name(namespace: Namespace) ->
         found = until(namespace, client, client.create_run(spec(), "no-secret").name, "failed", seconds=300)
         assert "CreateContainerConfigError" in found.message
         assert "no-such-secret" in found.message
-
-
-def test_an_error_of_the_configuration_fails_at_once(namespace: Namespace) -> None:
-    namespace.configure(environment={"HF_HUB_OFFLINE": "1"})
-    with namespace.client() as client:
-        found = until(namespace, client, client.create_run(spec(base_model=f"{DATA}/no-such-model"), "bad-model").name, "failed", seconds=300)
-        assert found.exit_code == 2
-        assert f"{DATA}/no-such-model" in found.message
-    until_deleted(namespace, found)
-
-
-def test_memory_below_the_plan_is_refused_when_the_run_is_created(namespace: Namespace) -> None:
-    from accord.errors import FailedPreconditionError
-
-    namespace.configure(defaults={"cpu": "100m", "memory": "256Mi"})
-    with namespace.client() as client, pytest.raises(FailedPreconditionError, match="256 MiB are free"):
-        client.create_run(spec(), "little-memory")
-
-
-def test_no_permission_to_create_jobs_is_one_sentence(namespace: Namespace) -> None:
-    namespace.configure(verbs={"jobs": ("get", "list", "watch", "delete")})
-    with namespace.client() as client:
-        found = until(namespace, client, client.create_run(spec(), "no-permission").name, "failed", seconds=120)
-        account = f"system:serviceaccount:{namespace.name}:trainer"
-        assert (
-            found.message == f"it could not be started: {account} may not create jobs in namespace {namespace.name}; its Role lacks the verb create"
-        )
 
 
 def test_what_the_trainer_started_goes_with_it(namespace: Namespace) -> None:

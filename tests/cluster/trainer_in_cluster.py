@@ -26,6 +26,8 @@ from accord.rpc.channels import ChannelConfig
 IMAGE = os.environ.get("ACCORD_TRAINING_IMAGE", f"accord/training:{os.environ.get('TAG', 'test')}")
 DATA = "/var/lib/accord"
 TRAINER = {"app": "trainer"}
+NO_NODES = {"sft": {"gpus": 1}, "reward_model": {"gpus": 1, "gpu_resource": "nvidia.com/of-next-year"}}
+"""Kinds of run that the node has no device for, unless a test says that it has."""
 _PAIRS = [{"prompt": f"say {word}", "chosen": word * 3, "rejected": word[::-1] * 2} for word in ("alpha", "beta", "gamma", "delta", "omega", "kappa")]
 _MAKE_DATA = f"import json; open('{DATA}/pairs.jsonl', 'w').write('\\n'.join(json.dumps(row) for row in {_PAIRS}))"
 _MAKE_MODEL = f"from pathlib import Path; from accord.models.testing import tiny_model_folder; tiny_model_folder(Path('{DATA}/model'))"
@@ -60,10 +62,11 @@ class Namespace:
         return self.kubectl("exec", "deployment/trainer", "--", *command, timeout=timeout).stdout
 
     def configure(self, *, verbs: dict[str, tuple[str, ...]] | None = None, **kubernetes: Any) -> None:
-        """Starts the trainer, or starts it anew with another configuration, and waits until it serves."""
+        """Starts the trainer, or starts it anew where its configuration is another (its verbs count at once), and waits until it serves."""
         section = {
             "image": IMAGE, "image_pull_policy": "IfNotPresent", "instance": "jobs", "owner": {"kind": "Deployment", "name": "trainer"},
-            "claims": [{"claim": "data", "mount_path": DATA}], "defaults": {"cpu": "100m", "memory": "2Gi", "retries": 3}, "start_grace_seconds": 10, **kubernetes,
+            "claims": [{"claim": "data", "mount_path": DATA}], "defaults": {"cpu": "100m", "memory": "2Gi", "retries": 3}, "start_grace_seconds": 10, "kinds": NO_NODES,
+            "environment": {"HF_HUB_OFFLINE": "1"}, **kubernetes,
         }  # fmt: skip
         values = {
             "server": {"listen": "0.0.0.0:50051"}, "runs": f"{DATA}/runs", "database": f"sqlite:///{DATA}/registry.sqlite", "artefacts": f"{DATA}/artefacts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = ("policy", "reward", "feedback", "trainer", "training")
+IMAGES = ("policy", "policy-proxy", "reward", "feedback", "trainer", "training")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kit needs root, so .ci/cluster goes no further")
 
 
@@ -22,10 +23,15 @@ def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def test_ci_begins_what_takes_long_first_and_tests_it_last() -> None:
-    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith(("make ", ".ci/", "export "))]
+def test_ci_begins_what_takes_long_first_and_tests_it_beside_what_measures_no_time() -> None:
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith(("part make ", ".ci/", "export ", "part wait"))]
     assert lines[:2] == ["export ACCORD_CI_STARTED", ".ci/cluster prepare"]
-    assert lines[-1] == ".ci/cluster test"
+    assert lines[-4:] == [
+        "part make test",
+        ".ci/cluster test > build/cluster.log 2>&1 &",
+        "part make test-peers test-training",
+        'part wait "$cluster" || failed=$?',
+    ]
 
 
 def make_kit(folder: Path, failing: str) -> tuple[Path, Path]:
@@ -54,8 +60,8 @@ def test_with_a_kit_it_builds_tests_and_takes_the_cluster_down(tmp_path: Path) -
     said = calls.read_text().splitlines()
     assert said[0] == "prepare --background"
     assert [line.split("accord/")[1].split(":")[0] for line in said if line.startswith("build")] == list(IMAGES)
-    order = [line for line in said if line in ("prepare --wait", "up", "exec -- make cluster-test", "down")]
-    assert order == ["prepare --wait", "up", "exec -- make cluster-test", "down"]
+    expected = ["prepare --wait", "up", "exec -- python3 tools/images.py sizes", "exec -- make cluster-test", "down"]
+    assert [line for line in said if line in expected] == expected
 
 
 @as_root
@@ -65,6 +71,7 @@ def test_with_a_kit_it_builds_tests_and_takes_the_cluster_down(tmp_path: Path) -
         ("prepare --wait", 0, "CLUSTER TESTS DID NOT RUN: the cluster kit could not prepare itself", False),
         ("up", 0, "CLUSTER TESTS DID NOT RUN: the cluster did not come up", True),
         ("--target trainer", 1, "the images could not be built", True),
+        ("images.py sizes", 3, "", True),
         ("make cluster-test", 3, "", True),
     ],
 )
@@ -83,3 +90,31 @@ def test_a_kit_that_is_ready_too_late_is_told(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "CLUSTER TESTS DID NOT RUN: the cluster kit was ready 3" in done.stdout
     assert calls.read_text().splitlines() == ["prepare --wait"]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("failing", "code", "last"),
+    [
+        ("nothing", 0, "down"),
+        ("exec -- make cluster-test", 3, "down"),  # beside the suites, and told at the end
+        ("test-peers", 2, "down"),  # a suite: what goes on beside it is stopped, and the cluster taken down
+        ("lint", 2, "prepare --background"),
+    ],
+)
+def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path, failing: str, code: int, last: str) -> None:
+    """.ci/run in a folder of its own, with a `make` that writes down what it is asked for."""
+    for name in (".ci/run", ".ci/cluster", "tools/images.py", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    kit, calls = make_kit(tmp_path, failing)
+    made, make = tmp_path / "made", tmp_path / "bin" / "make"
+    make.parent.mkdir()
+    make.write_text(f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n')
+    make.chmod(0o755)
+    environment = {**os.environ, "ACCORD_CLUSTER_KIT": str(kit), "PATH": f"{make.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([str(tmp_path / ".ci" / "run")], env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert calls.read_text().splitlines()[-1] == last
+    everything = ["lint types protos-check lock-check prompts-check chart-check", "test", "test-peers test-training"]
+    assert made.read_text().splitlines() == everything[: 1 if failing == "lint" else 3]
