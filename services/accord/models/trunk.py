@@ -73,11 +73,15 @@ class Trunk:
         self._rows: dict[TokenRow, Tensor] = {}
 
     def prepare(self, rows: Sequence[TokenRow], *, size: int) -> None:
-        """Computes rows in their order, `size` at once; whatever is then asked for together, `states` finds these. Of equals the first counts."""
+        """Computes rows in their order, `size` at once; whatever is then asked for together, `states` finds these.
+
+        So it does what lacks the last token of one. Of equals the first counts.
+        """
         for start in range(0, len(rows), size):
             group = tuple(rows[start : start + size])
             for row, states in zip(group, self._group(group), strict=True):
                 self._rows.setdefault(row, states)
+                self._rows.setdefault(row[:-1], states[:-1])
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """States of rows whose real tokens count from position 0, (batch, T, H) of (batch, T) both; 0 at padding. Never with gradient."""

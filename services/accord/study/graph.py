@@ -226,7 +226,7 @@ def _measure(builder: _Builder, part: TaskPart, arm: str, generated: str, sft: s
     recipe = builder.recipe
     params = {
         "task": part.task.value, "arm": arm, "responses_from": generated, "reference_from": sft, "reward_models_from": dict(reward_models),
-        "temperature": recipe.evaluation.temperature,
+        "temperature": recipe.evaluation.temperature, "cut_responses": "scored with an end",
     }  # fmt: skip
     tokens = costs.measure_cost(recipe, len(reward_models), builder.lengths[part.task.value])
     title = f"{part.task.value}: {arm} reward and KL"

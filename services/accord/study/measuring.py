@@ -76,11 +76,15 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
 
 
 def measure(step: Step, context: StepContext) -> dict[str, Any]:
-    """Reward of each response under each reward model, and its log-ratio to SFT, whose mean is the KL to SFT at the sampling temperature."""
+    """Reward of each response under each reward model, and its log-ratio to SFT, whose mean is the KL to SFT at the sampling temperature.
+
+    Reward models read cut responses with an end, as they do in training (`accord.training.scorers`).
+    """
     params = step.params
     rows = responses(context.inputs[params["responses_from"]])
     values: list[dict[str, float | None]] = [{"response_tokens": float(len(row["token_ids"]))} for row in rows]
     reference = context.inputs[params["reference_from"]].values["adapter_version"]
+    end_of_turn = context.services.policy.model_info(timeout_seconds=_CALL_SECONDS).eos_token_ids[0]
     parts, done, total = _parts(rows), 0, len(rows) * (1 + len(params["reward_models_from"]))
     for place, part in enumerate(parts):
         known = values[place * _BATCH :]
@@ -89,10 +93,11 @@ def measure(step: Step, context: StepContext) -> dict[str, Any]:
         for row, result, value in zip(part, reply.results, known, strict=False):
             raise_item(result.error, f"prompt {row['prompt_id']}")
             value["kl"] = math.fsum(row["logprobs"]) - result.responses[0].sequence_logprob
+        ended = [tuple(row["token_ids"]) if row["finish_reason"] == "eos" else (*row["token_ids"], end_of_turn) for row in part]
         for feedback, source in params["reward_models_from"].items():
             model = context.inputs[source].values["adapter_version"]
             scored = context.services.reward.score(
-                [ScoreItem(TokenIds(tuple(row["prompt_token_ids"])), TokenIds(tuple(row["token_ids"]))) for row in part], model,
+                [ScoreItem(TokenIds(tuple(row["prompt_token_ids"])), TokenIds(ids)) for row, ids in zip(part, ended, strict=True)], model,
                 timeout_seconds=_CALL_SECONDS,
             )  # fmt: skip
             for row, score, value in zip(part, scored.results, known, strict=False):

@@ -129,9 +129,10 @@ class RewardModelTraining:
     def publication(self) -> dict[str, Any]:
         """A reward model with its facts."""
         spec = self._context.spec
+        longest = spec.max_prompt_tokens + spec.max_response_tokens + 1  # a cut response is given an end
         facts = HeadFacts(
             mean=float(self._facts["mean"] or 0.0), std=float(self._facts["std"] or 1.0), training_data_digest=self._data_digest,
-            held_out_accuracy=self._facts["held_out_accuracy"], max_tokens=spec.max_prompt_tokens + spec.max_response_tokens,
+            held_out_accuracy=self._facts["held_out_accuracy"], max_tokens=longest,
         )  # fmt: skip
         more = {"algorithm": "reward_model", "spec_digest": spec.digest, **self._labelled_by, **self._facts["held_out"]}
         return {"kind": "reward", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts.to_facts() | more}

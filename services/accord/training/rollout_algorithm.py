@@ -32,6 +32,7 @@ from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts,
 from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
+from accord.training.scorers import scored_ids
 from accord.training.stopping import OtherPolicyError
 
 _SAMPLER_GAP_BOUND = 0.05
@@ -137,7 +138,8 @@ class RolloutAlgorithm(ABC):
         """Shares the layers below all adapters between all passes of a step, in parts that do not depend on what was scored here, and when."""
         trunk = self._context.adapted.trunk
         if trunk is not None and self._context.world.size == 1:
-            trunk.prepare([(*each.prompt_ids, *each.response_ids) for each in rollouts], size=self._context.micro_batch_size)
+            rows = [(*each.prompt_ids, *scored_ids(self._context.base, each.prompt_ids, each.response_ids, ended=each.ended)) for each in rollouts]
+            trunk.prepare(rows, size=self._context.micro_batch_size)
 
     def save(self, folder: Path) -> None:
         """Policy adapter to publish."""

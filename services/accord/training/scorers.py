@@ -15,6 +15,7 @@ from accord.client.messages import ModelDigests, TokenIds
 from accord.client.policy import Sample
 from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
+from accord.models.base import BaseModel
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.local_scores import LocalScores
@@ -129,8 +130,16 @@ class RewardScorer:
 
     def _results(self, groups: Iterable[Sequence[Response]], prompts: dict[str, str]) -> Iterator[ScoreResult]:
         if isinstance(self._client, LocalScores):
-            return self._client.score_groups((list(_items(group, prompts)) for group in groups), self._model)
-        return self._client.score_stream(_items(chain.from_iterable(groups), prompts), self._model, timeout_seconds=CALL_SECONDS)
+            return self._client.score_groups((list(self._items(group, prompts)) for group in groups), self._model)
+        return self._client.score_stream(self._items(chain.from_iterable(groups), prompts), self._model, timeout_seconds=CALL_SECONDS)
+
+    def _items(self, responses: Iterable[Response], prompts: dict[str, str]) -> Iterator[ScoreItem]:
+        """The responses as the wire has them; `prompts` gets the id of the prompt of each."""
+        for each in responses:
+            item_id = str(each.place)
+            prompts[item_id] = each.prompt.id
+            ids = scored_ids(self._context.base, each.prompt.prompt, each.sample.token_ids, ended=each.sample.finish_reason == "eos")
+            yield ScoreItem(TokenIds(each.prompt.prompt), TokenIds(ids), item_id)
 
     def _digests_of(self, reward_model: str) -> ModelDigests:
         if isinstance(self._client, LocalScores):
@@ -150,9 +159,12 @@ class RewardScorer:
         return ", ".join(broken) or None
 
 
-def _items(responses: Iterable[Response], prompts: dict[str, str]) -> Iterator[ScoreItem]:
-    """The responses as the wire has them; `prompts` gets the id of the prompt of each."""
-    for each in responses:
-        item_id = str(each.place)
-        prompts[item_id] = each.prompt.id
-        yield ScoreItem(TokenIds(each.prompt.prompt), TokenIds(each.sample.token_ids), item_id)
+def scored_ids(base: BaseModel, prompt: Sequence[int], response: Sequence[int], *, ended: bool) -> tuple[int, ...]:
+    """A sampled response as reward models read it: one that was cut ends there, with the end of the turn.
+
+    Reward models learn from responses with an end. Read at another last token they say little: one of the embedded sample's gave cut responses .41
+    where it gave them -.2 with an end, so that PPO learnt never to end. OpenRLHF ends them too. Where the context has no room they stay as they are.
+    """
+    if ended or len(prompt) + len(response) >= base.context_tokens:
+        return tuple(response)
+    return (*response, base.encoder.end_of_turn_id)
