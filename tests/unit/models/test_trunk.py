@@ -124,6 +124,17 @@ def test_prepared_rows_have_the_same_bits_whoever_asked_before_and_in_whichever_
     assert not plain[0][1, len(ROWS[1]) :].any()
 
 
+def test_what_lacks_the_last_token_of_a_prepared_row_is_there_too(adapted: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut response, which scorers read with an end and the policy without."""
+    with adapted.shared_trunk(), torch.no_grad():
+        assert adapted.trunk is not None
+        adapted.trunk.prepare([(*row, 9) for row in ROWS], size=2)
+        called = count_layers(adapted, monkeypatch)
+        found = hidden(adapted, "high")
+        assert called == list(range(adapted.trunk.depth, len(adapted.module.model.layers)))
+    torch.testing.assert_close(found, hidden(adapted, "high"), atol=1e-5, rtol=1e-5)
+
+
 def test_with_adapters_on_all_layers_nothing_is_shared(tiny: BaseModel) -> None:
     model = AdaptedModel(tiny)
     model.add("whole", LoraSpec(rank=4), seed=2)

@@ -20,6 +20,7 @@ from accord.training import rollout, scorers
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.rollout import Draw, RolloutSource, read_rollouts, write_rollouts
+from accord.training.scorers import scored_ids
 from accord.training.waiting import ServiceAwayError
 
 DIGESTS = ModelDigests("b" * 64, "t" * 64, "c" * 64)
@@ -73,7 +74,7 @@ class FakeReward:
         self.described: list[str] = []
         self.until = dict[str, list[Any]]()
         self.dies_after = 1_000
-        self.asked, self.answered = list[list[str]](), list[str]()
+        self.asked, self.answered, self.read = list[list[str]](), list[str](), dict[str, tuple[int, ...]]()
 
     def reward_model_info(self, name: str) -> Any:
         self.described.append(name)
@@ -84,6 +85,7 @@ class FakeReward:
         self.asked.append(asked)
         for item in items:
             asked.append(item.item_id)
+            self.read[item.item_id] = item.response.ids  # type: ignore[union-attr]
             if len(asked) > self.dies_after:
                 raise UnavailableError("gone in the middle")
             fault = self.until.get(item.item_id)
@@ -126,6 +128,17 @@ def test_rollouts_are_in_the_order_of_the_prompts_with_their_own_scores(context:
     ((items, adapter),) = services[0].asked
     assert adapter == "adapters/a-rollout/versions/4"
     assert [(item.sampling.temperature, item.sampling.max_tokens, item.sampling.seed) for item in items] == [(0.7, 5, 11), (0.7, 5, 22), (0.7, 5, 33)]
+
+
+def test_a_cut_response_is_scored_with_an_end_where_the_context_has_room(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    """Reward models learn from responses with an end; what is learnt from is what was sampled."""
+    end = context.base.encoder.end_of_turn_id
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+    assert services[1].read == {"0": (11, 2, end), "1": (22, 2), "2": (33, 2)}
+    assert found[0].response_ids == (11, 2)
+    prompt = (1,) * (context.base.context_tokens - 2)
+    assert scored_ids(context.base, prompt, (11, 12), ended=False) == (11, 12)
+    assert scored_ids(context.base, prompt[1:], (11, 12), ended=False) == (11, 12, end)
 
 
 def test_an_ensemble_scores_as_one_and_its_members_stay_on_record(
