@@ -66,7 +66,7 @@ def replicate(prompts: Sequence[str], statistics: Mapping[Key, Statistic], *, sa
     """Each statistic over all prompts and over `samples` resamples of them, the same resamples for all.
 
     Args:
-        prompts: their ids, one a row, in the order of the rows that the statistics were made of.
+        prompts: their ids, one a row, in the order of the rows that the statistics were made of; rows of a prompt are drawn together.
         statistics: functions of weights of shape (resamples, len(prompts)).
         samples: how many resamples.
         seed: the resamples depend on it and on the prompts, on nothing else.
@@ -81,7 +81,8 @@ def replicate(prompts: Sequence[str], statistics: Mapping[Key, Statistic], *, sa
         for key, statistic in statistics.items():
             parts[key].append(statistic(weights))
     everything = np.ones((1, len(prompts)))
-    return {key: Replicates(float(statistic(everything)[0]), len(prompts), np.concatenate(parts[key])) for key, statistic in statistics.items()}
+    n = len(set(prompts))
+    return {key: Replicates(float(statistic(everything)[0]), n, np.concatenate(parts[key])) for key, statistic in statistics.items()}
 
 
 def mean_statistic(values: Array) -> Statistic:
@@ -95,14 +96,16 @@ def mean_statistic(values: Array) -> Statistic:
 
 
 def _weights(prompts: Sequence[str], samples: int, seed: int) -> Iterator[Array]:
-    """How often each row is drawn in each resample, in parts of bounded size."""
+    """How often each row is drawn in each resample, in parts of bounded size: as often as its prompt (Cameron et al. 2008, the cluster bootstrap)."""
     digest = hashlib.sha256(json.dumps([seed, list(prompts)]).encode()).digest()
     generator = np.random.default_rng(list(digest))
-    rows, done = len(prompts), 0
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = np.array([numbers[prompt] for prompt in prompts])
+    count, done = len(numbers), 0
     while done < samples:
-        part = min(samples - done, max(1, _CELLS_AT_ONCE // rows))
-        drawn = generator.integers(0, rows, size=(part, rows)) + rows * np.arange(part)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=part * rows).reshape(part, rows).astype(np.float64)
+        part = min(samples - done, max(1, _CELLS_AT_ONCE // len(prompts)))
+        drawn = generator.integers(0, count, size=(part, count)) + count * np.arange(part)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=part * count).reshape(part, count).astype(np.float64)[:, rows]
         done += part
 
 

@@ -104,7 +104,7 @@ def _scored(rows: Sequence[EvaluationRow], lexical: Sequence[LexicalScores], sco
 
 
 def _row_line(row: ScoredRow) -> dict[str, Any]:
-    ids = {"arm": row.row.arm, "task": row.row.task, "prompt_id": row.row.prompt_id}
+    ids = {"arm": row.row.arm, "task": row.row.task, "prompt_id": row.row.prompt_id, "sample": row.row.sample}
     return {**ids, "metrics": dict(row.numbers), "bleu_counts": list(row.bleu_counts)}
 
 

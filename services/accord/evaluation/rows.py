@@ -19,13 +19,16 @@ FIELD = "evaluate.uri"
 WIN_VALUES = {"win_vs_sft": "log_length_ratio_sft", "win_vs_reference": "log_length_ratio_reference"}
 # ROUGE-L's table has (words of response) x (words of reference) cells in pure Python: this is some seconds and 300 MB at the very most.
 MOST_CHARACTERS = 32_768
-_MOST_NAME = 256
+_MOST_NAME, _MOST_SAMPLES = 256, 65_536
 _KEYS = ("arm", "task", "prompt_id", "response", "reference", "values")
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One arm's response to one prompt, its reference, and what the study measured itself; `values` may lack a number."""
+    """One arm's response to one prompt, its reference, and what the study measured itself; `values` may lack a number.
+
+    `sample` tells an arm's responses to a prompt apart.
+    """
 
     arm: str
     task: str
@@ -33,6 +36,7 @@ class EvaluationRow:
     response: str
     reference: str
     values: Mapping[str, float | None]
+    sample: int = 0
 
 
 class _BadRow(Exception):
@@ -55,7 +59,7 @@ def read_rows(uri: str, *, reserved: frozenset[str] = frozenset()) -> tuple[Eval
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", field=FIELD)
     found: list[EvaluationRow] = []
-    first_lines: dict[tuple[str, str, str], int] = {}
+    first_lines: dict[tuple[str, str, str, int], int] = {}
     references: dict[tuple[str, str], tuple[int, str]] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -86,15 +90,16 @@ def _row(line: bytes, reserved: frozenset[str]) -> EvaluationRow:
         if key not in row:
             raise _BadRow(f"{key} is missing; a row has {', '.join(_KEYS)}")
     for key in row:
-        if key not in _KEYS:
-            raise _BadRow(f"{key!r} is not known; a row has {', '.join(_KEYS)}")
+        if key not in (*_KEYS, "sample"):
+            raise _BadRow(f"{key!r} is not known; a row has {', '.join(_KEYS)}, and sample where a prompt has several responses")
     tasks = [task.value for task in Task]
     if row["task"] not in tasks:
         raise _BadRow(f"task is {row['task']!r}; allowed: {', '.join(tasks)}")
     reference = _text(row, "reference")
     if not reference.strip():
         raise _BadRow("reference is empty: there is nothing to compare with")
-    return EvaluationRow(_name(row, "arm"), row["task"], _name(row, "prompt_id"), _text(row, "response"), reference, _values(row["values"], reserved))
+    ids = _name(row, "arm"), row["task"], _name(row, "prompt_id")
+    return EvaluationRow(*ids, _text(row, "response"), reference, _values(row["values"], reserved), _sample(row.get("sample", 0)))
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -143,10 +148,16 @@ def _value(name: str, value: object, reserved: frozenset[str]) -> float | None:
     return number
 
 
-def _check_once(row: EvaluationRow, number: int, first_lines: dict[tuple[str, str, str], int]) -> None:
-    first = first_lines.setdefault((row.task, row.arm, row.prompt_id), number)
+def _sample(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_SAMPLES:
+        raise _BadRow(f"sample is {value!r}; allowed: an integer from 0 to {_MOST_SAMPLES - 1}")
+    return value
+
+
+def _check_once(row: EvaluationRow, number: int, first_lines: dict[tuple[str, str, str, int], int]) -> None:
+    first = first_lines.setdefault((row.task, row.arm, row.prompt_id, row.sample), number)
     if first != number:
-        raise _BadRow(f"arm {row.arm!r}, task {row.task}, prompt {row.prompt_id!r} occurs twice, first in line {first}")
+        raise _BadRow(f"arm {row.arm!r}, task {row.task}, prompt {row.prompt_id!r}, sample {row.sample} occurs twice, first in line {first}")
 
 
 def _check_reference(row: EvaluationRow, number: int, references: dict[tuple[str, str], tuple[int, str]]) -> None:

@@ -20,6 +20,7 @@ from accord.evaluation.rows import WIN_VALUES, EvaluationRow
 from accord.evaluation.win_rate import win_rate_statistic
 
 Array = NDArray[np.float64]
+_Place = tuple[str, int]  # a prompt, and which of an arm's responses to it
 ADJUSTED = {f"{win}_length_adjusted": (win, ratio) for win, ratio in WIN_VALUES.items()}
 RESERVED = frozenset((*COMPUTED, *ADJUSTED))
 
@@ -35,7 +36,7 @@ class ScoredRow:
 
 @dataclass(frozen=True, slots=True)
 class ArmSummary:
-    """One arm of one task: n rows, and the interval of each metric; None where no row has the metric."""
+    """One arm of one task: n prompts, and the interval of each metric; None where no row has the metric."""
 
     task: str
     arm: str
@@ -95,7 +96,7 @@ def summarise(
             contrasts += [ArmContrast(task, metric.name, a, b, contrast) for (a, b), contrast in differences.items()]
             done += 1
             progress(done)
-        arms += [ArmSummary(task, arm, len(by_arm[arm]), intervals[arm]) for arm in by_arm]
+        arms += [ArmSummary(task, arm, len({row.row.prompt_id for row in by_arm[arm]}), intervals[arm]) for arm in by_arm]
     return tuple(arms), tuple(contrasts)
 
 
@@ -111,22 +112,22 @@ def _compare(
     known = {arm: _contributions(metric, rows) for arm, rows in by_arm.items()}
     own = {arm: tuple(sorted(contributions)) for arm, contributions in known.items()}
     shared = {(a, b): tuple(sorted(known[a].keys() & known[b].keys())) for a, b in combinations(known, 2)}
-    wanted: dict[tuple[str, ...], dict[str, None]] = {}
-    for prompts, arms in [*((own[arm], (arm,)) for arm in known), *((shared[pair], pair) for pair in shared)]:
-        if prompts:
-            wanted.setdefault(prompts, {}).update(dict.fromkeys(arms))
-    found: dict[tuple[str, ...], dict[str, Replicates]] = {}
-    for prompts, names in wanted.items():
-        statistics = {arm: metric.statistic(np.array([known[arm][prompt] for prompt in prompts], dtype=np.float64)) for arm in names}
-        found[prompts] = replicate(prompts, statistics, samples=samples, seed=seed)
+    wanted: dict[tuple[_Place, ...], dict[str, None]] = {}
+    for places, arms in [*((own[arm], (arm,)) for arm in known), *((shared[pair], pair) for pair in shared)]:
+        if places:
+            wanted.setdefault(places, {}).update(dict.fromkeys(arms))
+    found: dict[tuple[_Place, ...], dict[str, Replicates]] = {}
+    for places, names in wanted.items():
+        statistics = {arm: metric.statistic(np.array([known[arm][place] for place in places], dtype=np.float64)) for arm in names}
+        found[places] = replicate([prompt for prompt, _ in places], statistics, samples=samples, seed=seed)
     intervals = {arm: found[own[arm]][arm].interval() if own[arm] else None for arm in known}
-    contrasts = {(a, b): found[prompts][a].minus(found[prompts][b]) for (a, b), prompts in shared.items() if prompts}
+    contrasts = {(a, b): found[places][a].minus(found[places][b]) for (a, b), places in shared.items() if places}
     return intervals, contrasts
 
 
-def _contributions(metric: Metric, rows: Sequence[ScoredRow]) -> dict[str, tuple[float, ...]]:
-    found = ((row.row.prompt_id, metric.columns(row)) for row in rows)
-    return {prompt: columns for prompt, columns in found if columns is not None}
+def _contributions(metric: Metric, rows: Sequence[ScoredRow]) -> dict[_Place, tuple[float, ...]]:
+    found = (((row.row.prompt_id, row.row.sample), metric.columns(row)) for row in rows)
+    return {place: columns for place, columns in found if columns is not None}
 
 
 def _by_task(rows: Sequence[ScoredRow]) -> dict[str, dict[str, list[ScoredRow]]]:

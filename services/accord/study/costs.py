@@ -61,16 +61,16 @@ def label_cost(kind: str, pairs: int, lengths: Lengths) -> int:
 
 def generate_cost(recipe: StudyRecipe, lengths: Lengths) -> int:
     """Of one arm's responses to the held-out prompts."""
-    return round(recipe.evaluation.prompts * (lengths.prompt + _SAMPLED * lengths.sampled))
+    return round(recipe.evaluation.responses * (lengths.prompt + _SAMPLED * lengths.sampled))
 
 
 def measure_cost(recipe: StudyRecipe, reward_models: int, lengths: Lengths) -> int:
     """Of one arm's rewards and KL."""
-    return round(recipe.evaluation.prompts * (lengths.prompt + lengths.sampled) * (1 + _WITHOUT_HEAD * reward_models))
+    return round(recipe.evaluation.responses * (lengths.prompt + lengths.sampled) * (1 + _WITHOUT_HEAD * reward_models))
 
 
 def judge_cost(recipe: StudyRecipe, arms: int, lengths: Lengths) -> int:
     """Of the judge's comparisons: every response under its prompt and alone; a judge of pairs reads each of two pairs an arm in both orders."""
     if recipe.judge.kind == "likelihood":
-        return round(recipe.evaluation.prompts * (lengths.prompt + 2 * (arms + 1) * lengths.sampled))
-    return label_cost(recipe.judge.kind, 2 * arms * recipe.evaluation.prompts, Lengths(lengths.prompt, lengths.sampled, lengths.sampled))
+        return round(recipe.evaluation.responses * (lengths.prompt + 2 * (arms + 1) * lengths.sampled))
+    return label_cost(recipe.judge.kind, 2 * arms * recipe.evaluation.responses, Lengths(lengths.prompt, lengths.sampled, lengths.sampled))

@@ -74,7 +74,7 @@ def build_graph(recipe: StudyRecipe, digests: Mapping[str, str], lengths: Mappin
         Step(
             "evaluate", "evaluate", "metrics with intervals",
             {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed, "wins": ["judge", "score"]},
-            tuple(measured), tokens=300 * len(recipe.tasks) * recipe.evaluation.prompts,
+            tuple(measured), tokens=300 * len(recipe.tasks) * recipe.evaluation.responses,
         )
     )  # fmt: skip
     steps = tuple(builder.steps)
@@ -125,7 +125,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
             {"task": task, "judge": recipe.judge_facts, "arms": list(generated)}, tuple(generated.values()),
             tokens=costs.judge_cost(recipe, len(generated), lengths),
-            asked_pairs=(2 * len(generated) - 1) * recipe.evaluation.prompts if recipe.judge.name else 0,
+            asked_pairs=(2 * len(generated) - 1) * recipe.evaluation.responses if recipe.judge.name else 0,
         )
     )  # fmt: skip
     checks = [name for name in (step.name for step in builder.steps) if name.startswith(f"{task}/judge-check-")]
@@ -216,6 +216,7 @@ def _generate(builder: _Builder, part: TaskPart, arm: str, adapter: str | None) 
     params = {
         "task": part.task.value, "arm": arm, "uri": part.held_out_uri, "format": part.format, "limit": evaluation.prompts,
         "temperature": evaluation.temperature, "max_tokens": recipe.max_sampled_tokens, "seed": recipe.seed, "adapter_from": adapter,
+        "samples": evaluation.samples,
     }  # fmt: skip
     tokens = costs.generate_cost(recipe, builder.lengths[part.task.value])
     title = f"{part.task.value}: {arm} answers held-out prompts"

@@ -43,7 +43,7 @@ def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> tuple[
 
 
 def generate(step: Step, context: StepContext) -> dict[str, Any]:
-    """Samples one response for each held-out prompt; writes responses.jsonl."""
+    """Samples responses to each held-out prompt; writes responses.jsonl, those of a prompt one after the other."""
     params = step.params
     rows = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
     adapter = context.inputs[params["adapter_from"]].values["adapter_version"] if params["adapter_from"] else ""
@@ -53,6 +53,7 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
             GenerateItem(
                 row.messages,
                 Sampling(max_tokens=params["max_tokens"], temperature=params["temperature"], seed=_seed(params["seed"], row.prompt_id)),
+                n=params["samples"],
                 item_id=row.prompt_id,
             )
             for row in part
@@ -60,15 +61,16 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
         reply = context.services.policy.generate(items, adapter=adapter, timeout_seconds=_CALL_SECONDS)
         for row, result in zip(part, reply.results, strict=True):
             raise_item(result.error, f"prompt {row.prompt_id}")
-            sample = result.samples[0]
-            found.append(
+            found += [
                 {
-                    "prompt_id": row.prompt_id, "messages": [[turn.role, turn.content] for turn in row.messages], "reference": row.response,
-                    "response": sample.text.strip(), "token_ids": list(sample.token_ids), "prompt_token_ids": list(result.prompt_token_ids),
-                    "logprobs": list(sample.logprobs), "finish_reason": sample.finish_reason,
+                    "prompt_id": row.prompt_id, "sample": sample.index, "messages": [[turn.role, turn.content] for turn in row.messages],
+                    "reference": row.response, "response": sample.text.strip(), "token_ids": list(sample.token_ids),
+                    "prompt_token_ids": list(result.prompt_token_ids), "logprobs": list(sample.logprobs), "finish_reason": sample.finish_reason,
                 }
-            )  # fmt: skip
-        context.progress(len(found) / len(rows), f"{len(found)} of {len(rows)} prompts")
+                for sample in sorted(result.samples, key=lambda sample: sample.index)
+            ]  # fmt: skip
+        done = len(found) // params["samples"]
+        context.progress(done / len(rows), f"{done} of {len(rows)} prompts")
     path = context.folder / "responses.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     ended = sum(row["finish_reason"] == "eos" for row in found) / len(found)
@@ -105,29 +107,29 @@ def measure(step: Step, context: StepContext) -> dict[str, Any]:
                 value[f"score_{feedback}"] = score.score
         done += len(part) * (1 + len(params["reward_models_from"]))
         context.progress(done / total, f"{done} of {total} passes")
-    return {"values": {row["prompt_id"]: value for row, value in zip(rows, values, strict=True)}}
+    return {"values": _by_prompt(rows, values)}
 
 
 def judge(step: Step, context: StepContext) -> dict[str, Any]:
-    """The judge's preference for each arm over SFT and over the reference, on each prompt; an abstention is null."""
+    """The judge's preference for each arm over SFT's response of the same number and over the reference; an abstention is null."""
     params = step.params
     arms = {name: responses(context.inputs[source]) for name, source in _arm_sources(step).items()}
     wanted = wanted_judge(params["judge"])
-    prompts = len(next(iter(arms.values())))
-    found: dict[str, dict[str, dict[str, float | None]]] = {arm: {} for arm in arms}
+    places = len(arms[SFT])
+    found: dict[str, list[dict[str, float | None]]] = {arm: [{} for _ in range(places)] for arm in arms}
     abstained = 0
-    for place in range(prompts):
+    for place in range(places):
         pairs = list(_comparisons(arms, place, Task(params["task"])))
         results = context.services.feedback.label_pairs([pair for _, _, pair in pairs], wanted, timeout_seconds=_CALL_SECONDS)
         for (arm, against, pair), result in zip(pairs, results, strict=True):
             raise_item(result.error, f"pair {pair.pair_id}")
             preference = result.label.preference if result.label is not None else None
             abstained += preference is None
-            row = found[arm].setdefault(arms[arm][place]["prompt_id"], {})
+            row = found[arm][place]
             row[f"win_vs_{against}"] = None if preference is None else _win(preference, params["judge"]["tie_margin"])
             row[f"log_length_ratio_{against}"] = _length_ratio(pair.response_a, pair.response_b)
-        context.progress((place + 1) / prompts, f"{place + 1} of {prompts} prompts")
-    return {"values": found, "abstained": abstained}
+        context.progress((place + 1) / places, f"{place + 1} of {places} responses")
+    return {"values": {arm: _by_prompt(arms[arm], values) for arm, values in found.items()}, "abstained": abstained}
 
 
 def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult]) -> str:
@@ -144,11 +146,19 @@ def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str,
         for arm, source in arms.items():
             measured = inputs[f"{task}/measure-{arm}"].values["values"]
             for row in responses(inputs[source]):
-                name = row["prompt_id"]
-                values = measured[name] | judged[arm].get(name, {})
+                name, number = row["prompt_id"], row["sample"]
+                values = measured[name][number] | judged[arm][name][number]
                 if arm != SFT:
-                    values |= _score_wins(measured[name], sft[name])
-                line = {"arm": arm, "task": task, "prompt_id": name, "response": row["response"], "reference": row["reference"], "values": values}
+                    values |= _score_wins(measured[name][number], sft[name][number])
+                line = {
+                    "arm": arm,
+                    "task": task,
+                    "prompt_id": name,
+                    "sample": number,
+                    "response": row["response"],
+                    "reference": row["reference"],
+                    "values": values,
+                }
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -163,6 +173,14 @@ def responses(result: StepResult) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines()]
 
 
+def _by_prompt(rows: Sequence[Mapping[str, Any]], values: Sequence[dict[str, float | None]]) -> dict[str, list[dict[str, float | None]]]:
+    """What was measured of each response, by prompt and in the order of its samples."""
+    found: dict[str, list[dict[str, float | None]]] = {}
+    for row, value in zip(rows, values, strict=True):
+        found.setdefault(row["prompt_id"], []).append(value)
+    return found
+
+
 def _arm_sources(step: Step) -> dict[str, str]:
     return dict(zip(step.params["arms"], step.inputs, strict=True))
 
@@ -174,7 +192,7 @@ def _comparisons(arms: Mapping[str, Sequence[Mapping[str, Any]]], place: int, ta
         messages = tuple(Message(role, content) for role, content in row["messages"])
         for against, other in ((SFT, arms[SFT][place]["response"]), ("reference", row["reference"])):
             if arm != against:
-                pair_id = f"{row['prompt_id']}:{arm}:{against}"
+                pair_id = f"{row['prompt_id']}:{row['sample']}:{arm}:{against}"
                 yield arm, against, LabelPairItem(task, messages, row["response"], other, pair_id)
 
 

@@ -89,6 +89,7 @@ class EvaluationPart(Spec):
     """What the arms are measured on."""
 
     prompts: int = Field(ge=2, description="held-out prompts of each task")
+    samples: int = Field(1, ge=1, le=16, description="responses of each arm to each prompt; intervals draw prompts with all of them")
     pairs: int = Field(12, ge=2, description="held-out pairs on which reward models and DPO are measured")
     temperature: Positive = Field(0.7, le=10)
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
@@ -97,6 +98,11 @@ class EvaluationPart(Spec):
     )
     judge_check_pairs: int = Field(8, ge=0, description="held-out pairs with a human label on which each judge kind is measured")
     judge_check_kinds: tuple[JudgeKindName, ...] = ("likelihood", "verdict")
+
+    @property
+    def responses(self) -> int:
+        """Responses of each arm in all."""
+        return self.prompts * self.samples
 
 
 class StudyRecipe(Spec):

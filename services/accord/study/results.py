@@ -87,12 +87,12 @@ def _judges(tasks: Sequence[str], graph: Graph, found: Mapping[str, StepResult])
 
 
 def _examples(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
-    """The first held-out prompts with every arm's response: chosen by place, not by outcome."""
-    rows = {arm: responses(found[f"{task}/generate-{arm}"]) for arm in arms_of(recipe)}
+    """The first held-out prompts with every arm's first response: chosen by place, not by outcome."""
+    rows = {arm: [row for row in responses(found[f"{task}/generate-{arm}"]) if not row["sample"]] for arm in arms_of(recipe)}
     judged = found[f"{task}/judge"].values["values"]
     examples = []
     for place, first in enumerate(rows[SFT][:_EXAMPLES]):
         name = first["prompt_id"]
-        answers = [{"arm": arm, "response": rows[arm][place]["response"], "win_vs_sft": judged[arm].get(name, {}).get("win_vs_sft")} for arm in rows]
+        answers = [{"arm": arm, "response": rows[arm][place]["response"], "win_vs_sft": judged[arm][name][0].get("win_vs_sft")} for arm in rows]
         examples.append({"task": task, "prompt_id": name, "messages": first["messages"], "reference": first["reference"], "responses": answers})
     return examples

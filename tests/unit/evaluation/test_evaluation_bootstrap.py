@@ -33,6 +33,20 @@ def test_the_width_is_that_of_the_standard_error() -> None:
     assert found.n == 400
 
 
+def test_rows_of_a_prompt_are_drawn_together() -> None:
+    """Copies of a row say nothing new: neither the interval nor n changes, and it is as wide as that of the prompts' means."""
+    generator = np.random.default_rng(8)
+    means = generator.normal(size=30)
+    single = interval(means, samples=2000)
+    ids = [prompt for prompt in prompts(30) for _ in range(4)]
+    copies = replicate(ids, {"mean": mean_statistic(means.repeat(4))}, samples=2000, seed=0)["mean"].interval()
+    assert (copies.value, copies.n) == (pytest.approx(single.value), 30)
+    assert copies.high - copies.low == pytest.approx(single.high - single.low, rel=0.1)
+    noisy = means.repeat(4) + generator.normal(scale=0.01, size=120)
+    one_row_each = replicate(prompts(120), {"mean": mean_statistic(noisy)}, samples=2000, seed=0)["mean"].interval()
+    assert one_row_each.high - one_row_each.low < 0.6 * (copies.high - copies.low)
+
+
 def test_one_prompt_has_no_width_and_a_constant_neither() -> None:
     assert interval(np.array([0.25])) == bootstrap.Interval(0.25, 0.25, 0.25, 1)
     found = interval(np.full(30, 2.0))

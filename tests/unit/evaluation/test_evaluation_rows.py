@@ -27,6 +27,11 @@ def test_rows_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     )
 
 
+def test_a_prompt_may_have_several_responses_of_an_arm(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "rows.jsonl", GOOD, {**GOOD, "sample": 1}))
+    assert [row.sample for row in rows] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -35,6 +40,8 @@ def test_rows_come_in_the_order_of_the_file(tmp_path: Path) -> None:
         ('"' + "[" * 5000, "not JSON"),
         ({key: value for key, value in GOOD.items() if key != "reference"}, "reference is missing"),
         ({**GOOD, "value": {}}, "'value' is not known"),
+        ({**GOOD, "sample": -1}, "sample is -1; allowed: an integer from 0"),
+        ({**GOOD, "sample": True}, "sample is True; allowed: an integer from 0"),
         ({**GOOD, "task": "translation"}, "allowed: summarization, conversation"),
         ({**GOOD, "task": None}, "allowed: summarization, conversation"),
         ({**GOOD, "response": None}, "response is not text"),

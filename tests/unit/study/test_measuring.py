@@ -3,20 +3,90 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from accord.client.feedback import LabelPairItem
+from accord.client.policy import GenerateItem
 from accord.client.reward import ScoreItem
 from accord.study.actions import StepContext
 from accord.study.graph import Step
-from accord.study.measuring import measure
+from accord.study.measuring import evaluation_rows, generate, judge, measure
 from accord.study.steps import StepResult
 
 END = 2
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> dict[str, StepResult]:
+    """Two samples of each of two prompts, for SFT and for an arm."""
+    rows = [{"prompt_id": p, "messages": [["user", p]], "reference": "gold", "prompt_token_ids": [1, 7]} for p in ("p", "q")]
+    found = {}
+    for arm in ("sft", "dpo-human"):
+        path = tmp_path / f"{arm}.jsonl"
+        samples = [
+            {**row, "sample": k, "response": f"{arm} {row['prompt_id']} {k}", "token_ids": [5, END], "logprobs": [-0.5, -0.5], "finish_reason": "eos"}
+            for row in rows
+            for k in (0, 1)
+        ]
+        path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        found[arm] = StepResult(arm, "k", {"responses": str(path), "adapter_version": arm}, 1.0, 1.0)
+    return found
+
+
+def context_of(tmp_path: Path, services: Any, inputs: Mapping[str, StepResult]) -> StepContext:
+    return StepContext(services, inputs, tmp_path, "", "k", lambda *_: None)
+
+
+def test_samples_of_a_prompt_are_numbered_and_come_one_after_the_other(tmp_path: Path) -> None:
+    asked: list[GenerateItem] = []
+
+    def answer(items: Sequence[GenerateItem], **_: Any) -> Any:
+        asked.extend(items)
+        samples = [SimpleNamespace(index=k, text=f" {k} ", token_ids=(5, k), logprobs=(-1.0, -1.0), finish_reason="length") for k in (1, 0)]
+        return SimpleNamespace(results=[SimpleNamespace(error=None, samples=samples, prompt_token_ids=(1,)) for _ in items])
+
+    params = {
+        "task": "conversation", "arm": "base", "uri": "sample:conversation", "format": "", "limit": 3, "temperature": 0.7, "max_tokens": 9, "seed": 1,
+        "adapter_from": None, "samples": 2,
+    }  # fmt: skip
+    services = SimpleNamespace(policy=SimpleNamespace(generate=answer))
+    found = generate(Step("g", "generate", "", params), context_of(tmp_path, services, {}))
+    rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert [row["sample"] for row in rows] == [0, 1] * 3
+    assert [row["response"] for row in rows] == ["0", "1"] * 3
+    assert (found["count"], found["eos_rate"]) == (6, 0)
+    assert [item.n for item in asked] == [2] * 3
+    assert len({item.sampling.seed for item in asked}) == 3
+
+
+def test_an_arms_sample_is_compared_with_the_sample_of_sft_of_its_number(tmp_path: Path, arms: dict[str, StepResult]) -> None:
+    def label_pairs(pairs: Sequence[LabelPairItem], *_: Any, **__: Any) -> Any:
+        for pair in pairs:
+            if pair.response_b != "gold":
+                assert pair.response_b == pair.response_a.replace("dpo-human", "sft")
+        return [
+            SimpleNamespace(error=None, label=SimpleNamespace(preference=0.9 if pair.response_a.endswith("0") else 0.2)) for pair in pairs
+        ]  # the first samples win
+
+    services = SimpleNamespace(feedback=SimpleNamespace(label_pairs=label_pairs))
+    params = {"task": "conversation", "arms": list(arms), "judge": {"kind": "likelihood", "tie_margin": 0.0}}
+    judged = judge(Step("j", "judge", "", params, tuple(arms)), context_of(tmp_path, services, arms))
+    assert [row["win_vs_sft"] for row in judged["values"]["dpo-human"]["q"]] == [1.0, 0.0]
+    assert "win_vs_sft" not in judged["values"]["sft"]["q"][0]
+    scores = {"sft": [{"score_human": 1.0}, {"score_human": 1.0}], "dpo-human": [{"score_human": 2.0}, {"score_human": 0.0}]}
+    inputs = arms | {"conversation/judge": StepResult("j", "k", judged, 1.0, 1.0)}
+    inputs |= {
+        f"conversation/measure-{arm}": StepResult(arm, "k", {"values": {"p": values, "q": values}}, 1.0, 1.0) for arm, values in scores.items()
+    }
+    rows = [json.loads(line) for line in evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs).splitlines()]
+    assert [(row["arm"], row["prompt_id"], row["sample"]) for row in rows[4:]] == [("dpo-human", p, k) for p in ("p", "q") for k in (0, 1)]
+    assert [row["values"]["win_by_score_human"] for row in rows[4:]] == [1.0, 0.0] * 2
+    assert [row["values"]["win_vs_sft"] for row in rows[4:]] == [1.0, 0.0] * 2
 
 
 def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sampled(tmp_path: Path) -> None:
@@ -47,7 +117,7 @@ def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sample
     }
     services: Any = SimpleNamespace(policy=policy, reward=SimpleNamespace(score=score))
     params = {"responses_from": "generated", "reference_from": "sft", "reward_models_from": {"human": "rm"}, "temperature": 0.7}
-    found = measure(Step("m", "measure", "", params), StepContext(services, inputs, tmp_path, "", "k", lambda *_: None))
+    found = measure(Step("m", "measure", "", params), context_of(tmp_path, services, inputs))
     assert scored == [(5, END), (5, 6, END)]
-    assert found["values"]["ended"] == {"response_tokens": 2.0, "kl": pytest.approx(1.25), "score_human": 2.0}
-    assert found["values"]["cut"] == {"response_tokens": 2.0, "kl": pytest.approx(0.5), "score_human": 3.0}
+    assert found["values"]["ended"] == [{"response_tokens": 2.0, "kl": pytest.approx(1.25), "score_human": 2.0}]
+    assert found["values"]["cut"] == [{"response_tokens": 2.0, "kl": pytest.approx(0.5), "score_human": 3.0}]
