@@ -76,12 +76,13 @@ def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(world: W
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_comes_over_the_wire_is_groups_scored_by_all_members(world: World, straight: dict[str, TrainingRun], kind: str) -> None:
-    """The members' scores are those that each reward model gives alone; the score is their mean less STD deviations."""
+    """The members' scores are those that each reward model gives alone, of cut ones with an end; the score is their mean less STD deviations."""
     rollouts = rollouts_of(straight[kind], 2)
     for group in (rollouts[:GROUP], rollouts[GROUP:]):
         assert len({rollout.id for rollout in group}) == 1
         assert len({rollout.seed for rollout in group}) == GROUP
-    items = [ScoreItem(TokenIds(each.prompt_ids), TokenIds(each.response_ids), str(index)) for index, each in enumerate(rollouts)]
+    read = [each.response_ids if each.ended else (*each.response_ids, END_OF_TURN) for each in rollouts]
+    items = [ScoreItem(TokenIds(each.prompt_ids), TokenIds(ids), str(index)) for index, (each, ids) in enumerate(zip(rollouts, read, strict=True))]
     with RewardClient(world.reward.address) as client:
         alone = [[result.score for result in client.score(items, version).results] for version in world.reward_models]
     for index, rollout in enumerate(rollouts):
