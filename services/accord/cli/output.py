@@ -58,17 +58,20 @@ def print_text(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
-    """Writes a table; columns whose name ends in `>` are numbers, to the right. Into a pipe it is not folded."""
+    """Writes a table; columns whose name ends in `>` are numbers, to the right. Into a pipe it is not folded, nor is its title by a narrow table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=harmless(title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(harmless(str(cell))) for cell in row))
-    console().print(table)
+    screen = console()
+    if title:
+        screen.print(Text(harmless(title), style="italic"))
+    screen.print(table)
 
 
 def console() -> Console:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from accord import errors
 from accord.cli.app import COMMANDS, OneLineErrors, build_app
 from accord.cli.failures import advice, exit_code_of, line_of
+from accord.cli.output import print_table
 
 PRESENT = [command.name or "" for command in build_app().registered_commands]
 
@@ -131,3 +132,8 @@ def test_commands_start_without_heavy_packages() -> None:
     code = "import sys; from accord.cli.app import build_app; build_app(); print([m for m in ('torch', 'grpc', 'pydantic', 'numpy', 'rich') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_a_title_is_one_line_whatever_the_width_of_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("kind", "found>"), [("phone", 1)], title="personal data and profanity, in \x1b[31mred")
+    assert capsys.readouterr().out.splitlines()[0].strip() == "personal data and profanity, in �[31mred"
