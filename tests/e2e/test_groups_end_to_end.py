@@ -16,6 +16,7 @@ from accord.client.reward import RewardClient, ScoreItem
 from accord.training.rollout import Rollout, read_rollouts
 
 STEPS, EVERY, GROUP, STD = 8, 3, 3, 0.5
+END_OF_TURN = 2  # of the tiny model
 KINDS = ("grpo", "rloo")
 pytestmark = [pytest.mark.training, pytest.mark.timeout(240)]
 
