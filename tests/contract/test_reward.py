@@ -298,7 +298,7 @@ def test_a_trained_model_says_how_good_it_is_and_its_scores_are_centred_on_its_d
     assert info.held_out_accuracy == pytest.approx(sum(hits) / len(hits))
     assert info.training_data_digest == tiny.store().manifest(trained).data_digest != ""
     assert info.score_std > 0
-    assert info.max_tokens == 512 + 128
+    assert info.max_tokens == 512 + 128 + 1  # a cut response is given an end
     comparison = reward.compare([ComparePair(pairs[0].messages, pairs[0].chosen, pairs[0].rejected)], trained).results[0]
     expected = 1 / (1 + math.exp(-(chosen[0] - rejected[0]) * info.score_std))
     assert comparison.probability_a == pytest.approx(expected, abs=1e-4)

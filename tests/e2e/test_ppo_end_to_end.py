@@ -108,7 +108,9 @@ def test_scores_over_the_wire_are_those_of_the_reward_model(world: World, straig
     head, facts = ScalarHead.load(store.fetch(name)), HeadFacts.from_facts(store.manifest(name).facts)
     rollouts = rollouts_of(straight, 2)
     with torch.no_grad():
-        batch = collate([(each.prompt_ids, each.response_ids) for each in rollouts], pad_id=adapted.base.pad_token_id)
+        end = (adapted.base.encoder.end_of_turn_id,)  # of those that were cut
+        read = [(each.prompt_ids, each.response_ids if each.ended else (*each.response_ids, *end)) for each in rollouts]
+        batch = collate(read, pad_id=adapted.base.pad_token_id)
         hidden = adapted.hidden(batch.input_ids, batch.attention_mask, adapter="reward", position_ids=batch.position_ids)
         raw = head.at_last_token(hidden, batch.attention_mask)
     assert [each.score for each in rollouts] == pytest.approx(((raw - facts.mean) / facts.std).tolist(), abs=1e-4)
