@@ -18,7 +18,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kit needs root, so .
 def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}  # of the .ci/run that this is part of
     return subprocess.run(
-        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CLUSTER_KIT": str(kit), **environment}, capture_output=True, text=True,
+        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CI_CLUSTER": "1", "ACCORD_CLUSTER_KIT": str(kit), **environment}, capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
 
@@ -49,6 +49,15 @@ def test_without_a_kit_it_says_so_and_ends_well(tmp_path: Path) -> None:
         done = ci(tmp_path / "none", word)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: there is no cluster kit at ")
+
+
+def test_where_nobody_asks_for_it_it_says_so_and_ends_well(tmp_path: Path) -> None:
+    kit, calls = make_kit(tmp_path, "nothing")
+    for word in ("prepare", "test"):
+        done = ci(kit, word, ACCORD_CI_CLUSTER="")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: they run where ACCORD_CI_CLUSTER=1 asks for them")
+    assert not calls.exists()
 
 
 @as_root
@@ -112,7 +121,7 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     make.parent.mkdir()
     make.write_text(f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n')
     make.chmod(0o755)
-    environment = {**os.environ, "ACCORD_CLUSTER_KIT": str(kit), "PATH": f"{make.parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "ACCORD_CI_CLUSTER": "1", "ACCORD_CLUSTER_KIT": str(kit), "PATH": f"{make.parent}:{os.environ['PATH']}"}
     done = subprocess.run([str(tmp_path / ".ci" / "run")], env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert calls.read_text().splitlines()[-1] == last
