@@ -15,7 +15,7 @@ from typing import Any
 
 from accord.client.feedback import LabelPairItem
 from accord.client.messages import TokenIds
-from accord.client.policy import GenerateItem, LogprobsItem, Sampling
+from accord.client.policy import GenerateItem, LogprobsItem, ModelInfo, Sampling
 from accord.client.reward import ScoreItem
 from accord.data.readers import read_demonstrations
 from accord.data.records import Demonstration
@@ -86,7 +86,7 @@ def measure(step: Step, context: StepContext) -> dict[str, Any]:
     rows = responses(context.inputs[params["responses_from"]])
     values: list[dict[str, float | None]] = [{"response_tokens": float(len(row["token_ids"]))} for row in rows]
     reference = context.inputs[params["reference_from"]].values["adapter_version"]
-    end_of_turn = context.services.policy.model_info(timeout_seconds=_CALL_SECONDS).eos_token_ids[0]
+    model = context.services.policy.model_info(timeout_seconds=_CALL_SECONDS)
     parts, done, total = _parts(rows), 0, len(rows) * (1 + len(params["reward_models_from"]))
     for place, part in enumerate(parts):
         known = values[place * _BATCH :]
@@ -95,11 +95,11 @@ def measure(step: Step, context: StepContext) -> dict[str, Any]:
         for row, result, value in zip(part, reply.results, known, strict=False):
             raise_item(result.error, f"prompt {row['prompt_id']}")
             value["kl"] = math.fsum(row["logprobs"]) - result.responses[0].sequence_logprob
-        ended = [tuple(row["token_ids"]) if row["finish_reason"] == "eos" else (*row["token_ids"], end_of_turn) for row in part]
+        ended = [_with_end(row, model) for row in part]
         for feedback, source in params["reward_models_from"].items():
-            model = context.inputs[source].values["adapter_version"]
+            scorer = context.inputs[source].values["adapter_version"]
             scored = context.services.reward.score(
-                [ScoreItem(TokenIds(tuple(row["prompt_token_ids"])), TokenIds(ids)) for row, ids in zip(part, ended, strict=True)], model,
+                [ScoreItem(TokenIds(tuple(row["prompt_token_ids"])), TokenIds(ids)) for row, ids in zip(part, ended, strict=True)], scorer,
                 timeout_seconds=_CALL_SECONDS,
             )  # fmt: skip
             for row, score, value in zip(part, scored.results, known, strict=False):
@@ -171,6 +171,14 @@ def _score_wins(scores: Mapping[str, float], sft: Mapping[str, float]) -> dict[s
 def responses(result: StepResult) -> list[dict[str, Any]]:
     """The rows that a generate step wrote."""
     return [json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines()]
+
+
+def _with_end(row: Mapping[str, Any], model: ModelInfo) -> tuple[int, ...]:
+    """A response as reward models read it: with the end of the turn where it was cut and the context has room for that."""
+    ids = tuple(row["token_ids"])
+    if row["finish_reason"] == "eos" or len(row["prompt_token_ids"]) + len(ids) >= model.context_tokens:
+        return ids
+    return (*ids, model.eos_token_ids[0])
 
 
 def _by_prompt(rows: Sequence[Mapping[str, Any]], values: Sequence[dict[str, float | None]]) -> dict[str, list[dict[str, float | None]]]:

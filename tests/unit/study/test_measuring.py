@@ -93,6 +93,7 @@ def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sample
     rows = [
         {"prompt_id": "ended", "prompt_token_ids": [1, 7], "token_ids": [5, END], "logprobs": [-0.5, -0.25], "finish_reason": "eos"},
         {"prompt_id": "cut", "prompt_token_ids": [1, 8], "token_ids": [5, 6], "logprobs": [-0.5, -1.0], "finish_reason": "length"},
+        {"prompt_id": "no room", "prompt_token_ids": [1, 8, 9], "token_ids": [5, 6], "logprobs": [-0.5, -1.0], "finish_reason": "length"},
     ]
     (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scored: list[tuple[int, ...]] = []
@@ -106,7 +107,7 @@ def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sample
         one = SimpleNamespace(error=None, responses=[SimpleNamespace(sequence_logprob=-2.0)])
         return SimpleNamespace(results=[one for _ in items])
 
-    policy = SimpleNamespace(model_info=lambda **_: SimpleNamespace(eos_token_ids=(END, 9)), compute_logprobs=compute_logprobs)
+    policy = SimpleNamespace(model_info=lambda **_: SimpleNamespace(eos_token_ids=(END, 9), context_tokens=5), compute_logprobs=compute_logprobs)
     inputs = {
         name: StepResult(name, "k", values, 1.0, 1.0)
         for name, values in (
@@ -118,6 +119,6 @@ def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sample
     services: Any = SimpleNamespace(policy=policy, reward=SimpleNamespace(score=score))
     params = {"responses_from": "generated", "reference_from": "sft", "reward_models_from": {"human": "rm"}, "temperature": 0.7}
     found = measure(Step("m", "measure", "", params), context_of(tmp_path, services, inputs))
-    assert scored == [(5, END), (5, 6, END)]
+    assert scored == [(5, END), (5, 6, END), (5, 6)]
     assert found["values"]["ended"] == [{"response_tokens": 2.0, "kl": pytest.approx(1.25), "score_human": 2.0}]
     assert found["values"]["cut"] == [{"response_tokens": 2.0, "kl": pytest.approx(0.5), "score_human": 3.0}]
