@@ -163,7 +163,8 @@ def scored_ids(base: BaseModel, prompt: Sequence[int], response: Sequence[int], 
     """A sampled response as reward models read it: one that was cut ends there, with the end of the turn.
 
     Reward models learn from responses with an end. Read at another last token they say little: one of the embedded sample's gave 17 cut responses .72
-    where it gave them -.27 with an end (15 ended ones .06), so that PPO learnt never to end. OpenRLHF ends them too. Where the context has no room they stay as they are.
+    where it gave them -.27 with an end (15 ended ones .06), so that PPO learnt never to end. OpenRLHF ends them too. Where the context has no room
+    they stay as they are.
     """
     if ended or len(prompt) + len(response) >= base.context_tokens:
         return tuple(response)
