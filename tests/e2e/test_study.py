@@ -120,7 +120,7 @@ def test_killed_in_the_middle_it_continues_and_ends_with_a_table_and_a_report(ho
     for arm, found in metrics(result.results):
         for name in ("rouge_l", "meteor", "bleu_1", "response_tokens", "kl", "score_human", "score_ai", "win_vs_reference"):
             assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], (arm, name)
-        if arm != "sft":  # each prompt is won, lost or even, by each reward model
+        if arm != "sft":  # each prompt has one response of each arm: won, lost or even
             assert 2 * found["win_by_score_human"]["value"] * found["win_by_score_human"]["n"] % 1 == pytest.approx(0, abs=1e-9)
             assert 0 <= found["win_by_score_ai"]["value"] <= 1
         assert 0 < found["response_tokens"]["value"] <= 12

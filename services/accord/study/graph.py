@@ -73,7 +73,7 @@ def build_graph(recipe: StudyRecipe, digests: Mapping[str, str], lengths: Mappin
     builder.add(
         Step(
             "evaluate", "evaluate", "metrics with intervals",
-            {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed, "wins": ["judge", "score"]},
+            {"bootstrap_samples": evaluation.bootstrap_samples, "seed": recipe.seed, "wins": ["judge", "all scores"]},
             tuple(measured), tokens=300 * len(recipe.tasks) * recipe.evaluation.responses,
         )
     )  # fmt: skip

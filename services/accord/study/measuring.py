@@ -149,7 +149,7 @@ def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str,
                 name, number = row["prompt_id"], row["sample"]
                 values = measured[name][number] | judged[arm][name][number]
                 if arm != SFT:
-                    values |= _score_wins(measured[name][number], sft[name][number])
+                    values |= _score_wins(measured[name][number], sft[name])
                 line = {
                     "arm": arm,
                     "task": task,
@@ -163,9 +163,16 @@ def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str,
     return "".join(lines)
 
 
-def _score_wins(scores: Mapping[str, float], sft: Mapping[str, float]) -> dict[str, float]:
-    """Whether each reward model scores the arm's response to a prompt above SFT's: 1, 0, or 0.5 where it gives both the same."""
-    return {f"win_by_{name}": 0.5 if value == sft[name] else float(value > sft[name]) for name, value in scores.items() if name.startswith("score_")}
+def _score_wins(scores: Mapping[str, float], sft: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The share of SFT's responses to a prompt that each reward model scores below the arm's; a same score counts half.
+
+    Scores once known cost nothing to compare, so every pair counts: the same mean with less noise than the responses of the same number give.
+    """
+    return {
+        f"win_by_{name}": math.fsum((value > other[name]) + 0.5 * (value == other[name]) for other in sft) / len(sft)
+        for name, value in scores.items()
+        if name.startswith("score_")
+    }
 
 
 def responses(result: StepResult) -> list[dict[str, Any]]:

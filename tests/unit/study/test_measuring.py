@@ -64,7 +64,7 @@ def test_samples_of_a_prompt_are_numbered_and_come_one_after_the_other(tmp_path:
     assert len({item.sampling.seed for item in asked}) == 3
 
 
-def test_an_arms_sample_is_compared_with_the_sample_of_sft_of_its_number(tmp_path: Path, arms: dict[str, StepResult]) -> None:
+def test_a_judge_compares_samples_of_the_same_number_and_a_reward_model_all_of_a_prompt(tmp_path: Path, arms: dict[str, StepResult]) -> None:
     def label_pairs(pairs: Sequence[LabelPairItem], *_: Any, **__: Any) -> Any:
         for pair in pairs:
             if pair.response_b != "gold":
@@ -78,14 +78,14 @@ def test_an_arms_sample_is_compared_with_the_sample_of_sft_of_its_number(tmp_pat
     judged = judge(Step("j", "judge", "", params, tuple(arms)), context_of(tmp_path, services, arms))
     assert [row["win_vs_sft"] for row in judged["values"]["dpo-human"]["q"]] == [1.0, 0.0]
     assert "win_vs_sft" not in judged["values"]["sft"]["q"][0]
-    scores = {"sft": [{"score_human": 1.0}, {"score_human": 1.0}], "dpo-human": [{"score_human": 2.0}, {"score_human": 0.0}]}
+    scores = {"sft": [{"score_human": 1.0}, {"score_human": 2.0}], "dpo-human": [{"score_human": 2.0}, {"score_human": 0.0}]}
     inputs = arms | {"conversation/judge": StepResult("j", "k", judged, 1.0, 1.0)}
     inputs |= {
         f"conversation/measure-{arm}": StepResult(arm, "k", {"values": {"p": values, "q": values}}, 1.0, 1.0) for arm, values in scores.items()
     }
     rows = [json.loads(line) for line in evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs).splitlines()]
     assert [(row["arm"], row["prompt_id"], row["sample"]) for row in rows[4:]] == [("dpo-human", p, k) for p in ("p", "q") for k in (0, 1)]
-    assert [row["values"]["win_by_score_human"] for row in rows[4:]] == [1.0, 0.0] * 2
+    assert [row["values"]["win_by_score_human"] for row in rows[4:]] == [0.75, 0.0] * 2
     assert [row["values"]["win_vs_sft"] for row in rows[4:]] == [1.0, 0.0] * 2
 
 
