@@ -107,6 +107,7 @@ class DpoSpec(Spec):
     soft_labels: bool = True
     rating_margin: NonNegative = 0.0
     rating_weights: bool = False
+    nll_coefficient: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _smoothing_has_a_loss(self) -> Self:

@@ -159,6 +159,32 @@ def bradley_terry_loss(
     return _output(losses, chosen_scores, rejected_scores)
 
 
+def preferred_nll(
+    policy_chosen: Tensor, policy_rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, *, preference: Tensor | float = 1.0
+) -> Tensor:
+    """Negative log-likelihood a token of the better response, in nats, shape (batch,); expected under the label where that is soft.
+
+    Pang et al. 2024 (arXiv:2404.19733), eq. 1, the second term: beside a loss of the DPO family it keeps the better response likely, which
+    differences alone let fall as long as the other falls faster.
+
+    Args:
+        policy_chosen: log pi(y_w | x) in nats, summed over response tokens, shape (batch,).
+        policy_rejected: log pi(y_l | x), shape (batch,).
+        chosen_tokens: response tokens of chosen, at least 1, shape (batch,).
+        rejected_tokens: response tokens of rejected, shape (batch,).
+        preference: probability that chosen is the better response, in [0, 1], scalar or shape (batch,).
+
+    Raises:
+        ValueError: a preference lies outside [0, 1], a response has no token, or the shapes differ.
+    """
+    for other in (policy_rejected, chosen_tokens, rejected_tokens):
+        _same(policy_chosen, other)
+    if not bool(((chosen_tokens > 0) & (rejected_tokens > 0)).all()):
+        raise ValueError("a response has no token")
+    p = _probability(preference, policy_chosen)
+    return -p * policy_chosen / chosen_tokens - (1 - p) * policy_rejected / rejected_tokens
+
+
 def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
     """Mean over groups of each group's mean loss, a scalar: all pairs of one prompt count as one element of the batch.
 

@@ -106,7 +106,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
                 _train(recipe, part, "reward_model", f"rm-{feedback}", data, recipe.reward_model, lengths, before=before)
             )
         if "dpo" in recipe.algorithms:
-            dpo = data | {"beta": recipe.dpo.beta}
+            dpo = data | {"beta": recipe.dpo.beta} | ({"nll_coefficient": recipe.dpo.nll_coefficient} if recipe.dpo.nll_coefficient else {})
             name = arm_name(feedback, "dpo")
             adapters[name] = builder.add(_train(recipe, part, "dpo", name, dpo, recipe.dpo, lengths, before=before))
         if "ppo" in recipe.algorithms:

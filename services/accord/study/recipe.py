@@ -53,6 +53,7 @@ class DpoPart(TrainPart):
     """DPO runs."""
 
     beta: Positive = 0.1
+    nll_coefficient: NonNegative = Field(0.0, description="weight of the chosen response's negative log-likelihood a token beside the loss")
 
 
 class PpoPart(TrainPart):

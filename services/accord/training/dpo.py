@@ -31,7 +31,7 @@ class DirectPreferenceOptimization:
     def __init__(self, context: RunContext, spec: DpoSpec) -> None:
         self._context = context
         self._spec = spec
-        self._loss = PairLoss(context, spec)
+        self._loss = PairLoss(context, spec, spec.nll_coefficient)
         self._parents: tuple[str, ...] = ()
         self._data_digest = ""
         self._labelled_by: dict[str, list[str]] = {}
@@ -85,7 +85,8 @@ class DirectPreferenceOptimization:
     def publication(self) -> dict[str, Any]:
         """A policy."""
         spec = self._spec
-        facts = {"algorithm": "dpo", "loss": spec.loss, "beta": spec.beta, "spec_digest": self._context.spec.digest, **self._labelled_by}
+        loss = {"loss": spec.loss, "beta": spec.beta} | ({"nll_coefficient": spec.nll_coefficient} if spec.nll_coefficient else {})
+        facts = {"algorithm": "dpo", **loss, "spec_digest": self._context.spec.digest, **self._labelled_by}
         return {"kind": "policy", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts}
 
     def _batch(self, step: int) -> list[EncodedPair]:

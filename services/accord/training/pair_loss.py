@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accord.algos.preference import PreferenceLoss, PreferenceOutput
+from accord.algos.preference import PreferenceLoss, PreferenceOutput, preferred_nll
 from accord.data.agreement import wilson_interval
 from accord.models.packing import group_logprobs
 from accord.runspec import DpoSpec, OnlineDpoSpec
@@ -30,11 +30,13 @@ class PairLoss:
     Args:
         context: of the run.
         spec: loss, beta, smoothing, whether labels are soft.
+        nll_coefficient: weight of the better response's negative log-likelihood a token.
     """
 
-    def __init__(self, context: RunContext, spec: DpoSpec | OnlineDpoSpec) -> None:
+    def __init__(self, context: RunContext, spec: DpoSpec | OnlineDpoSpec, nll_coefficient: float = 0.0) -> None:
         self._context = context
         self._loss = PreferenceLoss(spec.loss, spec.beta, spec.label_smoothing)
+        self._nll_coefficient = nll_coefficient
         self._soft_labels = spec.soft_labels
         self.ratings = Ratings()
 
@@ -91,8 +93,14 @@ class PairLoss:
         }  # fmt: skip
 
     def _output(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> PreferenceOutput:
-        labels = [pair.preference if self._soft_labels else hard_label(pair.preference) for pair in pairs]
-        return self._loss(*self.sums(pairs, POLICY), *reference.of(pairs), torch.tensor(labels), self.ratings.margins(pairs))
+        labels = torch.tensor([pair.preference if self._soft_labels else hard_label(pair.preference) for pair in pairs])
+        policy = self.sums(pairs, POLICY)
+        output = self._loss(*policy, *reference.of(pairs), labels, self.ratings.margins(pairs))
+        if not self._nll_coefficient:
+            return output
+        lengths = torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], device=output.losses.device)
+        nll = preferred_nll(*policy, *lengths.unbind(1), preference=labels)
+        return output._replace(losses=output.losses + self._nll_coefficient * nll)
 
 
 def _columns(output: PreferenceOutput, pairs: Sequence[EncodedPair]) -> dict[str, Tensor]:

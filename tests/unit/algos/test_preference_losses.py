@@ -19,6 +19,7 @@ from accord.algos.preference import (
     grouped_mean,
     hinge_loss,
     ipo_loss,
+    preferred_nll,
     robust_dpo_loss,
     simpo_loss,
 )
@@ -278,6 +279,12 @@ def test_all_pairs_of_a_prompt_count_as_one_element() -> None:
     assert grouped_mean(losses, torch.arange(7)).item() == pytest.approx(losses.mean().item())
 
 
+def test_the_nll_is_a_token_of_the_better_response_and_expected_under_a_soft_label() -> None:
+    chosen, rejected = numbers(-4, -4, -4), numbers(-9, -9, -9)
+    found = preferred_nll(chosen, rejected, numbers(2, 2, 2), numbers(3, 3, 3), preference=numbers(1, 0, 0.25))
+    torch.testing.assert_close(found, numbers(2, 3, 0.25 * 2 + 0.75 * 3))
+
+
 def test_extreme_arguments_stay_finite() -> None:
     far = numbers(-1e4, 0.0), numbers(0.0, -1e4), numbers(0.0, 0.0), numbers(0.0, 0.0)
     for kind in ("sigmoid", "cdpo", "robust", "ipo", "hinge"):
@@ -302,6 +309,9 @@ def test_extreme_arguments_stay_finite() -> None:
         (lambda: bradley_terry_loss(numbers(1), numbers(2, 3)), "differ"),
         (lambda: simpo_loss(numbers(1), numbers(2), beta=1.0, gamma=-1.0), "gamma"),
         (lambda: grouped_mean(numbers(), torch.tensor([])), "no pair"),
+        (lambda: preferred_nll(numbers(-4), numbers(-9), numbers(0), numbers(3)), "no token"),
+        (lambda: preferred_nll(numbers(-4), numbers(-9), numbers(2), numbers(3), preference=1.1), "must lie in"),
+        (lambda: preferred_nll(numbers(-4), numbers(-9), numbers(2, 2), numbers(3)), "differ"),
         (lambda: PreferenceLoss("sigmoid", 0.1, 0.1), "needs loss cdpo or robust"),
         (lambda: PreferenceLoss("ipo", 0.1, 0.1), "needs loss cdpo or robust"),
         (lambda: PreferenceLoss("ipo", 0.1)(*example(), preference=1.7), "must lie in"),

@@ -119,8 +119,9 @@ def keys_that_differ(one: Graph, other: Graph) -> set[str]:
 def test_a_change_makes_anew_what_depends_on_it_and_nothing_else(recipe: StudyRecipe) -> None:
     before = build_graph(recipe, DIGESTS)
     assert not keys_that_differ(before, build_graph(recipe, DIGESTS))
-    dpo = build_graph(changed(recipe, dpo=recipe.dpo.model_dump() | {"beta": 0.2}), DIGESTS)
-    differ = keys_that_differ(before, dpo)
+    other = [build_graph(changed(recipe, dpo=recipe.dpo.model_dump() | change), DIGESTS) for change in ({"beta": 0.2}, {"nll_coefficient": 0.2})]
+    differ = keys_that_differ(before, other[0])
+    assert differ == keys_that_differ(before, other[1])
     assert {"summarization/dpo-human", "summarization/generate-dpo-ai", "conversation/measure-dpo-ai", "evaluate"} <= differ
     assert not {"summarization/sft", "summarization/rm-human", "summarization/ppo-ai", "summarization/generate-ppo-ai"} & differ
     assert keys_that_differ(before, build_graph(changed(recipe, seed=8), DIGESTS)) >= {"summarization/sft", "summarization/labels-ai", "evaluate"}

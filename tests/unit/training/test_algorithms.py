@@ -46,6 +46,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sft": {"sft": {}},
     "reward_model": {"reward_model": {"centering_coefficient": 0.01}},
     "dpo": {"dpo": {"beta": 0.3}},
+    "dpo with nll": {"dpo": {"beta": 0.3, "nll_coefficient": 0.7}},
     "ipo": {"dpo": {"beta": 0.3, "loss": "ipo"}},
     "cdpo": {"dpo": {"beta": 0.3, "loss": "cdpo", "label_smoothing": 0.1}},
 }
@@ -254,9 +255,10 @@ def test_the_sft_loss_is_the_mean_over_response_tokens(tmp_path: Path, tiny_fold
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_dpo_loss_is_the_formula_on_sums_over_tokens(tmp_path: Path, tiny_folder: Path) -> None:
-    """Rafailov et al. 2023, eq. 7 with soft labels, from logprobs made one token at a time."""
-    context, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS["dpo"], name="run")
+@pytest.mark.parametrize(("name", "coefficient"), [("dpo", 0.0), ("dpo with nll", 0.7)])
+def test_the_dpo_loss_is_the_formula_on_sums_over_tokens(tmp_path: Path, tiny_folder: Path, name: str, coefficient: float) -> None:
+    """Rafailov et al. 2023, eq. 7, and Pang et al. 2024, eq. 1, with soft labels, from logprobs made one token at a time."""
+    context, algorithm = prepared(tmp_path, tiny_folder, ALGORITHMS[name], name="run")
     losses, margins = [], []
     for pair in batch_at(algorithm._pairs, 0, 6, context.spec.seed):
         chosen, rejected = (
@@ -265,6 +267,8 @@ def test_the_dpo_loss_is_the_formula_on_sums_over_tokens(tmp_path: Path, tiny_fo
         margin = 0.3 * (chosen - rejected)
         margins.append(margin)
         losses.append(pair.preference * math.log1p(math.exp(-margin)) + (1 - pair.preference) * math.log1p(math.exp(margin)))
+        for weight, response in ((pair.preference, pair.chosen), (1 - pair.preference, pair.rejected)):
+            losses[-1] += coefficient * weight * nll(context, pair.prompt, response, "policy") / len(response)
     _, metrics = gradients(algorithm)
     assert metrics["loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
     assert metrics["margin"] == pytest.approx(sum(margins) / 6, rel=1e-3)

@@ -79,6 +79,12 @@ def test_the_robust_loss(tmp_path: Path, tiny_folder: Path) -> None:
     mine.assert_equals(*trl_dpo(tmp_path, mine, loss_type="robust", label_smoothing=0.1))
 
 
+def test_the_sigmoid_loss_with_the_chosen_responses_nll(tmp_path: Path, tiny_folder: Path) -> None:
+    """TRL's mean is over all tokens of a batch, the paper's and ours over each response's: the same where they are of one length."""
+    mine = ours(tmp_path, tiny_folder, {"dpo": {"beta": BETA, "nll_coefficient": 0.2}}, same_length=True)
+    mine.assert_equals(*trl_dpo(tmp_path, mine, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2]))
+
+
 def test_the_ipo_loss_where_all_responses_are_of_one_length(tmp_path: Path, tiny_folder: Path) -> None:
     """Ours is on sums over tokens as the paper's, TRL's on means: with n tokens each, ours at beta / n is n^2 times TRL's at beta."""
     n = len(WORDS[0]) + 1

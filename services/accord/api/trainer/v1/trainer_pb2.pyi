@@ -98,7 +98,7 @@ class RewardModelSpec(_message.Message):
     def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., soft_labels: _Optional[bool] = ..., centering_coefficient: _Optional[float] = ..., rating_margin: _Optional[float] = ..., rating_weights: _Optional[bool] = ...) -> None: ...
 
 class DpoSpec(_message.Message):
-    __slots__ = ("data", "eval_data", "beta", "loss", "label_smoothing", "soft_labels", "rating_margin", "rating_weights")
+    __slots__ = ("data", "eval_data", "beta", "loss", "label_smoothing", "soft_labels", "rating_margin", "rating_weights", "nll_coefficient")
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     BETA_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class DpoSpec(_message.Message):
     SOFT_LABELS_FIELD_NUMBER: _ClassVar[int]
     RATING_MARGIN_FIELD_NUMBER: _ClassVar[int]
     RATING_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    NLL_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
     data: DataSpec
     eval_data: DataSpec
     beta: float
@@ -115,7 +116,8 @@ class DpoSpec(_message.Message):
     soft_labels: bool
     rating_margin: float
     rating_weights: bool
-    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., beta: _Optional[float] = ..., loss: _Optional[str] = ..., label_smoothing: _Optional[float] = ..., soft_labels: _Optional[bool] = ..., rating_margin: _Optional[float] = ..., rating_weights: _Optional[bool] = ...) -> None: ...
+    nll_coefficient: float
+    def __init__(self, data: _Optional[_Union[DataSpec, _Mapping]] = ..., eval_data: _Optional[_Union[DataSpec, _Mapping]] = ..., beta: _Optional[float] = ..., loss: _Optional[str] = ..., label_smoothing: _Optional[float] = ..., soft_labels: _Optional[bool] = ..., rating_margin: _Optional[float] = ..., rating_weights: _Optional[bool] = ..., nll_coefficient: _Optional[float] = ...) -> None: ...
 
 class JudgeRewardSpec(_message.Message):
     __slots__ = ("task", "rubric", "adapter", "judge", "abstentions")
