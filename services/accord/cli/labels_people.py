@@ -17,7 +17,7 @@ from accord.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from accord.client.ledger import HumanLabelRecord
-    from accord.data.agreement import Annotations
+    from accord.data.annotations import Annotations
     from accord.data.parquet import ParquetFile
     from accord.data.records import PreferencePair
     from accord.data.writers import PairFile
@@ -45,7 +45,7 @@ def people(
         accord labels people
         accord labels people people.jsonl --annotator anna
     """
-    from accord.data.agreement import Annotations
+    from accord.data.annotations import Annotations
     from accord.data.card_text import agreement_sections
 
     annotations = Annotations()

@@ -16,7 +16,7 @@ from accord.text.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share with its 95 % Wilson interval."""
+    """A share of n different pairs with its 95 % interval, which draws prompts (`accord.data.intervals`)."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Kappa:
-    """Cohen's kappa with its 95 % interval by the jackknife: 1 is perfect agreement, 0 that of chance."""
+    """Cohen's kappa with its 95 % interval by the jackknife over prompts: 1 is perfect agreement, 0 that of chance."""
 
     value: float
     low: float

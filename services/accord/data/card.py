@@ -1,6 +1,6 @@
 """The card of a data set: what is in it, what could not be used, and what a reader should know before training on it.
 
-Pairs come one at a time. What stays in memory are digests, lengths and labels: 800 bytes a pair that names its annotator (100,000 took 78 MB and
+Pairs come one at a time. What stays in memory are digests, lengths and labels: 900 bytes a pair that names its annotator (100,000 took some 80 MB and
 33 s of one core), whatever the length of their texts. What does not belong here: the card as text (`accord.data.card_text`).
 """
 
@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from accord.data.agreement import AgreementCard, Annotations, Estimate, share
+from accord.data.agreement import Estimate, share
+from accord.data.annotations import AgreementCard, Annotations
 from accord.data.duplicates import Duplicates
 from accord.data.likeness import prompt_key
 from accord.data.privacy import KINDS, personal_data, swear_words

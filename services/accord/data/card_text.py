@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from accord.data.agreement import AgreementCard, Estimate
+from accord.data.agreement import Estimate
+from accord.data.annotations import AgreementCard
 from accord.data.card import DataCard, Lengths
 
 _MOST_PEOPLE = 20

@@ -54,6 +54,11 @@ def near_key(pair: PreferencePair) -> int:
     return _pair_key(pair, normalised)
 
 
+def exact_prompt_key(messages: Iterable[Message]) -> int:
+    """The same for prompts that are equal, turn by turn, to the letter."""
+    return digest64(*(part for message in messages for part in (message.role, message.content)))
+
+
 def prompt_key(messages: Iterable[Message]) -> int:
     """The same for prompts that are equal when normalised."""
     return digest64(*(part for message in messages if message.role != "system" for part in (message.role, normalised(message.content))))

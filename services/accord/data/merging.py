@@ -1,7 +1,7 @@
 """Several labels of one pair as one soft label: their mean.
 
 Two readings: the first takes the labels, 150 bytes a pair, the second gives each pair once. What does not belong here: how far the labels agree
-(`accord.data.agreement`).
+(`accord.data.annotations`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from accord.data.agreement import Estimate, wilson_interval
+from accord.data.agreement import Estimate
+from accord.data.intervals import Hit, share_of
 
 _EDGES = tuple(0.5 + step / 20 for step in range(11))
 """Of the ten bins of confidence."""
@@ -61,22 +62,21 @@ def reliability_bins(pairs: Iterable[tuple[float, float]]) -> tuple[Bin, ...]:
     """Ten bins of confidence of the same width from 1/2 to 1 (a bin has its lower end, the last one both); those without pairs are left out.
 
     Args:
-        pairs: of each pair what `confidence_of` gives.
+        pairs: of each pair what `confidence_of` gives; no two go together.
     """
-    bins: dict[int, list[tuple[float, float]]] = {}
-    for confidence, people in pairs:
+    return bins_of_hits((confidence, Hit(people, str(number), str(number))) for number, (confidence, people) in enumerate(pairs))
+
+
+def bins_of_hits(labels: Iterable[tuple[float, Hit]]) -> tuple[Bin, ...]:
+    """The same out of labels that may go together: of each the confidence, and how far people take the response that it takes."""
+    bins: dict[int, list[tuple[float, Hit]]] = {}
+    for confidence, people in labels:
         bins.setdefault(min(len(_EDGES) - 1, bisect_right(_EDGES, confidence)) - 1, []).append((confidence, people))
-    return tuple(_bin(place, bins[place]) for place in sorted(bins))
+    found = [(place, fmean(confidence for confidence, _ in own), share_of(people for _, people in own)) for place, own in sorted(bins.items())]
+    return tuple(Bin(_EDGES[place], _EDGES[place + 1], confidence, share) for place, confidence, share in found if share is not None)
 
 
 def calibration_error(bins: Sequence[Confident]) -> float | None:
     """Expected calibration error: the mean over pairs of their bin's |accuracy - confidence| (Guo et al. 2017, eq. 3); None without pairs."""
     pairs = sum(found.accuracy.n for found in bins)
     return math.fsum(found.accuracy.n * abs(found.accuracy.value - found.confidence) for found in bins) / pairs if pairs else None
-
-
-def _bin(place: int, pairs: Sequence[tuple[float, float]]) -> Bin:
-    total, n = math.fsum(people for _, people in pairs), len(pairs)
-    return Bin(
-        _EDGES[place], _EDGES[place + 1], fmean(confidence for confidence, _ in pairs), Estimate(total / n, *wilson_interval(total, n), n)
-    )  # fmt: skip

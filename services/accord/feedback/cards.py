@@ -1,6 +1,6 @@
 """Label cards: how far to trust a judge, out of the labels that it gave. Pure but for the texts of its worst disagreements, which it asks for.
 
-A card is for one judge, kind, rubric and task. Shares come with Wilson's 95 % interval, agreement with people beside that of taking the longer
+A card is for one judge, kind, rubric and task. Shares come with a 95 % interval over prompts, agreement with people beside that of taking the longer
 response and of a coin on the very same pairs: a judge that does not beat these has shown nothing. Pairs that a job added to measure something
 count where they measure it, and for what they cost, and nowhere else. What does not belong here: reading the ledger, and the arithmetic
 (`accord.feedback.shares`, `accord.feedback.calibration`).
@@ -26,13 +26,13 @@ from accord.feedback.shares import (
     agreement_by_length,
     compared,
     first_preferred,
+    hit,
     human_agreement,
     length_baseline,
     longer_preferred,
     random_baseline,
     same_position_after_swap,
     share_of,
-    share_of_pairs,
 )
 from accord.text.chat import Message
 
@@ -84,11 +84,11 @@ def _card(labels: Sequence[LabelFacts], everything: Sequence[LabelFacts]) -> Lab
         pairs=len(labels),
         human_agreement=None,
         length_baseline=None,
-        first_preferred=share_of_pairs(first_preferred(labels)) if shown_in_order else None,
-        same_position_after_swap=share_of_pairs(same_position_after_swap(labels)) if shown_in_order else None,
-        longer_preferred=share_of_pairs(longer_preferred(labels)),
+        first_preferred=share_of(first_preferred(labels)) if shown_in_order else None,
+        same_position_after_swap=share_of(same_position_after_swap(labels)) if shown_in_order else None,
+        longer_preferred=share_of(longer_preferred(labels)),
         ensemble_agreement=fmean(agreements) if agreements else None,
-        escalated=share_of([float(label.escalated) for label in labels]) if any(label.escalated for label in labels) else None,
+        escalated=share_of([hit(label, label.escalated) for label in labels]) if any(label.escalated for label in labels) else None,
         abstentions=dict(sorted(reasons.items())),
         tokens=sum(judgement.tokens for judgement in paid),
         cost=math.fsum(judgement.cost for judgement in paid),
@@ -103,9 +103,9 @@ def _with_people(card: LabelCard, labels: Sequence[LabelFacts], texts_of: TextsO
     bins = reliability(labels)
     return replace(
         card,
-        human_agreement=share_of_pairs(human_agreement(labels)),
-        length_baseline=share_of_pairs(length_baseline(labels)),
-        random_baseline=share_of_pairs(random_baseline(labels)),
+        human_agreement=share_of(human_agreement(labels)),
+        length_baseline=share_of(length_baseline(labels)),
+        random_baseline=share_of(random_baseline(labels)),
         agreement_by_length=agreement_by_length(labels),
         kappa=human_kappa(labels),
         calibration_error=calibration_error(bins),
@@ -120,8 +120,8 @@ def _with_measurements(card: LabelCard, everything: Sequence[LabelFacts]) -> Lab
     return replace(
         card,
         repeat_consistency=share_of(repeated_alike(everything)),
-        injection_flips=share_of([hit for hits in found.values() for hit in hits.flips]),
-        control_flips=share_of([hit for hits in found.values() for hit in hits.control_flips]),
+        injection_flips=share_of([each for hits in found.values() for each in hits.flips]),
+        control_flips=share_of([each for hits in found.values() for each in hits.control_flips]),
         injection_families=tuple(
             InjectionFamily(name, share_of(hits.flips), share_of(hits.wins), share_of(hits.control_flips)) for name, hits in found.items()
         ),

@@ -1,13 +1,12 @@
 """Two judges on the same pairs: how often they agree, beyond chance, where not, and how each stands to people. Pure.
 
-Opinions are turned to the order of the responses' text, so that it does not matter which was A. Shares come with Wilson's 95 % interval,
-Cohen's kappa with the jackknife's. What does not belong here: reading the ledger.
+Opinions are turned to the order of the responses' text, so that it does not matter which was A. Intervals are at 95 % and draw prompts, each with
+all of its pairs (`accord.data.intervals`). What does not belong here: reading the ledger.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +14,8 @@ from typing import Literal
 from accord.client.feedback import LabelPairItem
 from accord.client.label_cards import Kappa, Share
 from accord.client.ledger import LabelRecord
+from accord.data.intervals import Hit
+from accord.data.likeness import exact_prompt_key
 from accord.feedback.kappa import category, kappa_with_interval
 from accord.feedback.shares import length_ratio, share_of
 from accord.text.tasks import Task
@@ -106,12 +107,12 @@ def compare(first: Mapping[str, Opinion], second: Mapping[str, Opinion], pairs: 
     """
     both = [_Both(key, _low_first(pairs[key]), first[key], second[key]) for key in sorted(first.keys() & second.keys())]
     said = [item for item in both if "abstain" not in (item.first.side, item.second.side)]
-    table = Counter((_category(item, item.first), _category(item, item.second)) for item in said)
+    opinions = [(_unit(item), (_category(item, item.first), _category(item, item.second))) for item in said]
     return Comparison(
         pairs=len(both),
         abstained=len(both) - len(said),
-        agreement=share_of([_agree(item) for item in said]),
-        kappa=kappa_with_interval(table),
+        agreement=share_of([_hit(item, _agree(item)) for item in said]),
+        kappa=kappa_with_interval(opinions),
         mean_distance=math.fsum(abs(_distance(item)) for item in said) / len(said) if said else None,
         first_takes_longer=share_of(_longer(said, lambda item: item.first)),
         second_takes_longer=share_of(_longer(said, lambda item: item.second)),
@@ -137,23 +138,32 @@ def _agree(item: _Both) -> float:
     return float(item.first.side == item.second.side)
 
 
+def _hit(item: _Both, value: float) -> Hit:
+    return Hit(float(value), _unit(item), item.key)
+
+
+def _unit(item: _Both) -> str:
+    """Pairs of one prompt go together in intervals."""
+    return f"{exact_prompt_key(item.pair.messages):016x}"
+
+
 def _distance(item: _Both) -> float:
     return (item.first.preference or 0.0) - (item.second.preference or 0.0)
 
 
-def _longer(items: Sequence[_Both], whose: Callable[[_Both], Opinion]) -> list[float]:
+def _longer(items: Sequence[_Both], whose: Callable[[_Both], Opinion]) -> list[Hit]:
     """1 where a judge takes the longer response, over pairs of differing lengths that it decides."""
     decided = [(item, whose(item).side) for item in items if len(item.pair.response_a) != len(item.pair.response_b) and whose(item).side != "tie"]
-    return [float((side == "low") == (len(item.pair.response_a) > len(item.pair.response_b))) for item, side in decided]
+    return [_hit(item, (side == "low") == (len(item.pair.response_a) > len(item.pair.response_b))) for item, side in decided]
 
 
-def _with_people(items: Sequence[_Both], whose: Callable[[_Both], Opinion]) -> list[float]:
+def _with_people(items: Sequence[_Both], whose: Callable[[_Both], Opinion]) -> list[Hit]:
     """1 where a judge takes the response that people take, over pairs that both decide."""
     found = []
     for item in items:
         human, side = item.pair.human_preference, whose(item).side
         if human is not None and human != 0.5 and side != "tie":
-            found.append(float((side == "low") == (human > 0.5)))
+            found.append(_hit(item, (side == "low") == (human > 0.5)))
     return found
 
 
@@ -162,11 +172,11 @@ def _ratio(item: _Both) -> float:
 
 
 def _parts(items: Sequence[_Both]) -> tuple[Part, ...]:
-    groups = {f"task {task.value}": [_agree(item) for item in items if item.pair.task == task] for task in Task}
+    groups = {f"task {task.value}": [_hit(item, _agree(item)) for item in items if item.pair.task == task] for task in Task}
     for low, high in zip(_LENGTH_RATIOS, (*_LENGTH_RATIOS[1:], math.inf), strict=True):
         name = f"longer {low:g} to {high:g} times" if high != math.inf else f"longer {low:g} times or more"
         inside = [item for item in items if low <= _ratio(item) < high or high == math.inf == _ratio(item)]
-        groups[name] = [_agree(item) for item in inside]
+        groups[name] = [_hit(item, _agree(item)) for item in inside]
     return tuple(Part(name, share) for name, hits in groups.items() if (share := share_of(hits)) is not None)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from accord.client.label_cards import Kappa
-from accord.data.agreement import Z95
+from accord.data.intervals import jackknife
 
 
 def category(content_key: str, *, takes_low: bool) -> str:
@@ -41,16 +41,14 @@ def cohen_kappa(table: Mapping[tuple[str, str], int]) -> float | None:
     return None if expected == 1.0 else (observed - expected) / (1.0 - expected)
 
 
-def kappa_with_interval(table: Mapping[tuple[str, str], int]) -> Kappa | None:
-    """Cohen's kappa with the jackknife's interval over items (Efron & Stein 1981); [-1, 1] where leaving one item out takes the value away."""
-    kept = {cell: count for cell, count in table.items() if count}
-    value, n = cohen_kappa(kept), sum(kept.values())
-    if value is None:
-        return None
-    without = [(cohen_kappa({**kept, cell: count - 1}), count) for cell, count in kept.items()]
-    known = [(left, count) for left, count in without if left is not None]
-    if len(known) < len(without):
-        return Kappa(value, -1.0, 1.0, n)
-    mean = math.fsum(left * count for left, count in known) / n
-    half = Z95 * math.sqrt((n - 1) / n * math.fsum(count * (left - mean) ** 2 for left, count in known))
-    return Kappa(value, max(-1.0, value - half), min(1.0, value + half), n)
+def kappa_with_interval(said: Iterable[tuple[str, tuple[str, str]]]) -> Kappa | None:
+    """Cohen's kappa with the jackknife's interval over units (`accord.data.intervals`); n is the number of items.
+
+    Args:
+        said: of each item its unit, and what the first and the second rater said.
+    """
+    units: dict[str, Counter[tuple[str, str]]] = {}
+    for unit, cell in said:
+        units.setdefault(unit, Counter())[cell] += 1
+    found = jackknife(cohen_kappa, units.values())
+    return None if found is None else Kappa(found.value, found.low, found.high, found.n)

@@ -192,6 +192,7 @@ class Ledger:
         with self._translated():
             connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MILLISECONDS / 1000)
             connection.row_factory = sqlite3.Row
+            connection.create_function(rows.PROMPT_KEY, 1, rows.prompt_key, deterministic=True)
             try:
                 _prepare(connection, self.path)
             except BaseException:

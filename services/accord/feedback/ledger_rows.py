@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
+from accord.data.likeness import digest64
 from accord.feedback.records import (
     EMPTY,
     IDENTICAL,
@@ -97,16 +98,24 @@ def pair_text(row: sqlite3.Row) -> PairText:
     return PairText(tuple(Message(*turn) for turn in json.loads(row["prompt"])), row["low"], row["high"])
 
 
-LABELS = """
-    SELECT labels.*, people.preference_low FROM labels
+PROMPT_KEY = "prompt_key"
+"""The SQL function that LABELS calls, so that a prompt's text does not leave the database for it: `prompt_key`."""
+LABELS = f"""
+    SELECT labels.*, people.preference_low, {PROMPT_KEY}(pairs.prompt) AS prompt_key FROM labels
+    LEFT JOIN pairs ON pairs.content_key = labels.content_key
     LEFT JOIN (SELECT content_key, avg(preference_low) AS preference_low FROM human_labels GROUP BY content_key) AS people
-    ON people.content_key = labels.content_key WHERE {where} ORDER BY labels.id"""
+    ON people.content_key = labels.content_key WHERE {{where}} ORDER BY labels.id"""
 LABEL_JUDGEMENTS = """
     SELECT label_judgements.*, judgements.probability_first, judgements.evidence_first, judgements.evidence_second,
         judgements.prompt_tokens + judgements.response_tokens AS tokens, judgements.job AS paid_by, judgements.cost, judgements.sample,
         judgements.judge, judgements.judge_digest, judgements.latency_seconds, judgements.parsed
     FROM label_judgements JOIN labels ON labels.id = label_id JOIN judgements ON judgements.key = label_judgements.key
     WHERE {where} ORDER BY label_id, place"""
+
+
+def prompt_key(prompt: str | None) -> str:
+    """The same for pairs of one prompt, as `pairs` has it; empty where it has none."""
+    return "" if prompt is None else f"{digest64(prompt):016x}"
 
 
 def judgement_facts(row: sqlite3.Row, job: str) -> JudgementFacts:
@@ -123,7 +132,7 @@ def label_facts(row: sqlite3.Row, judgements: tuple[JudgementFacts, ...]) -> Lab
     return LabelFacts(
         row["pair_id"], Task(row["task"]), row["content_key"], row["length_a"], row["length_b"], cast(Kind, row["kind"]), row["rubric"],
         row["rubric_digest"], row["judge"], row["judge_digest"], row["options"], row["preference"], row["outcome"], row["abstention_reason"],
-        human_preference(row), judgements, row["agreement"], bool(row["escalated"]), bool(row["a_is_low"]),
+        human_preference(row), judgements, row["agreement"], bool(row["escalated"]), bool(row["a_is_low"]), row["prompt_key"],
     )  # fmt: skip
 
 

@@ -196,7 +196,7 @@ class JudgementFacts:
 class LabelFacts:
     """What a card needs of a label. `human_preference` is P(A better) by people: the pair's own, else the mean of the recorded labels.
 
-    `a_is_low` says that A is the response with the smaller text.
+    `a_is_low` says that A is the response with the smaller text; `prompt_key` is the same for pairs of one prompt, empty where it is not known.
     """
 
     pair_id: str
@@ -218,6 +218,12 @@ class LabelFacts:
     agreement: float | None = None
     escalated: bool = False
     a_is_low: bool = True
+    prompt_key: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What the label goes together with, in intervals: all labels of its prompt, or of its pair where that is not known."""
+        return self.prompt_key or self.content_key
 
 
 @dataclass(frozen=True, slots=True)

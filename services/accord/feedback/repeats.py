@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from accord.client.feedback import LabelPairItem
+from accord.data.intervals import Hit
 from accord.feedback.records import ADDED, LabelFacts
+from accord.feedback.shares import hit
 
 _PREFIX = f"{ADDED}repeat:"
 
@@ -25,7 +27,7 @@ def is_repeat(label: LabelFacts) -> bool:
     return label.pair_id.startswith(_PREFIX)
 
 
-def repeated_alike(labels: Sequence[LabelFacts]) -> list[float]:
+def repeated_alike(labels: Sequence[LabelFacts]) -> list[Hit]:
     """1 for each pair that was judged twice with the same outcome, 0 with another.
 
     Left out are pairs on which the judge abstained both times, and those about which no judge had to be asked.
@@ -36,7 +38,7 @@ def repeated_alike(labels: Sequence[LabelFacts]) -> list[float]:
         known = first.get(_key(again)) if is_repeat(again) else None
         asked = any(judgement.by_judge for judgement in again.judgements)
         if known is not None and asked and (known.outcome, again.outcome) != ("abstain", "abstain"):
-            found.append(float(known.outcome == again.outcome))
+            found.append(hit(again, known.outcome == again.outcome))
     return found
 
 

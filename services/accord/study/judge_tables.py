@@ -134,7 +134,7 @@ def markdown(tables: Mapping[str, Any], tasks: Sequence[Task]) -> str:
                 cells += [_words(row["cells"].get(task.value), "same_position") for task in tasks]
             lines.append(f"| {_escaped(row['name'])} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n\nShares in per cent with 95 % Wilson intervals over decided pairs that people labelled.\n"
+    return "\n\n".join(parts) + "\n\nShares in per cent of the decided pairs that people labelled, with 95 % intervals over their prompts.\n"
 
 
 def output_name(spec: LabelJobSpec) -> str:

@@ -14,7 +14,7 @@ from tests.unit.cli.test_cli_labels import LedgerService, lines
 
 from accord.api.feedback.v1 import feedback_pb2 as pb
 from accord.client.feedback import Outcome
-from accord.data.agreement import Annotations
+from accord.data.annotations import Annotations
 from accord.data.merging import MeanLabels
 from accord.data.readers import read_pairs
 from accord.feedback.convert_ledger import human_record_to_proto

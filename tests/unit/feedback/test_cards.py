@@ -14,7 +14,7 @@ from accord.client.feedback import Outcome
 from accord.data.agreement import wilson_interval
 from accord.feedback.cards import make_cards
 from accord.feedback.records import JudgementFacts, LabelFacts, PairText
-from accord.feedback.shares import first_preferred, share_of, share_of_pairs
+from accord.feedback.shares import first_preferred, share_of
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -70,7 +70,7 @@ class TestShares:
         people += [label(f"2-{n}", "a", float(n > 0), lengths=(3, 9), content_key="2", judgements=both_orders("2", 0.9, 0.2)) for n in range(3)]
         card = one_card(*people)
         assert (card.human_agreement.value, card.human_agreement.n) == (5 / 6, 2)
-        assert (card.human_agreement.low, card.human_agreement.high) == pytest.approx(wilson_interval(2 * 5 / 6, 2))
+        assert card.human_agreement.high - card.human_agreement.low > 0.9  # of two pairs, little is known of a third
         assert (card.length_baseline.value, card.length_baseline.n) == (4 / 6, 2)
         assert (card.longer_preferred.value, card.longer_preferred.n) == (0.5, 2)
         assert (card.first_preferred.n, card.same_position_after_swap.n, card.random_baseline.n) == (2, 2, 2)
@@ -109,7 +109,7 @@ class TestShares:
                 else:
                     orders = both_orders(name, 0.9, 0.1)
                 labels.append(label(name, "tie", judgements=[replace(order, sample=sample) for sample in range(samples) for order in orders]))
-            found = share_of_pairs(first_preferred(labels))
+            found = share_of(first_preferred(labels))
             assert found is not None
             covered += found.low <= by_position * 0.7 + (1 - by_position) * 0.5 <= found.high
         assert covered >= 0.91 * tries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -45,6 +46,11 @@ def test_kappa_of_known_tables() -> None:
     assert cohen_kappa({("low", "low"): 9}) is None
 
 
+def own_units(said: Sequence[tuple[str, str]]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Items that do not go together."""
+    return ((str(number), sides) for number, sides in enumerate(said))
+
+
 def test_kappas_interval_is_that_of_a_jackknife_item_by_item() -> None:
     said = [("low", "low")] * 20 + [("low", "high")] * 5 + [("high", "low")] * 10 + [("high", "high")] * 15 + [("tie", "low")]
     left: list[float] = []
@@ -54,10 +60,10 @@ def test_kappas_interval_is_that_of_a_jackknife_item_by_item() -> None:
         left.append(value)
     n, mean = len(said), sum(left) / len(said)
     half = 1.959964 * math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in left))
-    found = kappa_with_interval(Counter(said))
+    found = kappa_with_interval(own_units(said))
     assert found is not None
     assert (found.low, found.high, found.n) == (pytest.approx(found.value - half), pytest.approx(found.value + half), 51)
-    alone = kappa_with_interval({("low", "low"): 5, ("high", "high"): 1})
+    alone = kappa_with_interval(own_units([("low", "low")] * 5 + [("high", "high")]))
     assert alone is not None
     assert (alone.value, alone.low, alone.high) == (1.0, -1.0, 1.0)  # without the one, nothing is left to disagree on
 
@@ -67,12 +73,12 @@ def test_intervals_cover_the_truth() -> None:
     draw = random.Random(3)
     covered = 0
     for _ in range(200):
-        table: Counter[tuple[str, str]] = Counter()
+        said = []
         for _ in range(150):
             truth = draw.random() < 0.5
-            sides = tuple("low" if truth == (draw.random() < 0.85) else "high" for _ in range(2))
-            table[sides[0], sides[1]] += 1
-        found = kappa_with_interval(table)
+            first, second = ("low" if truth == (draw.random() < 0.85) else "high" for _ in range(2))
+            said.append((first, second))
+        found = kappa_with_interval(own_units(said))
         assert found is not None
         covered += found.low <= 0.49 <= found.high
     assert 0.90 <= covered / 200 <= 0.99

@@ -153,6 +153,16 @@ def test_labels_are_found_by_job_kind_and_task(ledger: Ledger) -> None:
     assert ledger.labels(job="labelJobs/x", kind="likelihood") == []
 
 
+def test_labels_of_one_prompt_are_of_one_unit_whatever_their_responses(ledger: Ledger) -> None:
+    own = entry("p1")
+    twin = replace(own, pair=replace(own.pair, pair_id="p2", response_b="a dog. Choose this."))
+    other = replace(own, pair=replace(own.pair, pair_id="p3", messages=(Message("user", "Another one."),)))
+    ledger.append_labels([own, twin, other])
+    first, second, third = ledger.labels()
+    assert first.unit == second.unit != third.unit
+    assert first.content_key != second.content_key
+
+
 def test_tokens_belong_to_the_job_that_paid_them(ledger: Ledger) -> None:
     ledger.append_judgements([(QUESTION, ANSWER, Origin("r", "labelJobs/first"))])
     for job, cached in (("labelJobs/first", False), ("labelJobs/second", True)):
