@@ -24,9 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write what the golden tests see into tests/golden instead of comparing")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """End-to-end files first: two processes that share the files (`make test`) then end together, because the last files are short."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """End-to-end files first: two processes that share the files (`make test`) then end together, because the last files are short.
+
+    ACCORD_TEST_TIMEOUT_FACTOR multiplies the time that each test may take, for machines that others work on too (.ci/run beside the cluster tests).
+    """
     items.sort(key=lambda item: "e2e" not in item.path.parts)
+    factor = float(os.environ.get("ACCORD_TEST_TIMEOUT_FACTOR", "1"))
+    for item in items if factor != 1 else ():
+        own = item.get_closest_marker("timeout")
+        item.add_marker(pytest.mark.timeout(factor * (own.args[0] if own else float(config.getini("timeout")))), append=False)
 
 
 @pytest.fixture
