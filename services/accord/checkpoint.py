@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, step: int, fill: Callable[[Path], None], *, spec_digest: str, state: Mapping[str, Any], publish: Mapping[str, Any]
+    folder: Path, step: int, fill: Callable[[Path], None], *, spec: Mapping[str, Any], state: Mapping[str, Any], publish: Mapping[str, Any]
 ) -> Path:
     """Writes the checkpoint of a step and returns its folder; one of the same step is replaced.
 
@@ -42,7 +42,7 @@ def write_checkpoint(
         folder: of the run's checkpoints.
         step: after which it is taken.
         fill: writes the files into the folder that it is given.
-        spec_digest: of the run, checked when it is read.
+        spec: JSON of what the run was asked for (`RunSpec.learning_values`), compared when it is read.
         state: JSON that the loop and the algorithm need.
         publish: what the manifest of a published adapter will say.
 
@@ -57,7 +57,7 @@ def write_checkpoint(
         temporary.mkdir()
         fill(temporary)
         files = {str(path.relative_to(temporary)): _entry(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-        manifest = {"step": step, "spec_digest": spec_digest, "files": files, "state": dict(state), "publish": dict(publish)}
+        manifest = {"step": step, "spec": dict(spec), "files": files, "state": dict(state), "publish": dict(publish)}
         manifest["digest"] = _digest(manifest)
         _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         for path in sorted(temporary.rglob("*")):
@@ -71,18 +71,18 @@ def write_checkpoint(
     return target
 
 
-def read_checkpoint(path: Path, *, spec_digest: str | None) -> Checkpoint:
-    """The checkpoint in a folder, every file compared with its digest; of any run where `spec_digest` is None.
+def read_checkpoint(path: Path, *, spec: Mapping[str, Any] | None) -> Checkpoint:
+    """The checkpoint in a folder, every file compared with its digest; of any run where `spec` is None.
 
     Raises:
         DataLossError: a file is missing, cut short or changed.
-        FailedPreconditionError: it is of a run with another specification.
+        FailedPreconditionError: it is of a run with another specification; the first field that differs is named.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         stored = manifest.pop("digest")
         files, step, state, publish = dict(manifest["files"]), int(manifest["step"]), dict(manifest["state"]), dict(manifest["publish"])
-        owner = manifest["spec_digest"]
+        owner = dict(manifest.get("spec", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"checkpoint {path.name}: its manifest cannot be read ({type(error).__name__})") from error
     if _digest(manifest) != stored:
@@ -91,8 +91,9 @@ def read_checkpoint(path: Path, *, spec_digest: str | None) -> Checkpoint:
         file = path / name
         if not file.is_file() or _entry(file) != entry:
             raise DataLossError(f"checkpoint {path.name}: {name} does not match its digest")
-    if spec_digest not in (None, owner):
-        raise FailedPreconditionError(f"checkpoint {path.name} is of a run with another specification")
+    if spec is not None and (difference := _difference(owner, spec)) is not None:
+        field, was, now = difference
+        raise FailedPreconditionError(f"checkpoint {path.name} is of a run with another specification: {field} was {was}, and now it is {now}")
     return Checkpoint(path, step, state, publish, stored, sum(int(entry["size_bytes"]) for entry in files.values()))
 
 
@@ -103,17 +104,17 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda path: int(path.name), reverse=True)
 
 
-def latest_checkpoint(folder: Path, *, spec_digest: str, report: Callable[[str], None]) -> Checkpoint | None:
+def latest_checkpoint(folder: Path, *, spec: Mapping[str, Any], report: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are reported and passed over. None where there is none.
 
     Raises:
         FailedPreconditionError: as `read_checkpoint`.
     """
-    _recover(folder, spec_digest)
+    _recover(folder, spec)
     paths = checkpoint_folders(folder)
     for path in paths:
         try:
-            return read_checkpoint(path, spec_digest=spec_digest)
+            return read_checkpoint(path, spec=spec)
         except DataLossError as error:
             report(f"{error}; {'there is none before it: the run begins anew' if path == paths[-1] else 'the one before it is used'}")
     return None
@@ -146,17 +147,30 @@ def _put(temporary: Path, target: Path, replaced: Path) -> None:
         raise
 
 
-def _recover(folder: Path, spec_digest: str) -> None:
+def _recover(folder: Path, spec: Mapping[str, Any]) -> None:
     """Gives a whole folder its place that its writer, killed, had not yet given it; a new one before the one that it was to replace."""
     for path in sorted(folder.glob(".*.tmp"), key=lambda each: each.name.endswith(".replaced.tmp")):
         target = folder / path.name.split(".")[1]
         if target.exists() or not (path / MANIFEST).exists():
             continue
         try:
-            read_checkpoint(path, spec_digest=spec_digest)
+            read_checkpoint(path, spec=spec)
         except DataLossError:
             continue
         path.rename(target)
+
+
+def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first field in which two specifications differ, with both values as JSON; None where they are equal. What neither gives is the default."""
+    for name in sorted({*was, *now}):
+        one, other = was.get(name, {}), now.get(name, {})
+        if one == other:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping) and (within := _difference(one, other)) is not None:
+            return f"{name}.{within[0]}", within[1], within[2]
+        one, other = (json.dumps(values[name]) if name in values else "the default" for values in (was, now))
+        return name, one, other
+    return None
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

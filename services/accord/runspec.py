@@ -388,14 +388,17 @@ class RunSpec(Spec):
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON: equal for equal specifications."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """sha256 of what is asked for beside the defaults, as canonical JSON: equal for equal specifications, also once the model has more fields.
+
+        A default must therefore never change: the same digest would ask for something else (a golden test holds them in place).
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
-    def learning_digest(self) -> str:
-        """As `digest`, without how the run is spread over processes: a checkpoint may be resumed by another number of them."""
-        values = self.model_dump(mode="json", exclude={"distribution"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    def learning_values(self) -> dict[str, Any]:
+        """What `digest` is of, without how the run is spread over processes: a checkpoint may be resumed by another number of them."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"distribution"})
 
 
 def _check_smoothing(loss: str, label_smoothing: float) -> None:

@@ -43,12 +43,12 @@ class FakeRun:
             (folder / "adapter" / "adapter_model.safetensors").write_bytes(step.to_bytes(8, "little"))
 
         publish = {"kind": "policy", "base_model_digest": "ab" * 32, "tokenizer_digest": "cd" * 32, "data_digest": "ef" * 32, "facts": {"fake": True}}
-        write_checkpoint(self.directory.checkpoints, step, fill, spec_digest=self.run.spec.digest, state={}, publish=publish)
+        write_checkpoint(self.directory.checkpoints, step, fill, spec=self.run.spec.learning_values, state={}, publish=publish)
         self.state("train")
 
     def work(self) -> RunResult:
         spec = self.run.spec
-        found = latest_checkpoint(self.directory.checkpoints, spec_digest=spec.digest, report=print)
+        found = latest_checkpoint(self.directory.checkpoints, spec=spec.learning_values, report=print)
         step = found.step if found is not None else 0
         self.directory.append_event(RunEvent("message", time.time(), text=f"begins after step {step}"))
         self.state("train")

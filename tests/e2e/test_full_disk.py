@@ -64,8 +64,8 @@ def test_a_full_disk_fails_the_run_and_keeps_its_last_checkpoint(tmp_path: Path,
             assert result is not None
             assert "No space left on device" in result.message
         said: list[str] = []
-        digest = read_run_file(run.directory.path / "run.yaml").spec.learning_digest
-        found = latest_checkpoint(run.directory.checkpoints, spec_digest=digest, report=said.append)
+        asked = read_run_file(run.directory.path / "run.yaml").spec.learning_values
+        found = latest_checkpoint(run.directory.checkpoints, spec=asked, report=said.append)
         assert found is not None
         assert found.step == kept
         assert not said

@@ -111,8 +111,31 @@ def test_processes_must_have_work() -> None:
 def test_a_checkpoint_belongs_to_any_number_of_processes_and_to_nothing_else() -> None:
     sft = {"adapter": "a", "steps": 1, "sft": {"data": {"uri": "sample:conversation"}}}
     one, two, other = (runspec.parse_spec(sft | more) for more in ({}, {"distribution": {"processes": 2, "strategy": "fsdp"}}, {"seed": 1}))
-    assert one.learning_digest == two.learning_digest != other.learning_digest
+    assert one.learning_values == two.learning_values != other.learning_values
     assert one.digest != two.digest
+
+
+class DpoWithMore(runspec.DpoSpec):
+    """The part as a later version may have it."""
+
+    more: float = 0.5
+
+
+class RunWithMore(runspec.RunSpec):
+    """The specification as a later version may have it."""
+
+    dpo: DpoWithMore | None = None
+    extra: tuple[int, ...] = (3,)
+
+
+def test_a_new_field_leaves_digests_as_they_are() -> None:
+    """A run that an earlier version began is resumed, and a request id still stands for it; what the field says counts as soon as it is given."""
+    values: dict[str, Any] = {"adapter": "a", "steps": 2, "lora": {"rank": 4}, "dpo": {"data": {"uri": "x"}, "beta": 0.1, "loss": "ipo"}}
+    before, after = runspec.parse_spec(values), RunWithMore.model_validate(values)
+    assert (after.digest, after.learning_values) == (before.digest, before.learning_values)
+    assert before.learning_values == {"adapter": "a", "steps": 2, "lora": {"rank": 4}, "dpo": {"data": {"uri": "x"}, "loss": "ipo"}}
+    for more in ({"extra": (4,)}, {"dpo": values["dpo"] | {"more": 0.6}}):
+        assert RunWithMore.model_validate(values | more).digest != before.digest
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])

@@ -84,7 +84,7 @@ def _inspect(record: RunRecord, path: Path) -> CheckpointInfo:
     step = int(path.name)
     name = f"{record.name}/checkpoints/{step}"
     try:
-        checkpoint = read_checkpoint(path, spec_digest=None)
+        checkpoint = read_checkpoint(path, spec=None)
     except DataLossError as error:
         return CheckpointInfo(name, path, step, "", 0, error.message.removeprefix(f"checkpoint {path.name}: "))
     return CheckpointInfo(name, path, step, checkpoint.digest, checkpoint.size_bytes, "", checkpoint.publish)

@@ -135,7 +135,7 @@ def publish(context: RunContext, step: int, more_facts: Mapping[str, Any] = Mapp
 
 
 def _publish(context: RunContext, step: int, more_facts: Mapping[str, Any]) -> str:
-    checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.learning_digest)
+    checkpoint = read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec=context.spec.learning_values)
     facts = checkpoint.publish
     return context.store.publish(
         context.spec.adapter,
@@ -172,7 +172,7 @@ def _best_checkpoint(context: RunContext, guards: Guards) -> tuple[int, float] |
     """The best checkpoint that is there and whole, with its measure."""
     for step, measure in guards.ranked():
         try:
-            read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec_digest=context.spec.learning_digest)
+            read_checkpoint(context.directory.checkpoints / f"{step:08d}", spec=context.spec.learning_values)
         except DataLossError as error:
             context.events.message(f"{error}; the next best one is looked at")
             continue
@@ -237,7 +237,7 @@ def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, prog
         "guards": progress.guards.state(), "torch_threads": torch.get_num_threads(), "processes": context.world.size,
     }  # fmt: skip
     folder, spec = context.directory.checkpoints, context.spec
-    write_checkpoint(folder, progress.done, fill, spec_digest=spec.learning_digest, state=state, publish=_publication(context, algorithm))
+    write_checkpoint(folder, progress.done, fill, spec=spec.learning_values, state=state, publish=_publication(context, algorithm))
     prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps())
 
 
@@ -264,7 +264,7 @@ def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> 
     name, guards = context.world.from_first(lambda: _newest(context)), Guards(context.spec)
     if name is None:
         return Progress(guards)
-    found = read_checkpoint(context.directory.checkpoints / name, spec_digest=context.spec.learning_digest)
+    found = read_checkpoint(context.directory.checkpoints / name, spec=context.spec.learning_values)
     _check_origin(found, _publication(context, algorithm))
     guards.load_state(found.state["guards"])
     algorithm.load(found)
@@ -286,5 +286,5 @@ def _say_what_differs(context: RunContext, found: Checkpoint) -> None:
 
 
 def _newest(context: RunContext) -> str | None:
-    found = latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.learning_digest, report=context.events.message)
+    found = latest_checkpoint(context.directory.checkpoints, spec=context.spec.learning_values, report=context.events.message)
     return None if found is None else found.path.name

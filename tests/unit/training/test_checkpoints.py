@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,21 +18,21 @@ from accord import checkpoint
 from accord.checkpoint import MANIFEST, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint
 from accord.errors import DataLossError, FailedPreconditionError
 
-SPEC = "d" * 64
+SPEC = {"adapter": "a", "steps": 12, "dpo": {"data": {"uri": "rows.jsonl"}, "beta": 0.3}}
 
 
-def write(folder: Path, step: int, text: str = "", *, spec: str = SPEC) -> Path:
+def write(folder: Path, step: int, text: str = "", *, spec: dict[str, Any] = SPEC) -> Path:
     def fill(target: Path) -> None:
         (target / "adapter").mkdir()
         (target / "adapter" / "weights").write_bytes(f"weights {step} {text}".encode() * 50)
         (target / "optimizer").write_bytes(b"moments" * 50)
 
     state = {"algorithm": {"value": 0.05}, "metrics": {"loss": 1 / 3, "text": text}}
-    return write_checkpoint(folder, step, fill, spec_digest=spec, state=state, publish={"kind": "policy"})
+    return write_checkpoint(folder, step, fill, spec=spec, state=state, publish={"kind": "policy"})
 
 
 def latest(folder: Path, said: list[str] | None = None) -> Any:
-    return latest_checkpoint(folder, spec_digest=SPEC, report=(said if said is not None else []).append)
+    return latest_checkpoint(folder, spec=SPEC, report=(said if said is not None else []).append)
 
 
 def steps(folder: Path) -> list[str]:
@@ -56,9 +57,15 @@ def test_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 
 
 def test_another_specification_is_no_damage_but_a_mistake(tmp_path: Path) -> None:
-    write(tmp_path, 3, spec="e" * 64)
-    with pytest.raises(FailedPreconditionError, match="another specification"):
-        latest(tmp_path)
+    for other, words in (
+        (SPEC | {"seed": 4}, "specification: seed was 4, and now it is the default"),
+        (SPEC | {"dpo": {"data": {"uri": "rows.jsonl"}}}, "specification: dpo.beta was the default, and now it is 0.3"),
+        ({name: value for name, value in SPEC.items() if name != "steps"}, "specification: steps was the default, and now it is 12"),
+        (SPEC | {"dpo": {"beta": 0.3, "data": {"uri": "others.jsonl"}}}, 'dpo.data.uri was "others.jsonl", and now it is "rows.jsonl"'),
+    ):
+        write(tmp_path, 3, spec=other)
+        with pytest.raises(FailedPreconditionError, match=re.escape(words)):
+            latest(tmp_path)
 
 
 def test_where_none_is_whole_it_is_said_that_the_run_begins_anew(tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, file: str, damage
     assert "checkpoint 00000004" in said[0]
     assert "the one before it is used" in said[0]
     with pytest.raises(DataLossError):
-        read_checkpoint(tmp_path / "00000004", spec_digest=SPEC)
+        read_checkpoint(tmp_path / "00000004", spec=SPEC)
 
 
 def test_no_bit_of_a_manifest_can_flip_unseen(tmp_path: Path) -> None:
@@ -99,7 +106,7 @@ def test_no_bit_of_a_manifest_can_flip_unseen(tmp_path: Path) -> None:
         flipped[place] ^= 1
         path.write_bytes(bytes(flipped))
         try:
-            assert read_checkpoint(path.parent, spec_digest=SPEC).state == whole["state"], place
+            assert read_checkpoint(path.parent, spec=SPEC).state == whole["state"], place
         except (DataLossError, FailedPreconditionError):
             continue
 
@@ -109,7 +116,7 @@ def test_a_manifest_that_is_none(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path, 4)
     (path / MANIFEST).write_bytes(content)
     with pytest.raises(DataLossError, match=r"00000004: its manifest cannot be read"):
-        read_checkpoint(path, spec_digest=SPEC)
+        read_checkpoint(path, spec=SPEC)
 
 
 def in_child(body: Callable[[], None], die_at_line: int) -> int:
@@ -244,7 +251,7 @@ def test_a_device_that_is_really_full(tmp_path: Path) -> None:
         (folder / "weights").write_bytes(b"x" * 100_000)
 
     with pytest.raises(OSError, match="No space left on device"):
-        write_checkpoint(tmp_path, 4, fill, spec_digest=SPEC, state={}, publish={})
+        write_checkpoint(tmp_path, 4, fill, spec=SPEC, state={}, publish={})
     assert latest(tmp_path).step == 2
     assert steps(tmp_path) == ["00000002"]
 

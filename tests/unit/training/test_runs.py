@@ -259,7 +259,7 @@ def test_every_file_of_a_checkpoint_of_ppo_is_checked(tmp_path: Path, tiny_folde
             if damaged is not None:
                 path.write_bytes(damaged)
             said: list[str] = []
-            found = checkpoint.latest_checkpoint(context.directory.checkpoints, spec_digest=context.spec.learning_digest, report=said.append)
+            found = checkpoint.latest_checkpoint(context.directory.checkpoints, spec=context.spec.learning_values, report=said.append)
             assert found is not None
             assert found.step == 2
             assert len(said) == 1
