@@ -41,13 +41,13 @@ class DirectPreferenceOptimization:
     def setup(self) -> None:
         """Reads the pairs, starts policy and reference, has the reference's logprobs at hand."""
         spec, run = self._spec, self._context.spec
-        ordered = spec.loss != "sigmoid"
-        pairs, self._data_digest = read_encoded_pairs(self._context, spec.data, ordered=ordered)
+        hard = not spec.soft_labels
+        pairs, self._data_digest = read_encoded_pairs(self._context, spec.data, hard=hard)
         self._pairs = pairs.at_least_one("pairs", "dpo.data").rows
         self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._loss.ratings = read_ratings(self._pairs, margin=spec.rating_margin, weights=spec.rating_weights, part="dpo")
         if spec.eval_data is not None:
-            held, _ = read_encoded_pairs(self._context, spec.eval_data, ordered=ordered)
+            held, _ = read_encoded_pairs(self._context, spec.eval_data, hard=hard)
             self._eval_pairs = held.at_least_one("pairs", "dpo.eval_data").rows
         self._parents = start_adapter(self._context, POLICY, run.parent_adapter)
         adapter = start_reference(self._context, self._parents)

@@ -27,7 +27,7 @@ from accord.training.examples import Encoded, EncodedPair, EncodedPrompt, batch_
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.pair_loss import PairLoss
-from accord.training.pairs import better_first, read_encoded_pairs
+from accord.training.pairs import hard_labelled, read_encoded_pairs
 from accord.training.prompts import read_encoded_prompts
 from accord.training.reference import ReferenceLogprobs
 from accord.training.rollout import Draw, kept_rows, put_aside, write_rows
@@ -64,7 +64,7 @@ class OnlineDirectPreferenceOptimization:
         texts = read_prompts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed).rows
         self._texts = {prompt.prompt_id: prompt for prompt in texts}
         if self._spec.eval_data is not None:
-            held, _ = read_encoded_pairs(self._context, self._spec.eval_data, ordered=self._ordered)
+            held, _ = read_encoded_pairs(self._context, self._spec.eval_data, hard=not self._spec.soft_labels)
             self._eval_pairs = held.at_least_one("pairs", "online_dpo.eval_data").rows
         self._parents = start_adapter(self._context, POLICY, spec.parent_adapter)
         adapter = start_reference(self._context, self._parents)
@@ -119,10 +119,6 @@ class OnlineDirectPreferenceOptimization:
         facts = {"algorithm": "online_dpo", "loss": spec.loss, "beta": spec.beta, **self._judge, "spec_digest": self._context.spec.digest}
         return {"kind": "policy", "parents": list(self._parents), "data_digest": self._data_digest, "facts": facts}
 
-    @property
-    def _ordered(self) -> bool:
-        return self._spec.loss != "sigmoid"
-
     def _sampled(self, step: int) -> list[SampledPair]:
         """The labelled pairs of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
         path = self._context.directory.rollouts / f"{step:08d}.jsonl"
@@ -143,12 +139,12 @@ class OnlineDirectPreferenceOptimization:
         write_rows(path, [pair.row() for pair in self._source.collect(prompts, self._texts, draw, version)])
 
     def _usable(self, sampled: Sequence[SampledPair]) -> list[EncodedPair]:
-        """Pairs with a label, for losses without soft labels the better response first and no ties."""
+        """Pairs with a label, as `hard_labelled` gives them where labels are not soft."""
         for pair in sampled:
             if pair.judge:
                 self._judge = {name: getattr(pair, name) for name in _JUDGE_FACTS}
         pairs = tuple(pair.encoded(pair.preference) for pair in sampled if pair.preference is not None)
-        return list(better_first(Encoded(pairs, Counter())).rows if self._ordered else pairs)
+        return list(pairs if self._spec.soft_labels else hard_labelled(Encoded(pairs, Counter())).rows)
 
     def _learn(self, pairs: Sequence[EncodedPair], optimizer: Optimizer) -> dict[str, float]:
         metrics = self._loss.accumulate(pairs, self._reference)

@@ -18,7 +18,7 @@ from accord.runspec import DpoSpec, OnlineDpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair
-from accord.training.pairs import Ratings, agreement, hard_label, length_baseline, passes, toward_labels
+from accord.training.pairs import Ratings, agreement, length_baseline, passes, toward_labels
 from accord.training.reference import ReferenceLogprobs
 
 _ONE_PASS = 2**62  # `passes` has cut the batch already
@@ -29,7 +29,7 @@ class PairLoss:
 
     Args:
         context: of the run.
-        spec: loss, beta, smoothing, whether labels are soft.
+        spec: loss, beta, smoothing.
         nll_coefficient: weight of the better response's negative log-likelihood a token.
     """
 
@@ -37,7 +37,6 @@ class PairLoss:
         self._context = context
         self._loss = PreferenceLoss(spec.loss, spec.beta, spec.label_smoothing)
         self._nll_coefficient = nll_coefficient
-        self._soft_labels = spec.soft_labels
         self.ratings = Ratings()
 
     def sums(self, pairs: Sequence[EncodedPair], adapter: str | None) -> tuple[Tensor, Tensor]:
@@ -93,7 +92,7 @@ class PairLoss:
         }  # fmt: skip
 
     def _output(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> PreferenceOutput:
-        labels = torch.tensor([pair.preference if self._soft_labels else hard_label(pair.preference) for pair in pairs])
+        labels = torch.tensor([pair.preference for pair in pairs])
         policy = self.sums(pairs, POLICY)
         output = self._loss(*policy, *reference.of(pairs), labels, self.ratings.margins(pairs))
         if not self._nll_coefficient:

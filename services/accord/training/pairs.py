@@ -18,27 +18,27 @@ from accord.training.context import RunContext
 from accord.training.examples import Encoded, EncodedPair, batch_at, encode_pairs
 
 
-def read_encoded_pairs(context: RunContext, data: DataSpec, *, ordered: bool = False) -> tuple[Encoded[EncodedPair], str]:
+def read_encoded_pairs(context: RunContext, data: DataSpec, *, hard: bool = False) -> tuple[Encoded[EncodedPair], str]:
     """Pairs of a data set within the run's limits, and the data's digest; the account goes to the run's messages.
 
-    With `ordered`, as `better_first` gives them.
+    With `hard`, as `hard_labelled` gives them.
     """
     spec = context.spec
     found = read_pairs(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
     label_jobs = tuple(sorted({row.metadata[LABEL_JOB] for row in found.rows if LABEL_JOB in row.metadata}))
     encoded = replace(encode_pairs(context.base.encoder, found.rows, context.limits), source=found.report.account(), label_jobs=label_jobs)
-    encoded = better_first(encoded) if ordered else encoded
+    encoded = hard_labelled(encoded) if hard else encoded
     context.events.message(f"{data.uri} ({data.split}): {encoded.account('pairs')}")
     return encoded, found.report.digest
 
 
-def better_first(encoded: Encoded[EncodedPair]) -> Encoded[EncodedPair]:
-    """The pairs for a loss without soft labels: the better response as chosen with preference 1; ties, which have none, left out."""
+def hard_labelled(encoded: Encoded[EncodedPair]) -> Encoded[EncodedPair]:
+    """The pairs with their labels rounded: the better response as chosen with preference 1; ties, which have none, left out."""
     kept = []
     left_out = Counter(encoded.left_out)
     for pair in encoded.rows:
         if pair.preference == 0.5:
-            left_out["with a tie, for which this loss has no place"] += 1
+            left_out["with a tie, which has no better response"] += 1
         else:
             kept.append(replace(pair if pair.preference > 0.5 else pair.turned, preference=1.0))
     return replace(encoded, rows=tuple(kept), left_out=left_out)

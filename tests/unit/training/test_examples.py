@@ -33,9 +33,9 @@ from accord.training.examples import (
 from accord.training.pairs import (
     agreement,
     batch_of_groups,
-    better_first,
     group_weights,
     hard_label,
+    hard_labelled,
     label_gap,
     length_baseline,
     micro_batches_of_pairs,
@@ -136,18 +136,18 @@ def test_hard_labels(soft: float, hard: float) -> None:
     assert hard_label(soft) == hard
 
 
-def test_better_first_turns_pairs_round_and_leaves_ties_out() -> None:
-    """A loss without soft labels must not learn the worse response, nor either of a tie."""
+def test_hard_labels_turn_pairs_round_and_leave_ties_out() -> None:
+    """A run without soft labels must not learn the worse response, nor either of a tie."""
     from accord.training.examples import Encoded
 
     rows = (pair(0, preference=0.9), pair(1, preference=0.2), pair(2, preference=0.5), pair(3, preference=0.0))
-    found = better_first(Encoded(rows, Counter(), "read 4 of 4 rows"))
+    found = hard_labelled(Encoded(rows, Counter(), "read 4 of 4 rows"))
     assert found.rows == (
         replace(rows[0], preference=1.0),
         replace(rows[1], chosen=rows[1].rejected, rejected=rows[1].chosen, preference=1.0),
         replace(rows[3], chosen=rows[3].rejected, rejected=rows[3].chosen, preference=1.0),
     )
-    assert found.account("pairs") == "read 4 of 4 rows; kept 3 of 4 pairs: 1 with a tie, for which this loss has no place"
+    assert found.account("pairs") == "read 4 of 4 rows; kept 3 of 4 pairs: 1 with a tie, which has no better response"
 
 
 def test_agreement_counts_ties_of_the_model_half_and_ties_of_the_label_not_at_all() -> None:

@@ -247,9 +247,9 @@ def test_what_has_no_label_is_left_out_and_counted(services: Services) -> None:
     assert "NUL character" in said(context)
 
 
-def test_losses_without_soft_labels_leave_ties_out(services: Services) -> None:
-    """And learn the better response, whichever was sampled first: the same gradient as the pair turned round."""
-    _, algorithm = services.ready(online={"loss": "hinge"})
+def test_without_soft_labels_ties_are_left_out(services: Services) -> None:
+    """And the better response is learned, whichever was sampled first."""
+    _, algorithm = services.ready(online={"loss": "hinge", "soft_labels": False})
     words = [prompt.messages[-1].content for prompt in algorithm._texts.values()]
     services.feedback.answers = dict.fromkeys(words, -3.0)
     turned = one_step(algorithm)[0]
@@ -259,6 +259,18 @@ def test_losses_without_soft_labels_leave_ties_out(services: Services) -> None:
     assert (one.chosen, one.rejected, one.preference) == (pair.second.token_ids, pair.first.token_ids, 1.0)
     assert two == []
     assert max(float(each.abs().max()) for each in turned) > 1e-3
+
+
+def test_soft_labels_reach_every_loss(services: Services) -> None:
+    """A judge that is all but undecided teaches less than one that is sure: the hinge of P = .52 has .04 of the gradient of P = 1."""
+    found = []
+    for name, answer in (("sure", 40.0), ("unsure", math.log(0.52 / 0.48))):
+        _, algorithm = services.ready(name=name, online={"loss": "hinge", "beta": 1e-2})
+        services.feedback.answers = {prompt.messages[-1].content: answer for prompt in algorithm._texts.values()}
+        found.append(one_step(algorithm)[0])
+    for sure, unsure in zip(*found, strict=True):
+        torch.testing.assert_close(unsure, 0.04 * sure, rtol=1e-3, atol=1e-7)
+    assert max(float(each.abs().max()) for each in found[0]) > 1e-5
 
 
 def test_a_step_without_any_label_leaves_the_policy_as_it_is(services: Services) -> None:
