@@ -24,7 +24,11 @@ def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProces
 
 
 def test_ci_begins_what_takes_long_first_and_tests_it_beside_what_measures_no_time() -> None:
-    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith(("part make ", "ACCORD_TEST_", ".ci/", "export ", "part wait"))]
+    lines = [
+        line
+        for line in (ROOT / ".ci" / "run").read_text().splitlines()
+        if line.startswith(("part make ", "ACCORD_TEST_", ".ci/", "export ", "part wait"))
+    ]
     assert lines[:2] == ["export ACCORD_CI_STARTED", ".ci/cluster prepare"]
     assert lines[-4:] == [
         "part make test",

@@ -169,7 +169,8 @@ def _show_task(task: Mapping[str, Any]) -> None:
     rows = [(arm["arm"], *(_value(arm, name) for name in METRIC_TITLES)) for arm in task["arms"]]
     print_table(columns, rows, title=task["task"].capitalize())
     rewards = [name for name in ("score_human", "score_ai") if any(name in arm["metrics"] for arm in task["arms"])]
-    more = [*_WINS, *((name, name.replace("score_", "RM ")) for name in rewards)]
+    held_out = [("win_by_score_held_out", "by held-out RM")] if any("win_by_score_held_out" in arm["metrics"] for arm in task["arms"]) else []
+    more = [_WINS[0], *held_out, *_WINS[1:], *((name, name.replace("score_", "RM ")) for name in rewards)]
     rows = [(arm["arm"], *(_value(arm, name, interval=True) for name, _ in more), _training(arm)) for arm in task["arms"]]
     print_table(("arm", *(f"{title}>" for _, title in more), "training>"), rows)
 

@@ -26,15 +26,19 @@ _STYLE = {
     "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "svg.fonttype": "none", "svg.hashsalt": "accord", "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
+_HELD_OUT = "win_by_score_held_out"
 _WITH_ROLLOUTS = ("ppo", "grpo", "rloo", "online_dpo")
 Json = Mapping[str, Any]
 
 
 def win_rates(results: Json) -> str:
-    """Win rate of each arm by the judge, against SFT and against the references: raw (filled) and length-adjusted (hollow)."""
+    """Win rate of each arm by the judge, against SFT and against the references: raw (filled) and length-adjusted (hollow); by the held-out
+    reward model against SFT, where the study has one."""
     tasks = results["tasks"]
-    against = (("win_vs_sft", "against SFT"), ("win_vs_reference", "against the reference responses"))
-    figure, axes = _figure(len(tasks), 2, height=2.5)
+    against = [("win_vs_sft", "against SFT, judge"), ("win_vs_reference", "against references")]
+    if any(_known(arm, _HELD_OUT) for task in tasks for arm in task["arms"]):
+        against.insert(0, (_HELD_OUT, "against SFT, held-out RM"))
+    figure, axes = _figure(len(tasks), len(against), height=2.5)
     for row, task in zip(axes, tasks, strict=True):
         for axis, (metric, title) in zip(row, against, strict=True):
             arms = [arm for arm in task["arms"] if _known(arm, metric)]
@@ -43,7 +47,7 @@ def win_rates(results: Json) -> str:
                 _interval(axis, arm["metrics"].get(f"{metric}_length_adjusted"), place - 0.13, arm, filled=False)
             axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
             axis.set_yticks(range(len(arms)), [arm["arm"] for arm in reversed(arms)])
-            axis.set(xlim=(-0.03, 1.03), title=f"{task['task'].capitalize()}, {title}")
+            axis.set(xlim=(-0.03, 1.03), ylim=(-0.5, len(arms) - 0.5), title=f"{task['task'].capitalize()}, {title}")
     return _svg(figure)
 
 
