@@ -172,6 +172,21 @@ def test_validating_creates_nothing(trainer: Trainer) -> None:
     assert trainer.client.create_run(spec(steps=5), "only-checked").total_steps == 5
 
 
+def test_a_run_that_samples_more_than_its_services_read_or_give_is_refused(trainer: Trainer) -> None:
+    """Prompts of 30 tokens, responses of 9 and an end are the 40 that the reward model reads."""
+    ppo = {"data": {"uri": str(tiny.small_dataset())}, "reward_model": f"adapters/{tiny.SHORT_REWARD_MODEL}"}
+    values = {"adapter": "fake", "steps": 1, "batch_size": 4, "max_prompt_tokens": 30, "ppo": ppo}
+
+    def create(tokens: int) -> Run:
+        return trainer.client.create_run(parse_spec({**values, "max_response_tokens": tokens}), "long", validate_only=True)
+
+    assert create(9).total_steps == 1
+    for tokens, field, words in ((10, "spec.ppo.reward_model", "reads at most 40 tokens"), (8193, "spec.max_response_tokens", "at most 8192")):
+        error = refused(lambda tokens=tokens: create(tokens))
+        assert (type(error), error.field) == (InvalidArgumentError, field)
+        assert words in error.message
+
+
 def test_a_run_tells_what_it_is_and_how_it_went(trainer: Trainer) -> None:
     asked = spec(steps=4)
     created = trainer.client.create_run(asked, "told")

@@ -16,6 +16,8 @@ from accord.api.policy.v1 import policy_pb2_grpc as rpc
 from accord.client.connection import Target, channel_config, connect, connect_async
 from accord.client.messages import ModelDigests, digests_from_proto
 from accord.client.policy_messages import (
+    MOST_ITEMS,
+    MOST_TOKENS,
     AdapterInfo,
     FinishReason,
     GenerateItem,
@@ -50,6 +52,8 @@ from accord.rpc.channels import ChannelConfig
 from accord.rpc.stubs import guard_stub
 
 __all__ = [
+    "MOST_ITEMS",
+    "MOST_TOKENS",
     "AdapterInfo",
     "AsyncPolicyClient",
     "FinishReason",

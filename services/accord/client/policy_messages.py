@@ -14,6 +14,10 @@ from accord.errors import AccordError
 FinishReason = Literal["unspecified", "eos", "stop", "length", "aborted"]
 PauseMode = Literal["abort", "wait", "keep"]
 Priority = Literal["interactive", "rollout", "labelling"]
+MOST_ITEMS = 512
+"""Items of a call, by policy.proto."""
+MOST_TOKENS = 8192
+"""Of `Sampling.max_tokens`, by policy.proto."""
 
 
 @dataclass(frozen=True, slots=True)

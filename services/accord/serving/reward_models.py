@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from accord.errors import InvalidArgumentError
-from accord.runspec import GuardsSpec, RolloutSpec
+from accord.runspec import GuardsSpec, RolloutSpec, RunSpec
 from accord.serving.fields import naming
 
 
@@ -43,3 +43,16 @@ def resolve_held_out(guards: GuardsSpec, trained: Sequence[str], prefix: str, re
         if version in trained:
             raise InvalidArgumentError(f"{version} is what the policy is trained on; a held-out reward model must be another")
     return version
+
+
+def by_field(spec: RunSpec, trained: Sequence[str], held_out: str) -> dict[str, str]:
+    """The versions of all reward models of a run with rollouts, by the field of the specification that names them.
+
+    Args:
+        spec: of the run.
+        trained: as `resolve_reward_models` gives them.
+        held_out: as `resolve_held_out` gives it.
+    """
+    assert spec.rollout_part is not None
+    found = {f"{spec.algorithm}.{field}": version for field, version in zip(spec.rollout_part.reward_models, trained, strict=True)}
+    return found | ({"guards.held_out_reward_model": held_out} if held_out else {})

@@ -140,6 +140,15 @@ class StudyRecipe(Spec):
                 raise ValueError(f"{name}: each value once, at least one")
         return self
 
+    @model_validator(mode="after")
+    def _reward_models_read_what_is_sampled(self) -> StudyRecipe:
+        if self.max_sampled_tokens > self.max_response_tokens:
+            raise ValueError(
+                f"max_sampled_tokens {self.max_sampled_tokens} must not be over max_response_tokens {self.max_response_tokens}, with which reward "
+                "models are trained: they read no longer responses"
+            )
+        return self
+
     @property
     def judge_facts(self) -> dict[str, Any]:
         """The judge as steps know it: who is asked and how; where it is only known by its name, nothing more."""

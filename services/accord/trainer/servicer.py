@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,8 @@ from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
 from accord.runspec import RunSpec
 from accord.serving.fields import naming
-from accord.serving.reward_models import resolve_held_out, resolve_reward_models
+from accord.serving.reward_models import by_field, resolve_held_out, resolve_reward_models
+from accord.serving.run_limits import check_reach, check_sampled_tokens
 from accord.trainer import checkpoints, files
 from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
@@ -39,6 +40,7 @@ from accord.trainer.convert import (
 )
 from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, make_plan, plan_memory
 from accord.trainer.registry import Registry, RunRecord
+from accord.trainer.shape import ModelShape
 from accord.trainer.supervisor import Supervisor
 
 _HEARTBEAT_SECONDS = 5.0
@@ -179,14 +181,22 @@ class TrainerServicer(rpc.TrainerServiceServicer):
             if name:
                 with naming(f"spec.{field}"):
                     self._store.resolve(name)
+        if spec.rollout_part is not None or spec.online_dpo is not None:
+            check_sampled_tokens(spec, "spec.")
         if spec.rollout_part is not None:
             trained = resolve_reward_models(spec.rollout_part, f"spec.{spec.algorithm}", self._store.resolve)
-            resolve_held_out(spec.guards, trained, "spec.guards", self._store.resolve)
+            held_out = resolve_held_out(spec.guards, trained, "spec.guards", self._store.resolve)
+            self._check_reach(spec, by_field(spec, trained, held_out))
         for field, data in data_specs(spec).items():
             with naming(f"spec.{field}.uri"):
                 check_source(data.uri)
         if spec.evaluate is not None and not Path(spec.evaluate.uri).is_file():
             raise NotFoundError(f"there is no file {spec.evaluate.uri}", field="spec.evaluate.uri")
+
+    def _check_reach(self, spec: RunSpec, scorers: Mapping[str, str]) -> None:
+        folder = find_model_folder(self._config, spec)
+        context = ModelShape.read(folder).context if folder is not None else 0
+        check_reach(spec, scorers, lambda version: self._store.manifest(version).facts, context_tokens=context, prefix="spec.")
 
     def _plan(self, spec: RunSpec) -> Plan:
         """The whole plan; its time is this machine's, so that there is none for pods elsewhere."""

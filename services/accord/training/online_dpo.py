@@ -21,6 +21,7 @@ from accord.data.readers import read_prompts
 from accord.data.records import Prompt
 from accord.models.logprobs import response_logprobs
 from accord.runspec import OnlineDpoSpec
+from accord.serving.run_limits import check_sampled_tokens
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
 from accord.training.examples import Encoded, EncodedPair, EncodedPrompt, batch_at
@@ -46,6 +47,7 @@ class OnlineDirectPreferenceOptimization:
     _reference: ReferenceLogprobs
 
     def __init__(self, context: RunContext, spec: OnlineDpoSpec) -> None:
+        check_sampled_tokens(context.spec)
         self._context = context
         self._spec = spec
         self._source = PairSource(context, spec)

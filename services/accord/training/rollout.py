@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accord.client.messages import TokenIds
-from accord.client.policy import GenerateItem, Origin, PolicyClient, Sampling
+from accord.client.policy import MOST_ITEMS, GenerateItem, Origin, PolicyClient, Sampling, StreamEvent
 from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardModel
 from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
@@ -245,10 +245,8 @@ class Sampler:
 
         An aborted response is none: its end is neither the model's nor the limit's.
         """
-        asked = batch.unsampled()
-        items = [batch.item(index) for index in asked]
         unusable: AccordError | None = None
-        for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=CALL_SECONDS) if items else ():
+        for place, event in self._events(batch):
             if errand.abandoned:
                 return
             errand.heard()
@@ -259,15 +257,24 @@ class Sampler:
             elif event.sample is not None and event.sample.finish_reason == "aborted":
                 unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
             elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
-                prompt = batch.prompts[asked[event.item_index]].id
+                prompt = batch.prompts[place].id
                 unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
             elif event.sample is not None:
-                batch.keep_sample(asked[event.item_index], event.sample)
-                hand_over(asked[event.item_index])
+                batch.keep_sample(place, event.sample)
+                hand_over(place)
         if unusable is not None:
             raise unusable
         if missing := len(batch.unsampled()):
             raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
+
+    def _events(self, batch: SampleBatch) -> Iterator[tuple[int, StreamEvent]]:
+        """What the service says of the places without a sample, in as many calls, one after the other, as its limit on items takes."""
+        asked = batch.unsampled()
+        for start in range(0, len(asked), MOST_ITEMS):
+            part = asked[start : start + MOST_ITEMS]
+            items = [batch.item(place) for place in part]
+            for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=CALL_SECONDS):
+                yield part[event.item_index], event
 
 
 class _Batch(SampleBatch):

@@ -20,7 +20,8 @@ from accord.algos.ppo import missing_eos_penalty
 from accord.checkpoint import Checkpoint
 from accord.client.reward import RewardModel
 from accord.runspec import RolloutSpec
-from accord.serving.reward_models import resolve_held_out, resolve_reward_models
+from accord.serving.reward_models import by_field, resolve_held_out, resolve_reward_models
+from accord.serving.run_limits import check_reach, check_sampled_tokens
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at, epoch_order
@@ -47,16 +48,22 @@ class RolloutAlgorithm(ABC):
         samples_per_prompt: responses of one prompt in a batch; they stand one after the other.
 
     Raises:
-        InvalidArgumentError: a reward model is named twice, or the run has no address of a service.
+        InvalidArgumentError: a reward model is named twice, or reads less than the run samples; the policy service samples no such long responses;
+            or the run has no address of a service.
     """
 
     def __init__(self, context: RunContext, part: RolloutSpec, *, samples_per_prompt: int = 1) -> None:
+        check_sampled_tokens(context.spec)
         self._context = context
         self._part = part
         self._samples_per_prompt = samples_per_prompt
         # The same ones to the end, whatever is published meanwhile.
         self._reward_versions = resolve_reward_models(part, context.spec.algorithm, context.fetch_parent)
         self._held_out = resolve_held_out(context.spec.guards, self._reward_versions, "guards", context.fetch_parent)
+        check_reach(
+            context.spec, by_field(context.spec, self._reward_versions, self._held_out), lambda version: context.store.manifest(version).facts,
+            context_tokens=context.base.context_tokens,
+        )  # fmt: skip
         self._judge = OneJudge(part.judge_reward, f"{context.spec.algorithm}.judge_reward") if part.judge_reward is not None else None
         trained = self._judge or RewardModel(self._reward_versions, part.ensemble_std_coefficient)
         self._source = RolloutSource(context, trained, held_out=self._held_out)

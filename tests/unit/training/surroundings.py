@@ -80,8 +80,9 @@ def metrics_of(events: Iterable[RunEvent], metric: str) -> list[float]:
     return [event.values[metric] for event in events if event.kind == "metrics" and metric in event.values]
 
 
-def publish_reward_model(context: RunContext, *, name: str = "rm", seed: int = 7) -> str:
-    """A reward model with an untrained adapter and a head that says something, to name, and for PPO to start its critic from."""
+def publish_reward_model(context: RunContext, *, name: str = "rm", seed: int = 7, reads: int = 0) -> str:
+    """A reward model with an untrained adapter and a head that says something, to name, and for PPO to start its critic from; `reads` are the most
+    tokens that it reads, 0 for no limit."""
     context.adapted.add("tmp", LoraSpec(rank=4, last_layers=context.spec.lora.last_layers), seed=5, trainable=False)
     folder = context.directory.path / "tmp-reward"
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def publish_reward_model(context: RunContext, *, name: str = "rm", seed: int = 7
     context.adapted.remove("tmp")
     ScalarHead(context.base.hidden_size, seed=seed).save(folder)
     digests = context.base.digests
-    facts = HeadFacts(mean=0.25, std=2.0).to_facts()
+    facts = HeadFacts(mean=0.25, std=2.0, max_tokens=reads).to_facts()
     return context.store.publish(name, folder, kind="reward", base_model_digest=digests.base_model, tokenizer_digest=digests.tokenizer, facts=facts)
 
 
