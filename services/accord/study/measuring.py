@@ -80,7 +80,7 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
 def measure(step: Step, context: StepContext) -> dict[str, Any]:
     """Reward of each response under each reward model, and its log-ratio to SFT, whose mean is the KL to SFT at the sampling temperature.
 
-    Reward models read cut responses with an end, as they do in training (`accord.training.scorers`).
+    Reward models read all responses with the end of the turn, as they do in training (`accord.training.scorers`).
     """
     params = step.params
     rows = responses(context.inputs[params["responses_from"]])
@@ -181,11 +181,12 @@ def responses(result: StepResult) -> list[dict[str, Any]]:
 
 
 def _with_end(row: Mapping[str, Any], model: ModelInfo) -> tuple[int, ...]:
-    """A response as reward models read it: with the end of the turn where it was cut and the context has room for that."""
-    ids = tuple(row["token_ids"])
-    if row["finish_reason"] == "eos" or len(row["prompt_token_ids"]) + len(ids) >= model.context_tokens:
-        return ids
-    return (*ids, model.eos_token_ids[0])
+    """A response as reward models read it: with the end of the turn, also where the model took another of its end tokens, or where it was cut and the
+    context has room for one."""
+    ids, end = tuple(row["token_ids"]), model.eos_token_ids[0]
+    if row["finish_reason"] == "eos":
+        return (*ids[:-1], end)
+    return ids if len(row["prompt_token_ids"]) + len(ids) >= model.context_tokens else (*ids, end)
 
 
 def _by_prompt(rows: Sequence[Mapping[str, Any]], values: Sequence[dict[str, float | None]]) -> dict[str, list[dict[str, float | None]]]:

@@ -143,10 +143,13 @@ class RolloutAlgorithm(ABC):
 
     def _prepare_trunk(self, rollouts: Sequence[Rollout]) -> None:
         """Shares the layers below all adapters between all passes of a step, in parts that do not depend on what was scored here, and when."""
-        trunk = self._context.adapted.trunk
-        if trunk is not None and self._context.world.size == 1:
-            rows = [(*each.prompt_ids, *scored_ids(self._context.base, each.prompt_ids, each.response_ids, ended=each.ended)) for each in rollouts]
-            trunk.prepare(rows, size=self._context.micro_batch_size)
+        trunk, size = self._context.adapted.trunk, self._context.micro_batch_size
+        if trunk is None or self._context.world.size > 1:
+            return
+        sampled = [(*each.prompt_ids, *each.response_ids) for each in rollouts]
+        scored = [(*each.prompt_ids, *scored_ids(self._context.base, each.prompt_ids, each.response_ids, ended=each.ended)) for each in rollouts]
+        trunk.prepare(scored, size=size)
+        trunk.prepare([row for row, read in zip(sampled, scored, strict=True) if row not in (read, read[:-1])], size=size)  # other end tokens
 
     def save(self, folder: Path) -> None:
         """Policy adapter to publish."""

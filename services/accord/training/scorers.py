@@ -160,12 +160,14 @@ class RewardScorer:
 
 
 def scored_ids(base: BaseModel, prompt: Sequence[int], response: Sequence[int], *, ended: bool) -> tuple[int, ...]:
-    """A sampled response as reward models read it: one that was cut ends there, with the end of the turn.
+    """A sampled response as reward models read it: with the end of the turn, which is the one end that they learn from.
 
-    Reward models learn from responses with an end. Read at another last token they say little: one of the embedded sample's gave 17 cut responses .72
-    where it gave them -.27 with an end (15 ended ones .06), so that PPO learnt never to end. OpenRLHF ends them too. Where the context has no room
-    they stay as they are.
+    One that was cut ends there; where the context has no room it stays as it is. One that the model ended with another of its end tokens (those of
+    `generation_config`, such as `<|endoftext|>`) has the end of the turn in its place. Read at another last token reward models say little: one of
+    the embedded sample's gave 17 cut responses .72 where it gave them -.27 with an end (15 ended ones .06), so that PPO learnt never to end.
+    OpenRLHF ends cut ones too.
     """
-    if ended or len(prompt) + len(response) >= base.context_tokens:
-        return tuple(response)
-    return (*response, base.encoder.end_of_turn_id)
+    end = base.encoder.end_of_turn_id
+    if ended:
+        return (*response[:-1], end)
+    return tuple(response) if len(prompt) + len(response) >= base.context_tokens else (*response, end)

@@ -89,10 +89,11 @@ def test_a_judge_compares_samples_of_the_same_number_and_a_reward_model_all_of_a
     assert [row["values"]["win_vs_sft"] for row in rows[4:]] == [1.0, 0.0] * 2
 
 
-def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sampled(tmp_path: Path) -> None:
+def test_responses_are_scored_with_the_end_of_the_turn_and_their_kl_is_of_what_was_sampled(tmp_path: Path) -> None:
     rows = [
         {"prompt_id": "ended", "prompt_token_ids": [1, 7], "token_ids": [5, END], "logprobs": [-0.5, -0.25], "finish_reason": "eos"},
         {"prompt_id": "cut", "prompt_token_ids": [1, 8], "token_ids": [5, 6], "logprobs": [-0.5, -1.0], "finish_reason": "length"},
+        {"prompt_id": "other end", "prompt_token_ids": [1, 7], "token_ids": [5, 9], "logprobs": [-0.5, -0.25], "finish_reason": "eos"},
         {"prompt_id": "no room", "prompt_token_ids": [1, 8, 9], "token_ids": [5, 6], "logprobs": [-0.5, -1.0], "finish_reason": "length"},
     ]
     (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -119,6 +120,7 @@ def test_cut_responses_are_scored_with_an_end_and_their_kl_is_of_what_was_sample
     services: Any = SimpleNamespace(policy=policy, reward=SimpleNamespace(score=score))
     params = {"responses_from": "generated", "reference_from": "sft", "reward_models_from": {"human": "rm"}, "temperature": 0.7}
     found = measure(Step("m", "measure", "", params), context_of(tmp_path, services, inputs))
-    assert scored == [(5, END), (5, 6, END), (5, 6)]
+    assert scored == [(5, END), (5, 6, END), (5, END), (5, 6)]
+    assert found["values"]["other end"] == found["values"]["ended"]
     assert found["values"]["ended"] == [{"response_tokens": 2.0, "kl": pytest.approx(1.25), "score_human": 2.0}]
     assert found["values"]["cut"] == [{"response_tokens": 2.0, "kl": pytest.approx(0.5), "score_human": 3.0}]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.unit.training.surroundings import NOWHERE, make_context, planted_pairs, write_rows
+from tests.unit.training.surroundings import NOWHERE, make_context, planted_pairs, publish_reward_model, write_rows
 
 from accord.client.messages import ModelDigests
 from accord.client.policy import GenerateItem, Sample, StreamEvent
 from accord.client.reward import RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, OutOfRangeError, UnavailableError
+from accord.rundir import LOCAL_SCORES
 from accord.training import rollout, scorers
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
@@ -30,9 +33,10 @@ ONE = RewardModel(("adapters/rm/versions/1",))
 
 
 class FakePolicy:
-    """Answers each prompt with its seed as the only token, last prompt first; `lose` prompts get no answer."""
+    """Answers each prompt with its seed as the only token and an end, last prompt first; `lose` prompts get no answer."""
 
     def __init__(self) -> None:
+        self.end = 2
         self.digests, self.lose, self.errors = DIGESTS, set[int](), list[AccordError]()
         self.aborts = 0
         self.dies_after = 1_000
@@ -56,7 +60,7 @@ class FakePolicy:
                 yield StreamEvent(index, 0, sample=Sample(0, "", (seed, 2), (-0.5, math.nan), "eos", seed))
                 continue
             if index not in self.lose:
-                whole = Sample(0, "", (seed, 2), (-0.5, -0.25), "eos" if index else "length", seed)
+                whole = Sample(0, "", (seed, self.end), (-0.5, -0.25), "eos" if index else "length", seed)
                 cut = Sample(0, "", (seed,), (-0.5,), "aborted", seed)
                 yield StreamEvent(index, 0, sample=cut if self.aborts >= 0 and index == 1 else whole)
 
@@ -139,6 +143,30 @@ def test_a_cut_response_is_scored_with_an_end_where_the_context_has_room(context
     prompt = (1,) * (context.base.context_tokens - 2)
     assert scored_ids(context.base, prompt, (11, 12), ended=False) == (11, 12)
     assert scored_ids(context.base, prompt[1:], (11, 12), ended=False) == (11, 12, end)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_response_that_ended_with_another_end_token_is_scored_with_the_end_of_the_turn(
+    tmp_path: Path, tiny_folder: Path, services: tuple[FakePolicy, FakeReward], local: bool
+) -> None:
+    """Llama 3 has three, Qwen2.5 two; reward models have learnt to read at the end of the turn alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [0, 2]}))
+    spec = {"ppo": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs()), "reward_model": "adapters/rm"}}
+    context = make_context(tmp_path, folder, spec, endpoints=NOWHERE.model_copy(update={"reward": LOCAL_SCORES} if local else {}))
+    assert context.base.eos_token_ids == (2, 0)
+    model = RewardModel((publish_reward_model(context),)) if local else ONE
+    source, found = RolloutSource(context, model), []
+    for end in (2, 0):
+        services[0].end = end
+        found.append(source.collect(PROMPTS, DRAW, "v")[1:])
+    assert [[each.response_ids for each in rollouts] for rollouts in found] == [[(22, 2), (33, 2)], [(22, 0), (33, 0)]]
+    assert [each.score for each in found[0]] == pytest.approx([each.score for each in found[1]], abs=1e-6)
+    assert abs(found[0][0].score - found[0][1].score) > 1e-3
+    if not local:
+        assert (services[1].read["1"], services[1].read["2"]) == ((22, 2), (33, 2))
 
 
 def test_an_ensemble_scores_as_one_and_its_members_stay_on_record(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accord.models.lora import AdaptedModel
 from accord.training.optim import Optimizer
+from accord.training.rollout import Rollout
 
 
 def step(root: Path, model: Path, name: str, rollouts: Path | None = None, *, last_layers: int = 1) -> tuple[dict[str, Tensor], Path]:
@@ -48,3 +49,22 @@ def test_what_is_shared_changes_nothing_but_rounding(tmp_path: Path, tiny_folder
     for key in shared:
         torch.testing.assert_close(shared[key], apart[key], rtol=1e-3, atol=1e-4)
     assert any(tensor.abs().max() > 1e-3 for key, tensor in shared.items() if "lora_B" in key)
+
+
+def test_responses_with_other_end_tokens_share_it_too(tmp_path: Path, tiny_folder: Path) -> None:
+    """Reward models read them with the end of the turn in its place, the policy as they were sampled: once computed, nothing is computed again."""
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    values: dict[str, Any] = {"batch_size": 6, "micro_batch_size": 2, "lora": {"rank": 4, "last_layers": 1}}
+    context, algorithm, _ = make_ppo(tmp_path, tiny_folder, values, {"data": data})
+    algorithm.setup()
+    rollouts = [
+        Rollout(f"p{n}", (1, 9 + n), (20 + n, 0 if n % 2 else 2), (-0.5, -0.5), 1.0, True, n, "v", (1.0,)) for n in range(6)
+    ]  # fmt: skip
+    with context.shared_trunk(), torch.no_grad():
+        algorithm._prepare_trunk(rollouts)
+        trunk = context.adapted.trunk
+        assert trunk is not None
+        computed = len(trunk._groups)
+        algorithm._tensors(rollouts)
+        algorithm._critic.values(rollouts)
+        assert len(trunk._groups) == computed
