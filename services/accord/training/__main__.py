@@ -162,7 +162,7 @@ def _learn(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSi
     spec, device = run.spec, local_device(place)
     sharded = spec.distribution.strategy == "fsdp"
     world = World(place, stop, lockstep=sharded, device=device)
-    world.join(place, run.wait_seconds)
+    world.join(place)
     try:
         dtype = getattr(torch, spec.dtype) if spec.dtype else None
         base = load_base_model(run.base_model, device=device, threads=threads_each(run.threads, place.local_size), dtype=dtype)

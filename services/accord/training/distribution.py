@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,8 +27,9 @@ from accord.training.place import ALONE, Place
 from accord.training.stopping import SERVICE, RunStopped, StopSignal
 
 T = TypeVar("T")
-SILENCE_SECONDS = 600.0  # longest that one process lets the others wait in a step
-_SERVICES_SECONDS = 1200.0  # a call to a service and its repetitions, beyond the run's wait_seconds
+SILENCE_SECONDS = 600.0  # longest that one process lets the others wait without a word
+_BEAT_SECONDS = 30.0
+_BEAT = b""  # what the first process says while its call lasts; an answer is JSON, and never empty
 
 
 class World:
@@ -46,7 +48,6 @@ class World:
         self._stop = stop or StopSignal()
         self._stop.held = place.size > 1
         self._counts = True
-        self._patient: Any = None
 
     @property
     def leads(self) -> bool:
@@ -87,6 +88,9 @@ class World:
     def from_first(self, call: Callable[[], T]) -> T:
         """What the call returns in the first process, JSON, in all of them; what it raises is raised in all, and heeds a stop.
 
+        It may last as long as it does: the first process says every half minute that it is there, and the others give up on its silence alone. The
+        call must not speak with the other processes itself.
+
         Raises:
             RunStopped: the first process was asked to stop.
             UnavailableError: a service stayed away from it.
@@ -96,7 +100,9 @@ class World:
             return call()
         if self.leads:
             return self._tell(call)
-        told = json.loads(self._broadcast(b""))
+        while (answer := self._broadcast(_BEAT)) == _BEAT:
+            pass
+        told = json.loads(answer)
         if told["raised"] == "RunStopped":
             raise RunStopped
         if told["raised"]:
@@ -157,7 +163,7 @@ class World:
             found = ", ".join(digest[:12] for digest in digests)
             raise InternalError(f"{what} must be the same in all {self.size} processes; their digests are {found}")
 
-    def join(self, place: Place, wait_seconds: float) -> None:
+    def join(self, place: Place) -> None:
         """Finds the other processes: over a file on one machine, else at MASTER_ADDR and MASTER_PORT. gloo on CPUs, nccl beside it on GPUs.
 
         Raises:
@@ -171,8 +177,6 @@ class World:
         patience = timedelta(seconds=SILENCE_SECONDS)
         try:
             torch.distributed.init_process_group(backend, store=_store(place, patience), rank=place.rank, world_size=place.size, timeout=patience)
-            # The others wait in it while the first one waits for services.
-            self._patient = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=wait_seconds + _SERVICES_SECONDS))
         except RuntimeError as error:
             raise UnavailableError(f"the {place.size} processes of the run did not find each other: {_first_line(error)}") from error
 
@@ -185,7 +189,8 @@ class World:
         told: dict[str, Any] = {"raised": "", "message": "", "service": ""}
         self._stop.held = False
         try:
-            told["value"] = result = call()
+            with self._beating():
+                told["value"] = result = call()
         except BaseException as error:
             told |= {"raised": _kind(error), "message": str(error), "service": error.metadata.get(SERVICE) if isinstance(error, AccordError) else ""}
             raise
@@ -194,14 +199,34 @@ class World:
             self._broadcast(json.dumps(told).encode())
         return result
 
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Tells the others now and then, while the block runs, that this process is there; whatever is said next comes after the last beat."""
+        over = threading.Event()
+
+        def beat() -> None:
+            with contextlib.suppress(AbortedError):  # whoever speaks next finds out that another process is gone
+                while not over.wait(_BEAT_SECONDS):
+                    self._broadcast(_BEAT)
+
+        thread = threading.Thread(target=beat, name="beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def _broadcast(self, content: bytes) -> bytes:
+        """What the first process says, in all of them."""
         with self._peers():
             size = torch.tensor([len(content)], device="cpu")
-            torch.distributed.broadcast(size, 0, group=self._patient)
+            torch.distributed.broadcast(size, 0)
             buffer = torch.zeros(int(size), dtype=torch.uint8, device="cpu")
-            if self.leads:
+            if self.leads and content:
                 buffer[:] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            torch.distributed.broadcast(buffer, 0, group=self._patient)
+            if len(buffer):
+                torch.distributed.broadcast(buffer, 0)
         return content if self.leads else buffer.numpy().tobytes()
 
     @contextlib.contextmanager

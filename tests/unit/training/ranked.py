@@ -18,14 +18,14 @@ _context.set_forkserver_preload(
 )
 
 
-def on_ranks(root: Path, size: int, act: Callable[..., Any], *arguments: Any, strategy: str = "ddp", wait_seconds: float = 30.0) -> list[Any]:
+def on_ranks(root: Path, size: int, act: Callable[..., Any], *arguments: Any, strategy: str = "ddp") -> list[Any]:
     """What `act(world, *arguments)` returns in each of `size` processes."""
     rendezvous = root / f"rendezvous-{act.__name__}-{size}-{strategy}"
     rendezvous.unlink(missing_ok=True)
     outputs = [root / f"{rendezvous.name}-{rank}.out" for rank in range(size)]
     places = [Place(rank, size, rank, size, str(rendezvous), joined=True) for rank in range(size)]
     children = [
-        _context.Process(target=_child, args=(place, strategy, wait_seconds, output, act, arguments))
+        _context.Process(target=_child, args=(place, strategy, output, act, arguments))
         for place, output in zip(places, outputs, strict=True)
     ]  # fmt: skip
     for child in children:
@@ -38,12 +38,12 @@ def on_ranks(root: Path, size: int, act: Callable[..., Any], *arguments: Any, st
     return [pickle.loads(output.read_bytes()) for output in outputs]
 
 
-def _child(place: Place, strategy: str, wait_seconds: float, output: Path, act: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _child(place: Place, strategy: str, output: Path, act: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     import torch
 
     torch.set_num_threads(1)
     world = World(place, lockstep=strategy == "fsdp")
-    world.join(place, wait_seconds)
+    world.join(place)
     try:
         output.write_bytes(pickle.dumps(act(world, *arguments)))
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.unit.training.test_algorithms import ALGORITHMS, gradients, prepared
 from torch import nn
 
 from accord.errors import AbortedError, AccordError, InternalError, InvalidArgumentError, UnavailableError
+from accord.training import distribution
 from accord.training.__main__ import build
 from accord.training.context import RunStopped
 from accord.training.distribution import World
@@ -215,6 +217,34 @@ def test_what_happens_in_the_first_process_happens_in_all(tmp_path: Path) -> Non
     assert "weights must be the same in all 2 processes" in first[4]
 
 
+def _slow_batch(world: World, rendezvous: str, beat_seconds: float) -> Any:
+    """What each process gets of a batch that takes longer than the others wait without a word; or its error."""
+    world.leave()
+    distribution.SILENCE_SECONDS, distribution._BEAT_SECONDS = 3.0, beat_seconds
+    place = Place(world.rank, world.size, world.rank, world.size, rendezvous, joined=True)
+    other = World(place)
+    other.join(place)
+
+    def samples() -> list[int]:
+        found = []
+        for number in range(11):
+            time.sleep(0.5)
+            found.append(number)
+        return found
+
+    try:
+        return other.from_first(samples), other.gather(other.rank)
+    except AbortedError as error:
+        return str(error)
+
+
+def test_a_batch_may_take_longer_than_a_silence(tmp_path: Path) -> None:
+    whole = on_ranks(tmp_path, 2, _slow_batch, str(tmp_path / "beating"), 0.2)
+    assert whole == [(list(range(11)), [0, 1])] * 2
+    mute = on_ranks(tmp_path, 2, _slow_batch, str(tmp_path / "mute"), 100.0)
+    assert "another process of the run ended, or was silent for too long" in mute[1]
+
+
 def _away(world: World, root: Path, model: Path, spec: Mapping[str, Any], error: AccordError) -> str:
     context = make_context(root, model, spec, name=error.code.lower(), world=world)
     algorithm = build(context)
@@ -317,7 +347,7 @@ def _joined_by_environment(world: World, port: int) -> int:
     place = place_in_environment()
     assert place is not None
     other = World(place)
-    other.join(place, 30.0)
+    other.join(place)
     return int(other.sum(torch.tensor(world.rank + 1)))
 
 
