@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from accord.checkpoint import Checkpoint
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter
 from accord.training.context import RunContext
@@ -51,13 +53,12 @@ class Ahead:
             return None
         return sampling.result()
 
-    def remember(self, updates: int) -> None:
-        """The policy as it is, with so many updates behind it, becomes the behaviour policy."""
+    def remember(self, updates: int, state: Mapping[str, Tensor]) -> None:
+        """The policy of that state, with so many updates behind it, becomes the behaviour policy."""
         adapted = self._context.adapted
-        if BEHAVIOUR in adapted.names:
-            adapted.load_state(BEHAVIOUR, adapted.state(POLICY))
-        else:
+        if BEHAVIOUR not in adapted.names:
             adapted.copy(POLICY, BEHAVIOUR, trainable=False)
+        adapted.load_state(BEHAVIOUR, state)
         self.updates = updates
 
     def save(self, folder: Path) -> None:
@@ -72,7 +73,7 @@ class Ahead:
     def load(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         """Takes up the behaviour policy of a checkpoint."""
         if state["behaviour_updates"] is not None:
-            self.remember(int(state["behaviour_updates"]))
+            self.remember(int(state["behaviour_updates"]), self._context.adapted.state(POLICY))
             load_adapter(self._context, BEHAVIOUR, checkpoint, BEHAVIOUR)
 
 

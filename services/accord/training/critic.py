@@ -55,9 +55,14 @@ class Critic:
         return pad_rows(flat.split([len(each.response_ids) for each in rollouts]))[0]
 
     def fill(self, table: Rows, rollouts: Sequence[Rollout], members: Sequence[int]) -> None:
-        """Puts the members' `values`, without gradient, into their rows of a table."""
+        """Puts the members' `values`, without gradient, into their rows of a table.
+
+        Raises:
+            RunStopped: the run was asked to stop between two passes.
+        """
         with torch.no_grad():
             for part in self._context.world.share(micro_batches(rollouts, members, self._context.micro_batch_size)):
+                self._context.stop.check()
                 table.put(part, self.values([rollouts[index] for index in part]))
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:

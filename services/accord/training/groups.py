@@ -83,7 +83,7 @@ class GroupAlgorithm(RolloutAlgorithm):
         for epoch in range(self._epochs):
             for members in self._minibatches(step * self._epochs + epoch, len(rollouts)):
                 self._minibatch(members, batch, averages)
-                averages.add("grad_norm", optimizer.apply())
+                averages.add("grad_norm", self._apply(optimizer))
             averages.end_epoch()
         spread = group_spread(rewards, group_size=self._samples_per_prompt)
         return averages.values() | {

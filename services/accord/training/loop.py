@@ -93,6 +93,7 @@ def train(context: RunContext, algorithm: Algorithm) -> RunResult:
         RunStopped: after a checkpoint, when the run was asked to stop.
         UnavailableError: after a checkpoint, when a service stayed away for too long.
         OtherPolicyError: after a checkpoint, when the policy service does not compute this run's policy.
+        BrokenGradientError: when a gradient is no number; after a checkpoint, where it is the first one of its step.
         AccordError: whatever else makes it impossible to go on; after a checkpoint, where a service said it.
     """
     spec, events = context.spec, context.events

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from accord.errors import DataLossError, InternalError
+from accord.errors import DataLossError
 from accord.runspec import OptimizerSpec
 from accord.training.distribution import World
+from accord.training.stopping import BrokenGradientError
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -35,13 +36,15 @@ class Optimizer:
         self._world = world or World()
         self._peak = learning_rate
         self._total = total_steps
+        self._applied = False
         self._named = [(f"{name}.{index}", parameter) for name, group in sorted(groups.items()) for index, parameter in enumerate(group)]
         self._adam = torch.optim.AdamW(
             [parameter for _, parameter in self._named], lr=learning_rate, betas=_BETAS, eps=_EPSILON, weight_decay=spec.weight_decay
         )
 
     def set_step(self, step: int) -> float:
-        """Sets and returns the learning rate of a step, counted from 0."""
+        """Begins a step, counted from 0: sets and returns its learning rate."""
+        self._applied = False
         rate = self._peak * schedule_factor(self._spec, step, self._total)
         for group in self._adam.param_groups:
             group["lr"] = rate
@@ -55,15 +58,17 @@ class Optimizer:
         """Sums the processes' gradients, clips the sum, steps, forgets it; returns its L2 norm before clipping.
 
         Raises:
-            InternalError: the norm is not finite: the step would destroy the weights.
+            BrokenGradientError: the norm is not finite: the step would destroy the weights.
         """
         parameters = [parameter for _, parameter in self._named]
         self._world.reduce_gradients(parameters)
         limit = self._spec.max_grad_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
-            raise InternalError(f"the gradient's norm is {norm}: lower the learning rate, or look for broken data")
+            reason = f"the gradient's norm is {norm}: lower the learning rate, or look for broken data"
+            raise BrokenGradientError(reason, nothing_learnt=not self._applied)
         self._adam.step()
+        self._applied = True
         self.zero_grad()
         return norm
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,10 +173,9 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         return sorted(order[: -(-count // ROWS_FOR_EACH_CHECKED)])
 
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
-        if self._spec.max_staleness:
-            self._ahead.remember(step)
-        averages = Averages(self._context.world)
-        targets, metrics = self._targets(step, rollouts, tensors, averages)
+        before = self._context.adapted.state(POLICY) if self._spec.max_staleness else None
+        moments, averages = copy(self._moments), Averages(self._context.world)
+        targets, metrics = self._targets(step, rollouts, tensors, averages, moments)
         for epoch in range(self._spec.epochs):
             learnt = 0  # rollouts of this epoch
             for number, members in enumerate(self._minibatches(step * self._spec.epochs + epoch, len(rollouts))):
@@ -184,21 +184,25 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
                 approx_kl = self._learn_policy(members, rollouts, tensors, targets, averages)
                 self._pretraining((step * self._spec.epochs + epoch) * len(rollouts) + learnt, len(members), averages)
                 learnt += len(members)
-                averages.add("grad_norm", optimizer.apply())
+                averages.add("grad_norm", self._apply(optimizer))
             averages.end_epoch()
             if self._spec.target_kl and approx_kl > self._spec.target_kl:
                 self._context.events.message(f"epochs ended early: KL to the old policy {approx_kl:.4f} is over target_kl {self._spec.target_kl}")
                 break
+        self._moments = moments
+        if before is not None:
+            self._ahead.remember(step, before)
         return averages.values() | metrics | {"kl_coef": self._controller.value, "staleness": float(self._staleness)}
 
     def _targets(
-        self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, averages: Averages
+        self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, averages: Averages, moments: RunningMoments
     ) -> tuple[Targets, dict[str, float]]:  # fmt: skip
-        """Whitened advantages, values, returns and weights of a batch, and their metrics. The critic has learnt from the first minibatch then."""
+        """Whitened advantages, values, returns and weights of a batch, and their metrics. The critic has the first minibatch's gradient then, and
+        `moments` the scores."""
         spec, scores = self._spec, tensors.scores
         if spec.normalize_scores:
-            self._moments.update(scores.tolist())
-            scores = (scores - self._moments.mean) / self._moments.std
+            moments.update(scores.tolist())
+            scores = (scores - moments.mean) / moments.std
         scores = self._penalised(scores, rollouts)
         shaped = shaped_rewards(scores, tensors.old_logprobs, tensors.reference_logprobs, tensors.mask, kl_coef=self._controller.value)
         first = next(self._minibatches(step * spec.epochs, len(rollouts)))
@@ -277,6 +281,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         tokens, base = sum(len(row.response) for row in rows), self._context.base
         size, world = self._context.micro_batch_size, self._context.world
         for part in world.share([rows[first : first + size] for first in range(0, len(rows), size)]):
+            self._heed_stop()
             batch = collate([(row.prompt, row.response) for row in part], pad_id=base.pad_token_id, device=base.device)
             loss = -batch_logprobs(self._context.adapted, batch, adapter=POLICY).sum() / tokens
             world.backward(self._spec.ptx_coefficient * loss)

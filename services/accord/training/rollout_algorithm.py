@@ -34,7 +34,7 @@ from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
 from accord.training.scorers import scored_ids
-from accord.training.stopping import OtherPolicyError
+from accord.training.stopping import OtherPolicyError, RunStopped
 
 _SAMPLER_GAP_BOUND = 0.05
 
@@ -67,7 +67,7 @@ class RolloutAlgorithm(ABC):
         self._judge = OneJudge(part.judge_reward, f"{context.spec.algorithm}.judge_reward") if part.judge_reward is not None else None
         trained = self._judge or RewardModel(self._reward_versions, part.ensemble_std_coefficient)
         self._source = RolloutSource(context, trained, held_out=self._held_out)
-        self._model = RolloutModel(context.adapted, context.world, temperature=part.temperature)
+        self._model = RolloutModel(context.adapted, context.world, temperature=part.temperature, before_pass=lambda: context.stop.check())
         self._parents: tuple[str, ...] = ()
         self._reference: str | None = None
         self._data_digest = ""
@@ -76,10 +76,14 @@ class RolloutAlgorithm(ABC):
         self._first_length: float | None = None
         self._sampler_gap_bound = _SAMPLER_GAP_BOUND
         self._step = 0  # updates done
+        self._learnt = False  # whether the step under way has changed what it learns
 
     @abstractmethod
     def _update(self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, optimizer: Optimizer) -> dict[str, float]:
-        """Learns from a batch and returns the metrics of it; `first_ratio_mean`, before the first update, among them."""
+        """Learns from a batch, through `_apply`, and returns the metrics of it; `first_ratio_mean`, before the first update, among them.
+
+        What it changes besides what learns, it changes after that: until then a stop leaves the state of the last step.
+        """
 
     def setup(self) -> None:
         """Reads prompts, starts policy and reference, and compares models with the services."""
@@ -117,7 +121,7 @@ class RolloutAlgorithm(ABC):
             return self._sample_and_learn(step, optimizer)
 
     def _sample_and_learn(self, step: int, optimizer: Optimizer) -> dict[str, float]:
-        self._step = step
+        self._step, self._learnt = step, False
         self._context.stop.check()
         started, scored = time.monotonic(), self._source.score_seconds
         self._context.events.state("rollouts")
@@ -148,8 +152,11 @@ class RolloutAlgorithm(ABC):
             return
         sampled = [(*each.prompt_ids, *each.response_ids) for each in rollouts]
         scored = [(*each.prompt_ids, *scored_ids(self._context.base, each.prompt_ids, each.response_ids, ended=each.ended)) for each in rollouts]
-        trunk.prepare(scored, size=size)
-        trunk.prepare([row for row, read in zip(sampled, scored, strict=True) if row not in (read, read[:-1])], size=size)  # other end tokens
+        others = [row for row, read in zip(sampled, scored, strict=True) if row not in (read, read[:-1])]  # with other end tokens
+        for rows in (scored, others):
+            for start in range(0, len(rows), size):
+                self._heed_stop()
+                trunk.prepare(rows[start : start + size], size=size)
 
     def save(self, folder: Path) -> None:
         """Policy adapter to publish."""
@@ -248,7 +255,22 @@ class RolloutAlgorithm(ABC):
 
     def _parts(self, rollouts: Sequence[Rollout], members: Sequence[int]) -> Iterator[list[int]]:
         """This process's micro-batches of a minibatch."""
-        return self._context.world.share(micro_batches(rollouts, members, self._context.micro_batch_size))
+        for part in self._context.world.share(micro_batches(rollouts, members, self._context.micro_batch_size)):
+            self._heed_stop()
+            yield part
+
+    def _heed_stop(self) -> None:
+        """Ends the step, before a pass of it, where the run is asked to stop and nothing has been learnt: it is made again from the same rollouts."""
+        if not self._learnt:
+            self._context.stop.check()
+
+    def _apply(self, optimizer: Optimizer) -> float:
+        """Learns from the gradients of a minibatch. Before the first one all processes agree on whether to stop; from then on the step is finished."""
+        if not self._learnt and self._context.world.agree(self._context.stop.is_set):
+            raise RunStopped
+        norm = optimizer.apply()
+        self._learnt = True
+        return norm
 
     def _alarm(self, metrics: Mapping[str, float]) -> None:
         if self._first_length is None:

@@ -5,7 +5,7 @@ What does not belong here: gradients and updates (`accord.training.ppo`, `groups
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,12 +57,14 @@ class RolloutModel:
         adapted: holds the adapters.
         world: whose processes share the passes.
         temperature: of sampling; logprobs of policy and reference are taken at it.
+        before_pass: is called before each pass of `tensors`.
     """
 
-    def __init__(self, adapted: AdaptedModel, world: World, *, temperature: float) -> None:
+    def __init__(self, adapted: AdaptedModel, world: World, *, temperature: float, before_pass: Callable[[], None] = lambda: None) -> None:
         self._adapted = adapted
         self._world = world
         self._temperature = temperature
+        self._before_pass = before_pass
 
     def tensors(
         self, rollouts: Sequence[Rollout], adapters: Adapters, *, micro_batch_size: int, checked: Sequence[int] | None = None
@@ -93,6 +95,7 @@ class RolloutModel:
         """Logprobs and entropies of the members' tokens, (rollouts, longest response) both; 0 and NaN elsewhere, and where none is asked for."""
         table = self._world.rows(len(rollouts), max(len(each.response_ids) for each in rollouts), 2)
         for part in self._world.share(micro_batches(rollouts, members, size)):
+            self._before_pass()
             rows, spread = self._token_rows([rollouts[index] for index in part], adapter, entropy=entropy)
             found = pad_rows(rows)[0]
             table.put(part, torch.stack([found, pad_rows(spread)[0] if entropy else torch.full_like(found, torch.nan)], dim=2))

@@ -9,7 +9,7 @@ import signal
 import threading
 from types import FrameType
 
-from accord.errors import AccordError, FailedPreconditionError, UnavailableError
+from accord.errors import AccordError, FailedPreconditionError, InternalError, UnavailableError
 
 SERVICE = "service"
 """Key of an error's metadata: the service whose error it is."""
@@ -23,8 +23,18 @@ class OtherPolicyError(FailedPreconditionError):
     """The policy service computes another policy than the run; raised in all processes, before anything is learned from what it sampled."""
 
 
+class BrokenGradientError(InternalError):
+    """A gradient is no number; raised in all processes. `nothing_learnt` says that it is the first one of its step, and weights are as before it."""
+
+    def __init__(self, message: str, *, nothing_learnt: bool) -> None:
+        super().__init__(message)
+        self.nothing_learnt = nothing_learnt
+
+
 def keeps_state(error: Exception) -> bool:
     """Whether the state of the last finished step is whole: services are asked before anything is learned from what they say."""
+    if isinstance(error, BrokenGradientError):
+        return error.nothing_learnt
     if isinstance(error, RunStopped | UnavailableError | OtherPolicyError):
         return True
     return isinstance(error, AccordError) and SERVICE in error.metadata

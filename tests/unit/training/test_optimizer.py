@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from accord.errors import DataLossError, InternalError
+from accord.errors import DataLossError
 from accord.runspec import OptimizerSpec
 from accord.training.optim import Optimizer, schedule_factor
+from accord.training.stopping import BrokenGradientError, keeps_state
 
 
 def parameters() -> dict[str, list[nn.Parameter]]:
@@ -100,9 +101,25 @@ def test_a_gradient_that_is_not_finite_changes_nothing(broken: float) -> None:
         for parameter in group:
             parameter.grad = torch.ones_like(parameter)
     groups["policy"][1].grad = torch.full((5,), broken)
-    with pytest.raises(InternalError, match="lower the learning rate"):
+    with pytest.raises(BrokenGradientError, match="lower the learning rate") as caught:
         made.apply()
     assert torch.equal(groups["policy"][0], before)
+    assert caught.value.nothing_learnt
+
+
+def test_an_update_before_a_broken_gradient_is_told_for_its_own_step_alone() -> None:
+    groups = parameters()
+    made, weight = optimizer(groups), groups["policy"][0]
+    for expected in (False, True):
+        if not expected:
+            weight.grad = torch.ones_like(weight)
+            made.apply()
+        weight.grad = torch.full_like(weight, math.nan)
+        with pytest.raises(BrokenGradientError) as caught:
+            made.apply()
+        assert caught.value.nothing_learnt is expected
+        assert keeps_state(caught.value) is expected
+        made.set_step(1)
 
 
 @pytest.mark.parametrize(
