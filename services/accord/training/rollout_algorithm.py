@@ -67,7 +67,7 @@ class RolloutAlgorithm(ABC):
         self._judge = OneJudge(part.judge_reward, f"{context.spec.algorithm}.judge_reward") if part.judge_reward is not None else None
         trained = self._judge or RewardModel(self._reward_versions, part.ensemble_std_coefficient)
         self._source = RolloutSource(context, trained, held_out=self._held_out)
-        self._model = RolloutModel(context.adapted, context.world, temperature=part.temperature, before_pass=lambda: context.stop.check())
+        self._model = RolloutModel(context.adapted, context.world, temperature=part.temperature, before_pass=context.stop.check)
         self._parents: tuple[str, ...] = ()
         self._reference: str | None = None
         self._data_digest = ""
@@ -260,7 +260,7 @@ class RolloutAlgorithm(ABC):
             yield part
 
     def _heed_stop(self) -> None:
-        """Ends the step, before a pass of it, where the run is asked to stop and nothing has been learnt: it is made again from the same rollouts."""
+        """Ends the step before a pass of it where the run is asked to stop and nothing has been learnt: it is made again from the same rollouts."""
         if not self._learnt:
             self._context.stop.check()
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from accord.client.messages import ModelDigests, TokenIds
 from accord.client.policy import Sample
 from accord.client.reward import RewardClient, RewardModel, ScoreItem, ScoreResult
-from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
+from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, UnavailableError
 from accord.models.base import BaseModel
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
@@ -97,7 +97,7 @@ class RewardScorer:
     @property
     def service(self) -> str:
         """The service in words."""
-        return f"reward service at {self._context.run.endpoints.reward}"
+        return "reward models in the run's own process" if self._is_local else f"reward service at {self._context.run.endpoints.reward}"
 
     def check_service(self) -> None:
         """Compares the base model of each reward model with this process's. Raises as `check_digests`."""
@@ -111,16 +111,27 @@ class RewardScorer:
     @property
     def together(self) -> int:
         """The service does as it sees fit; the run's own base model computes a micro-batch at once."""
-        return self._context.micro_batch_size if isinstance(self._client, LocalScores) else 1
+        return self._context.micro_batch_size if self._is_local else 1
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self._client, LocalScores)
 
     def scores(self, groups: Iterable[Sequence[Response]]) -> Iterator[Score | AccordError]:
-        """As `Scorer`: a score that is no number is asked for again."""
+        """As `Scorer`: a score that is no number is asked for again.
+
+        Raises:
+            FailedPreconditionError: it is a local model's, which gives the same one again.
+        """
         prompts: dict[str, str] = {}
         for result in self._results(groups, prompts):
             if result.error is not None and not isinstance(result.error, DataLossError):
                 raise result.error
             if (reason := self._without_number(result)) is not None:
-                yield UnavailableError(f"the response to prompt {prompts[result.item_id]} has no score that is a number: {reason}")
+                said = f"the response to prompt {prompts[result.item_id]} has no score that is a number: {reason}"
+                if self._is_local:
+                    raise FailedPreconditionError(f"{said}; this process would compute the same again: look at the reward model")
+                yield UnavailableError(said)
             else:
                 yield Score(int(result.item_id), result.score, result.member_scores)
 

@@ -22,8 +22,10 @@ from accord.rundir import LOCAL_SCORES
 from accord.training import rollout, scorers
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
+from accord.training.local_scores import LocalScores
 from accord.training.rollout import Draw, RolloutSource, read_rollouts, write_rollouts
 from accord.training.scorers import scored_ids
+from accord.training.stopping import keeps_state
 from accord.training.waiting import ServiceAwayError
 
 DIGESTS = ModelDigests("b" * 64, "t" * 64, "c" * 64)
@@ -242,6 +244,19 @@ def test_a_score_that_stays_no_number_ends_the_run_by_name(context: RunContext, 
     services[1].until["1"] = [math.nan] * 1000
     with pytest.raises(ServiceAwayError, match=r"the response to prompt p1 has no score that is a number: adapters/rm/versions/1 gives nan"):
         RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+
+
+def test_a_local_score_that_is_no_number_is_not_waited_for(
+    context: RunContext, services: tuple[FakePolicy, FakeReward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same process would compute the same again."""
+    monkeypatch.setattr(LocalScores, "_scores", lambda self, member, rows: [math.nan] * len(rows))
+    context.run = context.run.model_copy(update={"endpoints": NOWHERE.model_copy(update={"reward": LOCAL_SCORES})})
+    with pytest.raises(FailedPreconditionError, match=r"the response to prompt p\d has no score .*adapters/rm/versions/1 gives nan") as caught:
+        RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+    assert caught.value.metadata["service"] == "reward models in the run's own process"
+    assert keeps_state(caught.value), "the run ends after a checkpoint"
+    assert not [event for event in context.directory.events() if event.waiting_on]
 
 
 def test_logprobs_that_are_no_numbers_are_sampled_again(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
