@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from accord.algos.kl import k3
+from accord.algos.kl import k3, k3_loss
 from accord.algos.logprobs import sequence_logprobs
 from accord.algos.masking import masked_mean
 from accord.algos.ppo import PolicyLoss, clipped_surrogate
@@ -144,7 +144,7 @@ def token_weights(mask: Tensor, *, normalization: LossNormalization, max_tokens:
 def grpo_loss(
     logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor, advantages: Tensor, weights: Tensor, *, clip_range: float, kl_coef: float
 ) -> GroupLoss:
-    """Weighted sum over tokens of the clipped surrogate and `kl_coef` times k3 of the policy over the reference.
+    """Weighted sum over tokens of the clipped surrogate and `kl_coef` times k3 of the policy over the reference (`accord.algos.kl.k3_loss`).
 
     Shao et al. 2024 (arXiv:2402.03300), eq. 3 and 4. Where the policy has not moved since it sampled, the gradient of the KL term is in
     expectation that of KL(reference, policy), so that a policy settles at ``pi_ref kl_coef / (c - advantage)`` and not at PPO's
@@ -170,11 +170,10 @@ def grpo_loss(
         raise ValueError(f"kl_coef must not be negative, got {kl_coef}")
     log_ratio = _where(mask, logprobs - old_logprobs.detach())
     surrogate = (weights * clipped_surrogate(log_ratio, advantages.detach()[:, None], clip_range=clip_range)).sum()
-    kl = (weights * k3(_where(mask, logprobs - reference_logprobs.detach()))).sum()
+    kl = (weights * k3_loss(_where(mask, logprobs - reference_logprobs.detach()))).sum()
     with torch.no_grad():
         fraction, approx_kl, ratio = _movement(log_ratio, mask, clip_range)
-    loss = surrogate + kl_coef * kl if kl_coef else surrogate  # 0 times a divergence that is infinite in float32 is no number
-    return GroupLoss(loss, surrogate.detach(), kl.detach(), fraction, approx_kl, ratio)
+    return GroupLoss(surrogate + kl_coef * kl, surrogate.detach(), kl.detach(), fraction, approx_kl, ratio)
 
 
 def rloo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float) -> PolicyLoss:

@@ -265,7 +265,7 @@ class RolloutAlgorithm(ABC):
             self._context.stop.check()
 
     def _apply(self, optimizer: Optimizer) -> float:
-        """Learns from the gradients of a minibatch. Before the first one all processes agree on whether to stop; from then on the step is finished."""
+        """Learns from the gradients of a minibatch. Before the first one all processes agree on whether to stop; after it the step is finished."""
         if not self._learnt and self._context.world.agree(self._context.stop.is_set):
             raise RunStopped
         norm = optimizer.apply()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.algos.kl import AdaptiveKLController, FixedKLController, best_of_n_kl_bound, k1, k2, k3
+from accord.algos.kl import AdaptiveKLController, FixedKLController, best_of_n_kl_bound, k1, k2, k3, k3_loss
 
 
 def test_estimators_as_printed() -> None:
@@ -24,6 +24,20 @@ def test_estimators_as_printed() -> None:
 @given(st.floats(-30, 30))
 def test_k3_is_never_negative(value: float) -> None:
     assert k3(torch.tensor(value, dtype=torch.float64)).item() >= 0
+
+
+def test_what_is_learnt_from_is_k3_and_below_minus_twenty_its_tangent() -> None:
+    inside = torch.linspace(-19.5, 30, 100, requires_grad=True)
+    gradients = [torch.autograd.grad(divergence(inside).sum(), inside)[0] for divergence in (k3_loss, k3)]
+    assert torch.equal(k3_loss(inside), k3(inside))
+    assert torch.equal(*gradients), "in float32, to the last bit"
+    outside = torch.tensor([-20.5, -45.0, -500.0], dtype=torch.float64, requires_grad=True)
+    values = k3_loss(outside)
+    values.sum().backward()
+    slope = 1 - math.exp(20)
+    assert values.tolist() == pytest.approx([math.exp(20) - 21 + slope * (value + 20) for value in outside.tolist()])
+    assert outside.grad is not None
+    assert outside.grad.tolist() == pytest.approx([slope] * 3)
 
 
 @given(st.integers(0, 2**20))
