@@ -70,7 +70,7 @@ def files(context: RunContext, kind: str) -> list[bytes]:
 def state(context: RunContext) -> Any:
     from accord.checkpoint import read_checkpoint
 
-    return read_checkpoint(context.directory.checkpoints / f"{STEPS:08d}", spec_digest=context.spec.learning_digest).state["algorithm"]
+    return read_checkpoint(context.directory.checkpoints / f"{STEPS:08d}", spec=context.spec.learning_values).state["algorithm"]
 
 
 @pytest.mark.parametrize("kind", list(PARTS))
