@@ -65,6 +65,11 @@ class RunFile(Spec):
     wait_seconds: float = Field(600.0, gt=0, description="longest wait for a service before the run checkpoints and stops")
     spec: RunSpec
 
+    def to_yaml(self) -> str:
+        """The text of run.yaml."""
+        values = self.model_dump(mode="json", exclude_none=True) | {"spec": self.spec.as_given}
+        return yaml.safe_dump(values, sort_keys=False)
+
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
@@ -145,8 +150,7 @@ class RunDirectory:
     def write_run_file(self, run: RunFile) -> None:
         """Writes run.yaml; at once, so that a reader sees all of it or nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(run.model_dump(mode="json", exclude_none=True), sort_keys=False)
-        write_atomically(self.path / "run.yaml", text)
+        write_atomically(self.path / "run.yaml", run.to_yaml())
 
     def append_event(self, event: RunEvent) -> None:
         """Appends one line; a line is written by one call, so that a kill leaves at most one broken last line."""

@@ -43,7 +43,7 @@ class Spec(BaseModel):
 
 
 class LoraSpec(Spec):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685). With a parent adapter the form is the parent's, and what is given must be that."""
 
     rank: int = Field(16, ge=1, le=1024)
     alpha: Positive | None = Field(None, description="updates count alpha / rank; default 2 * rank")
@@ -387,6 +387,11 @@ class RunSpec(Spec):
         return self.optimizer.learning_rate or LEARNING_RATES[self.algorithm]
 
     @property
+    def as_given(self) -> dict[str, Any]:
+        """As JSON to be read again: all fields, but of `lora` those that were given, since the others are a parent adapter's."""
+        return self.model_dump(mode="json", exclude_none=True) | {"lora": self.lora.model_dump(mode="json", exclude_none=True, exclude_unset=True)}
+
+    @property
     def digest(self) -> str:
         """sha256 of what is asked for beside the defaults, as canonical JSON: equal for equal specifications, also once the model has more fields.
 
@@ -422,13 +427,13 @@ def parse_spec(values: object, *, source: str = "spec") -> RunSpec:
 
 
 def spec_to_proto(spec: RunSpec) -> trainer_pb2.RunSpec:
-    """Returns the wire form.
+    """Returns the wire form, of `as_given`.
 
     Raises:
         InvalidArgumentError: a number is too large for its field.
     """
     try:
-        return json_format.ParseDict(_without_none(spec.model_dump(mode="json")), trainer_pb2.RunSpec())
+        return json_format.ParseDict(spec.as_given, trainer_pb2.RunSpec())
     except json_format.ParseError as error:
         raise InvalidArgumentError(f"the specification does not fit into a request: {error}", field="spec") from error
 
@@ -441,11 +446,3 @@ def spec_from_proto(message: trainer_pb2.RunSpec) -> RunSpec:
     """
     values: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return parse_spec(values)
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    return value

@@ -439,6 +439,16 @@ SPECS: list[tuple[str, Callable[[], RunSpec], type[AccordError], str, tuple[str,
     ("hub without a name", lambda: spec(**data("hub:")), InvalidArgumentError, "spec.sft.data.uri", ("hub:Anthropic/hh-rlhf",)),
     ("unknown parent", lambda: spec(parent_adapter="adapters/nobody"), NotFoundError, "spec.parent_adapter", (tiny.POLICIES[0],)),
     ("parent outside", lambda: spec(parent_adapter="adapters/../../etc"), InvalidArgumentError, "spec.parent_adapter", ("adapters/{adapter}",)),
+    (
+        "another form than the parent's",
+        lambda: spec(parent_adapter=f"adapters/{tiny.POLICIES[0]}", lora={"rank": 8, "alpha": 8}),
+        InvalidArgumentError, "spec.lora.rank", (tiny.POLICIES[0], "has 4, not 8"),
+    ),
+    (
+        "the last layer, from a parent on all",
+        lambda: spec(parent_adapter=f"adapters/{tiny.POLICIES[0]}", lora={"rank": 4, "last_layers": 1}),
+        InvalidArgumentError, "spec.lora.last_layers", ("has 0, not 1",),
+    ),
     ("unknown reward model", lambda: ppo(reward_model="adapters/nobody"), NotFoundError, "spec.ppo.reward_model", ("adapters/nobody",)),
     ("another without its reward model", lambda: grpo(reward_model="adapters/nobody"), NotFoundError, "spec.grpo.reward_model", ("adapters/nobody",)),
     (

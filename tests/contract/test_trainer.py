@@ -46,6 +46,7 @@ from accord.trainer.registry import Registry
 from accord.trainer.supervisor import Supervisor
 
 FAKE = (sys.executable, "-m", "tests.contract.fake_run")
+PARENT = f"adapters/{tiny.POLICIES[0]}"  # of rank 4
 
 
 def spec(steps: int = 3, seed: int = PLAIN, **fields: Any) -> RunSpec:
@@ -574,6 +575,19 @@ def test_a_plan_tells_memory_by_role_and_counts_rows(trainer: Trainer) -> None:
     wider = trainer.client.plan_run(spec(micro_batch_size=2))
     activations = [next(item.bytes for item in each.memory if item.role == "activations") for each in (plan, wider)]
     assert activations[0] == 2 * activations[1]
+
+
+def test_a_plan_counts_an_adapter_in_its_parents_form(trainer: Trainer) -> None:
+    """Also where the specification says nothing of it; what it says, and is so, is no error."""
+    found = {
+        name: next(item.arithmetic for item in trainer.client.plan_run(spec(**fields)).memory if item.role == "adapters")
+        for name, fields in {
+            "alone": {}, "child": {"parent_adapter": PARENT}, "said": {"parent_adapter": PARENT, "lora": {"rank": 4, "last_layers": 0}},
+        }.items()
+    }  # fmt: skip
+    assert "(rank 16)" in found["alone"]
+    assert "(rank 4)" in found["child"]
+    assert found["said"] == found["child"]
 
 
 def test_what_cannot_fit_is_refused_with_the_arithmetic_and_creates_nothing(trainer: Trainer) -> None:

@@ -1,5 +1,6 @@
 """The run specification: the wire form and the pydantic form hold the same fields and lose nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from pydantic import BaseModel
 from accord import runspec
 from accord.api.trainer.v1 import trainer_pb2
 from accord.errors import InvalidArgumentError
+from accord.rundir import RunDirectory, RunFile, read_run_file
+from accord.trainer.registry import Registry
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,20 @@ def test_round_trip_keeps_every_value() -> None:
     )  # fmt: skip
     assert runspec.spec_from_proto(runspec.spec_to_proto(spec)) == spec
     assert spec.algorithm == "ppo"
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 16}, {"last_layers": 0, "alpha": 32}, {"target_modules": ["q_proj"]}])
+def test_what_was_given_of_an_adapters_form_stays_known(tmp_path: Path, lora: dict[str, Any]) -> None:
+    """Over the wire, in a run's file and in the registry: the rest is a parent's."""
+    spec = runspec.parse_spec({"adapter": "a", "steps": 1, "lora": lora, "sft": {"data": {"uri": "x"}}})
+    run = RunFile(name="runs/r", artefacts="store", base_model="embedded", threads=1, spec=spec)
+    RunDirectory(tmp_path).write_run_file(run)
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    kept = registry.create("runs/r", "id", spec, str(tmp_path))[0].spec
+    registry.close()
+    for found in (runspec.spec_from_proto(runspec.spec_to_proto(spec)), read_run_file(tmp_path / "run.yaml").spec, kept):
+        assert found == spec
+        assert found.lora.model_fields_set == set(lora)
 
 
 RATED = {"data": {"uri": "x"}, "judge_reward": {"task": "conversation", "rubric": "conversation/harmless-rating/1", "judge": "large"}}

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from accord.launch.settings import KubernetesConfig, PodSettings, Toleration, quantity_bytes
 from accord.rundir import EXIT_CONFIGURATION, EXIT_GUARDED, EXIT_STOPPED, RunFile
 
@@ -101,8 +99,7 @@ def selector(instance: str, run: str = "") -> str:
 
 def build_config_map(order: RunOrder, config: KubernetesConfig) -> Manifest:
     """The ConfigMap with the run file: what was asked for stays readable beside the Job."""
-    text = yaml.safe_dump(order.run.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(order, config), "data": {"run.yaml": text}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(order, config), "data": {"run.yaml": order.run.to_yaml()}}
 
 
 def build_job(order: RunOrder, config: KubernetesConfig, features: Features) -> Manifest:

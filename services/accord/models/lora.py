@@ -94,6 +94,18 @@ class AdaptedModel:
         config = lora_config(
             lora.rank, lora.scale_alpha, list(lora.target_modules), hub_id=self.base.hub_id, layers=self._last_layers(lora.last_layers)
         )
+        self._draw(name, config, seed, trainable)
+
+    def add_like(self, name: str, source: str, *, seed: int, trainable: bool = True) -> None:
+        """A new adapter in the form of another (rank, alpha, modules, layers), with weights as `add` draws them.
+
+        Raises:
+            NotFoundError: there is no `source`.
+            AlreadyExistsError: the name is taken.
+        """
+        self._draw(name, deepcopy(self._config(source)), seed, trainable)
+
+    def _draw(self, name: str, config: Any, seed: int, trainable: bool) -> None:
         self._inject(name, config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -85,7 +85,7 @@ class Registry:
             AlreadyExistsError: the id was used with another specification.
         """
         row = {
-            "name": name, "request_id": request_id, "payload_digest": spec.digest, "spec": json.dumps(spec.model_dump(mode="json")),
+            "name": name, "request_id": request_id, "payload_digest": spec.digest, "spec": json.dumps(spec.as_given),
             "state": "QUEUED", "message": "", "attempts": 0, "directory": directory, "create_time": time.time(),
         }  # fmt: skip
         try:

@@ -22,6 +22,7 @@ from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
 from accord.runspec import RunSpec
 from accord.serving.fields import naming
+from accord.serving.parent_lora import CONFIG_FILE, check_lora, read_lora
 from accord.serving.reward_models import by_field, resolve_held_out, resolve_reward_models
 from accord.serving.run_limits import check_reach, check_sampled_tokens
 from accord.trainer import checkpoints, files
@@ -67,8 +68,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     async def PlanRun(self, request: pb.PlanRunRequest, context: CallContext) -> pb.PlanRunResponse:
         spec = read_spec(request.spec)
         await _thread(lambda: self._check(spec))
-        plan = await _thread(lambda: self._plan(spec))
-        manifest = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        plan = await _thread(lambda: self._plan(self._as_begun(spec)))
+        manifest = yaml.safe_dump(spec.as_given, sort_keys=False)
         return pb.PlanRunResponse(plan=plan_to_proto(plan, manifest))
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: CallContext) -> pb.CreateRunResponse:
@@ -159,8 +160,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if known is not None and not validate_only:
             return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
         self._check(spec)
-        config = self._config
-        plan = plan_memory(spec, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores)
+        config, begun = self._config, self._as_begun(spec)
+        plan = plan_memory(begun, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores)
         if not plan.fits:
             raise FailedPreconditionError(plan.refusal(), field="spec", metadata=_plan_facts(plan))
         if validate_only:
@@ -197,6 +198,23 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         folder = find_model_folder(self._config, spec)
         context = ModelShape.read(folder).context if folder is not None else 0
         check_reach(spec, scorers, lambda version: self._store.manifest(version).facts, context_tokens=context, prefix="spec.")
+
+    def _as_begun(self, spec: RunSpec) -> RunSpec:
+        """The specification with the form that its adapter will have: with a parent, the parent's.
+
+        Raises:
+            InvalidArgumentError: another form was given.
+        """
+        if not spec.parent_adapter:
+            return spec
+        with naming("spec.parent_adapter"):
+            version = self._store.resolve(spec.parent_adapter)
+            content = self._store.read_file(version, CONFIG_FILE)
+        lora = read_lora(content)
+        if lora is None:
+            return spec
+        check_lora(spec.lora, lora, version, prefix="spec.")
+        return spec.model_copy(update={"lora": lora})
 
     def _plan(self, spec: RunSpec) -> Plan:
         """The whole plan; its time is this machine's, so that there is none for pods elsewhere."""

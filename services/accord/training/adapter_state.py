@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from accord.checkpoint import Checkpoint
 from accord.errors import FailedPreconditionError
 from accord.models.adapter_files import WEIGHTS_FILE
+from accord.serving.parent_lora import CONFIG_FILE, check_lora, read_lora
 from accord.training.context import RunContext
 from accord.training.loop import ADAPTER_FOLDER
 
@@ -24,6 +25,7 @@ def start_adapter(context: RunContext, name: str, parent: str) -> tuple[str, ...
 
     Raises:
         FailedPreconditionError: a policy was to start from an adapter that is none; a reward model may start from any.
+        InvalidArgumentError: the specification asks for another form than the parent's.
     """
     if not parent:
         context.adapted.add(name, context.spec.lora, seed=context.spec.seed, trainable=True)
@@ -32,6 +34,9 @@ def start_adapter(context: RunContext, name: str, parent: str) -> tuple[str, ...
     kind = context.store.manifest(version).kind
     if name == POLICY and kind != "policy":
         raise FailedPreconditionError(f"{version} is of kind {kind}; a policy starts from one of kind policy", field="parent_adapter")
+    lora = read_lora(context.store.read_file(version, CONFIG_FILE))
+    if lora is not None:
+        check_lora(context.spec.lora, lora, version)
     context.adapted.load(name, context.store.fetch(version), trainable=True)
     return (version,)
 

@@ -16,7 +16,7 @@ from accord.checkpoint import Checkpoint
 from accord.models.batching import collate
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.logprobs import pad_rows
-from accord.training.adapter_state import load_adapter, save_adapter
+from accord.training.adapter_state import POLICY, load_adapter, save_adapter
 from accord.training.context import RunContext
 from accord.training.distribution import Rows
 from accord.training.rollout import Rollout
@@ -33,8 +33,8 @@ class Critic:
         self.head = ScalarHead(context.base.hidden_size).to(context.base.device)
 
     def start_fresh(self) -> None:
-        """Starts with values of 0."""
-        self._context.adapted.add(VALUE, self._context.spec.lora, seed=self._context.spec.seed + 1, trainable=True)
+        """Starts with values of 0, in the form of the policy's adapter."""
+        self._context.adapted.add_like(VALUE, POLICY, seed=self._context.spec.seed + 1)
 
     def start_from_reward_model(self, version: str) -> None:
         """Starts as a reward model, on the scale of its scores."""

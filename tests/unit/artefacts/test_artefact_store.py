@@ -96,6 +96,16 @@ def test_an_explicit_version_is_taken_once(store: ArtefactStore, make_folder: Ma
         store.publish("x", make_folder("d"), kind="policy", version=0)
 
 
+def test_one_file_is_read_without_the_others(store: ArtefactStore, make_folder: MakeFolder) -> None:
+    name = store.publish("x", make_folder("w"), kind="policy")
+    assert store.read_file(name, "adapter_config.json") == b"{}"
+    with pytest.raises(NotFoundError, match=r"has no file head.safetensors; it has adapter_config.json, adapter_model.safetensors"):
+        store.read_file(name, "head.safetensors")
+    store.remove(name)
+    with pytest.raises(NotFoundError, match="was removed"):
+        store.read_file(name, "adapter_config.json")
+
+
 def test_removed_versions_keep_their_manifest_and_number(store: ArtefactStore, make_folder: MakeFolder) -> None:
     first = store.publish("x", make_folder("a"), kind="policy", step=1)
     second = store.publish("x", make_folder("b"), kind="policy", step=2, parents=[first])
@@ -180,6 +190,8 @@ class TestDamage:
     def test_a_changed_file_names_both_digests(self, local: tuple[ArtefactStore, str, Path]) -> None:
         store, name, folder = local
         (folder / "adapter_model.safetensors").write_text("weightz")
+        with pytest.raises(DataLossError, match="does not match its digest"):
+            store.read_file(name, "adapter_model.safetensors")
         with pytest.raises(DataLossError) as caught:
             store.fetch(name)
         assert caught.value.metadata["file"] == "adapter_model.safetensors"
@@ -214,6 +226,8 @@ class TestDamage:
         (folder / "pytorch_model.bin").unlink()
         config = folder / "adapter_config.json"
         config.unlink()
+        with pytest.raises(DataLossError, match=r"adapter_config\.json does not match"):
+            store.read_file(name, config.name)
         with pytest.raises(DataLossError, match=r"lacks.*adapter_config\.json"):
             store.fetch(name)
         config.symlink_to(folder / "manifest.json")
