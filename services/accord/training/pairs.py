@@ -87,17 +87,19 @@ def batch_of_groups(pairs: Sequence[EncodedPair], step: int, batch_size: int, se
 
 
 def group_weights(pairs: Sequence[EncodedPair], sizes: Mapping[str, int]) -> list[float]:
-    """Weight of each pair in a batch's mean: all pairs of a prompt together weigh as much as any other prompt, and a part of them its part.
+    """Weight of each pair in the loss of a batch: all pairs of a prompt together weigh as much as any other prompt, however batches cut them.
+
+    A pair is one over its prompt's pairs of an element, and an element weighs one over how many of them a batch of this size has on average, a
+    constant. Were it what the batch at hand has, a prompt that fills a batch alone would weigh as much as all prompts of another one together.
 
     Args:
         pairs: the batch.
         sizes: pairs of each prompt in the data, by group.
 
-    Returns: weights that sum to 1.
+    Returns: weights that sum to 1 on average over an epoch, and in each batch where all prompts have as many pairs.
     """
-    shares = [1.0 / sizes[pair.group] for pair in pairs]
-    total = math.fsum(shares)
-    return [share / total for share in shares]
+    elements = len(pairs) * len(sizes) / sum(sizes.values())
+    return [1.0 / (sizes[pair.group] * elements) for pair in pairs]
 
 
 def hard_label(preference: float) -> float:

@@ -97,9 +97,22 @@ def test_all_pairs_of_a_prompt_weigh_as_much_as_any_other_prompt(groups: list[st
 
 
 def test_a_part_of_a_prompts_pairs_weighs_its_part() -> None:
-    """Two of the six pairs of a prompt beside the only one of another: a third of an element beside a whole one."""
+    """Two of the six pairs of a prompt beside the only one of another: a third of an element beside a whole one, of 6/7 elements in three pairs."""
     weights = group_weights([pair(0, group="a"), pair(1, group="a"), pair(2, group="b")], {"a": 6, "b": 1})
-    assert weights == pytest.approx([1 / 8, 1 / 8, 6 / 8])
+    assert weights == pytest.approx([7 / 36, 7 / 36, 7 / 6])
+
+
+@pytest.mark.parametrize("size", [1, 8, 36])
+def test_over_an_epoch_a_prompt_with_36_pairs_weighs_as_much_as_one_with_a_single_pair(size: int) -> None:
+    """Also where it fills whole batches: 36 pairs of one prompt and 36 prompts of one pair."""
+    rows = [pair(n, group="many" if n < 36 else f"g{n}") for n in range(72)]
+    sizes, totals, batches = Counter(row.group for row in rows), Counter[str](), 72 // size
+    for step in range(batches):
+        batch = batch_of_groups(rows, step, size, 5)
+        for row, weight in zip(batch, group_weights(batch, sizes), strict=True):
+            totals[row.group] += weight / batches
+    assert len(totals) == 37
+    assert list(totals.values()) == pytest.approx([1 / 37] * 37)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
