@@ -24,8 +24,8 @@ HEAD_FILE = "head.safetensors"
 class HeadFacts:
     """What a manifest tells about a trained reward head. Scores are reported as (raw - mean) / std.
 
-    `mean` and `std` are of raw scores on the training data's chosen and rejected responses; `held_out_accuracy` is None where no pair was
-    held out; `max_tokens` is the longest prompt plus response that the head saw.
+    `mean` and `std` are of raw scores on chosen and rejected responses of the training data, of as many prompts as possible; `held_out_accuracy` is
+    None where no pair was held out; `max_tokens` is the longest prompt plus response that the head saw.
     """
 
     mean: float = 0.0

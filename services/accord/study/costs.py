@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from accord.study.recipe import StudyRecipe, TrainPart
 
 _TRAIN, _SAMPLED, _WITHOUT_HEAD = 3, 12, 0.8
-_STATISTICS_PAIRS, _RUBRIC_TOKENS, _TEMPLATE_TOKENS = 32, 300, 35
+_STATISTICS_PAIRS, _RUBRIC_TOKENS, _TEMPLATE_TOKENS = 64, 300, 35
 _TOKENS_PER_WORD = 1.35
 
 

@@ -15,7 +15,7 @@ from accord.data.records import LABEL_JOB
 from accord.errors import InvalidArgumentError
 from accord.runspec import DataSpec
 from accord.training.context import RunContext
-from accord.training.examples import Encoded, EncodedPair, batch_at, encode_pairs
+from accord.training.examples import Encoded, EncodedPair, batch_at, encode_pairs, rows_from
 
 
 def read_encoded_pairs(context: RunContext, data: DataSpec, *, hard: bool = False) -> tuple[Encoded[EncodedPair], str]:
@@ -100,6 +100,16 @@ def group_weights(pairs: Sequence[EncodedPair], sizes: Mapping[str, int]) -> lis
     """
     elements = len(pairs) * len(sizes) / sum(sizes.values())
     return [1.0 / (sizes[pair.group] * elements) for pair in pairs]
+
+
+def spread_over_prompts(pairs: Sequence[EncodedPair], count: int, seed: int) -> list[EncodedPair]:
+    """At most `count` pairs of as many prompts as there are: in an order by the seed, first one of each prompt, then a second one, and so on."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for pair in rows_from(pairs, 0, len(pairs), seed):
+        ranked.append((seen[pair.group], pair))
+        seen[pair.group] += 1
+    return [pair for _, pair in sorted(ranked, key=lambda each: each[0])[:count]]
 
 
 def hard_label(preference: float) -> float:

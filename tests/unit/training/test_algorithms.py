@@ -300,6 +300,17 @@ def test_all_pairs_of_a_prompt_are_one_element_of_the_reward_loss(tmp_path: Path
     assert gradients(algorithm)[1]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_scale_of_scores_is_that_of_all_prompts(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seventy pairs of a prompt that scores 1, and behind them in the file as many of one that scores 3."""
+    rows = [{**grouped_rows()[0], "pair_id": f"p{n}", "group": "low" if n < 70 else "high"} for n in range(140)]
+    algorithm: Any = build(make_context(tmp_path, tiny_folder, {"reward_model": {"data": write_rows(tmp_path / "rows.jsonl", rows)}}))
+    algorithm.setup()
+    monkeypatch.setattr(algorithm, "_scores", lambda pairs: (torch.tensor([1.0 if pair.group == "low" else 3.0 for pair in pairs]),) * 2)
+    assert algorithm.evaluate(final=True) == {"score_mean": 2.0, "score_std": 1.0}
+    facts = algorithm.publication()["facts"]
+    assert (facts["mean"], facts["std"], facts["statistics_pairs"]) == (2.0, 1.0, 64)
+
+
 def test_packing_and_padding_do_not_change_scores_or_logprobs(tmp_path: Path, tiny_folder: Path) -> None:
     """Scores of packed pairs, of each response alone, and padded on either side; logprobs alike."""
     context, algorithm = prepared(tmp_path, tiny_folder, {"reward_model": {}}, name="run")

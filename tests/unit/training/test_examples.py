@@ -40,6 +40,7 @@ from accord.training.pairs import (
     length_baseline,
     micro_batches_of_pairs,
     read_ratings,
+    spread_over_prompts,
     tokens_of,
 )
 
@@ -113,6 +114,15 @@ def test_over_an_epoch_a_prompt_with_36_pairs_weighs_as_much_as_one_with_a_singl
             totals[row.group] += weight / batches
     assert len(totals) == 37
     assert list(totals.values()) == pytest.approx([1 / 37] * 37)
+
+
+def test_pairs_for_statistics_are_of_all_prompts_alike() -> None:
+    """Of a sorted file with 30 pairs of one prompt, 3 of another and one of a third."""
+    rows = [pair(n, group="a" if n < 30 else "b" if n < 33 else "c") for n in range(34)]
+    assert sorted(row.group for row in spread_over_prompts(rows, 3, 1)) == ["a", "b", "c"]
+    assert Counter(row.group for row in spread_over_prompts(rows, 9, 1)) == {"a": 5, "b": 3, "c": 1}
+    assert sorted(ids(spread_over_prompts(rows, 64, 1))) == sorted(ids(rows))
+    assert ids(spread_over_prompts(rows, 9, 1)) == ids(spread_over_prompts(rows, 9, 1)) != ids(spread_over_prompts(rows, 9, 2))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
