@@ -34,7 +34,7 @@ class Critic:
 
     def start_fresh(self) -> None:
         """Starts with values of 0, in the form of the policy's adapter."""
-        self._context.adapted.add_like(VALUE, POLICY, seed=self._context.spec.seed + 1)
+        self._context.adapted.add_like(VALUE, POLICY, seed=(self._context.spec.seed + 1) % 2**64)  # torch takes no larger one
 
     def start_from_reward_model(self, version: str) -> None:
         """Starts as a reward model, on the scale of its scores."""

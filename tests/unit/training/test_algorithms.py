@@ -337,8 +337,9 @@ def _scored(context: RunContext, head: ScalarHead, sequences: list[Any], side: A
 
 
 def test_a_rollout_has_the_same_numbers_alone_and_among_others(tmp_path: Path, tiny_folder: Path) -> None:
-    context = make_context(tmp_path, tiny_folder, {"sft": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs())}})
-    context.adapted.add("policy", context.spec.lora, seed=1)
+    values = {"seed": 2**64 - 1, "sft": {"data": write_rows(tmp_path / "rows.jsonl", planted_pairs())}}  # the largest seed, for all that is drawn
+    context = make_context(tmp_path, tiny_folder, values)
+    context.adapted.add("policy", context.spec.lora, seed=context.spec.seed)
     shake(context, "policy")
     model, critic = RolloutModel(context.adapted, ALONE, temperature=0.7), Critic(context)
     critic.start_fresh()
