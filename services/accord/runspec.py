@@ -236,6 +236,14 @@ class PpoSpec(RolloutSpec):
     def _pretraining_has_text(self) -> PpoSpec:
         if self.ptx_coefficient > 0 and self.ptx_data is None:
             raise ValueError(f"ptx_coefficient {self.ptx_coefficient} needs ptx_data")
+        if self.ptx_data is not None and "ptx_coefficient" not in self.model_fields_set:
+            raise ValueError("ptx_data needs ptx_coefficient, whose default of 0 leaves the text out (27.8 is InstructGPT's; 0, given, turns it off)")
+        return self
+
+    @model_validator(mode="after")
+    def _controller_has_a_start(self) -> PpoSpec:
+        if self.kl_controller == "adaptive" and self.kl_coef == 0:
+            raise ValueError("kl_controller adaptive multiplies kl_coef, and 0 stays 0: give a positive kl_coef, or kl_controller fixed")
         return self
 
 

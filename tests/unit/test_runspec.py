@@ -80,6 +80,8 @@ PPO: dict[str, Any] = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"},
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "label_smoothing": 0.1}}, "cdpo or robust"),
         ({"adapter": "a", "steps": 1, "dpo": {"data": {"uri": "x"}, "beta": -1}}, "dpo.beta"),
         ({"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}, "reward_model": "r", "ptx_coefficient": 1}}, "ptx_data"),
+        ({**PPO, "ppo": {**PPO["ppo"], "ptx_data": {"uri": "x"}}}, "ptx_data needs ptx_coefficient, whose default of 0 leaves the text out"),
+        ({**PPO, "ppo": {**PPO["ppo"], "kl_controller": "adaptive", "kl_coef": 0}}, "kl_controller adaptive multiplies kl_coef, and 0 stays 0"),
         ({"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"}}}, "exactly one of reward_model and judge_reward"),
         ({"adapter": "a", "steps": 1, "ppo": {**RATED, "reward_model": "r"}}, "not both"),
         ({"adapter": "a", "steps": 1, "ppo": {**RATED, "value_from_reward_model": True}}, "the critic starts from 0"),
@@ -101,6 +103,12 @@ PPO: dict[str, Any] = {"adapter": "a", "steps": 1, "ppo": {"data": {"uri": "x"},
 def test_bad_specifications_name_the_field(values: dict, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         runspec.parse_spec(values)
+
+
+def test_a_pretraining_term_may_be_turned_off_in_words() -> None:
+    """As in a sweep over the coefficient with everything else as it is."""
+    spec = runspec.parse_spec({**PPO, "ppo": {**PPO["ppo"], "ptx_data": {"uri": "x"}, "ptx_coefficient": 0}})
+    assert runspec.spec_from_proto(runspec.spec_to_proto(spec)) == spec
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
