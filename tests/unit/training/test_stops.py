@@ -128,6 +128,7 @@ def _stopped(world: World, root: Path, model: Path) -> str:
     return "it went on"
 
 
+@pytest.mark.training
 def test_two_processes_agree_on_a_stop_before_the_first_update(tmp_path: Path, tiny_folder: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", planted_pairs())
     assert on_ranks(tmp_path, 2, _stopped, tmp_path, tiny_folder) == ["stopped"] * 2
