@@ -47,9 +47,10 @@ class _Entry:
     batch: _Batch | None = None
     asked_at: float = field(default_factory=time.monotonic)
 
-    def timed(self, answer: Answer) -> Answer:
-        """The answer with how long the question has waited for it."""
-        return replace(answer, latency_seconds=time.monotonic() - self.asked_at)
+    def kept(self, answer: Answer) -> Answer:
+        """The answer as the ledger keeps it: with its key, its sample, and how long the question has waited for it."""
+        key, waited = self.question.kept_as(answer).key, time.monotonic() - self.asked_at
+        return replace(answer, sample=self.question.sample, latency_seconds=waited, key=key)
 
     @property
     def lane(self) -> str:
@@ -149,7 +150,7 @@ class Desk:
     async def _look_up_part(self, entries: Sequence[_Entry]) -> None:
         try:
             await self._save([])
-            found = await asyncio.to_thread(self._ledger.find, [entry.question.key for entry in entries])
+            found = await asyncio.to_thread(self._ledger.answers, [entry.question for entry in entries])
         except Exception as error:  # noqa: BLE001 - whoever waits gets it, a defect included
             for entry in entries:
                 self._fail(entry, error)
@@ -231,7 +232,7 @@ class Desk:
         judge = self._lanes[entries[0].lane].judges[entries[0].question.kind]
         asked = iter(await judge.ask(questions) if questions else [])
         answers = [next(asked) if answer is None else answer for answer in known]
-        return [entry.timed(answer) if isinstance(answer, Answer) else answer for entry, answer in zip(entries, answers, strict=True)]
+        return [entry.kept(answer) if isinstance(answer, Answer) else answer for entry, answer in zip(entries, answers, strict=True)]
 
     def _leave(self, entry: _Entry) -> None:
         """Nobody waits for an entry any more."""
@@ -267,7 +268,7 @@ class Desk:
 def _row(entry: _Entry, answer: Answer | AccordError) -> _AnswerRow | None:
     """What the ledger keeps: an answer, also one by a judge that has taken the place of the one that was asked."""
     if isinstance(answer, Answer):
-        return entry.question, replace(answer, sample=entry.question.sample), entry.origin
+        return entry.question.kept_as(answer), answer, entry.origin
     if isinstance(answer, JudgeChangedError) and answer.judge is not None and answer.answer is not None:
-        return replace(entry.question, judge=answer.judge), replace(entry.timed(answer.answer), sample=entry.question.sample), entry.origin
+        return replace(entry.question, judge=answer.judge).kept_as(answer.answer), entry.kept(answer.answer), entry.origin
     return None

@@ -31,7 +31,7 @@ from accord.errors import (
 from accord.feedback.completions import Completion, NoUsageError, read_completion
 from accord.feedback.judge_config import OpenAIJudge, Price
 from accord.feedback.metrics import CALLS, COST, RETRIES, count_tokens
-from accord.feedback.records import JudgeIdentity, digest_of
+from accord.feedback.records import OVERFLOW, JudgeIdentity, digest_of
 from accord.rpc.http import Reply, read_reply, retry_after_seconds
 from accord.rpc.secrets import read_secret
 
@@ -118,7 +118,10 @@ class ChatEndpoint:
         if config.max_verdict_tokens != _VERDICT_TOKENS:  # what was cut off for want of room is asked again once there is more
             asked |= {"max_verdict_tokens": config.max_verdict_tokens}
         digest = digest_of(f"endpoint/{_READING}", config.base_url, config.model, fingerprint, asked)
-        found = JudgeIdentity(f"{config.model} at {urlsplit(config.base_url).netloc}", ModelDigests(), configured=self._name, endpoint_digest=digest)
+        found = JudgeIdentity(
+            f"{config.model} at {urlsplit(config.base_url).netloc}", ModelDigests(), configured=self._name, endpoint_digest=digest,
+            context_tokens=config.context_tokens,
+        )  # fmt: skip
         if self._known is not None and self._known != found:
             _log.warning("judge_changed", judge=self._name, fingerprint=fingerprint)
             self._known = found
@@ -235,9 +238,9 @@ class ChatEndpoint:
         """Why an answer is not about the whole prompt, empty where it is. A server that cuts prompts in silence reads up to its context."""
         context, read = self._config.context_tokens, found.prompt_tokens
         if read + max_tokens > context:
-            return f"context overflow: {read} prompt tokens and {max_tokens} for the answer; at most {context} are allowed"
+            return f"{OVERFLOW}: {read} prompt tokens and {max_tokens} for the answer; at most {context} are allowed"
         if 0 < read < size // _MOST_BYTES_PER_TOKEN:
-            return f"context overflow: the endpoint has read {read} tokens of a prompt of {size} bytes"
+            return f"{OVERFLOW}: the endpoint has read {read} tokens of a prompt of {size} bytes"
         return ""
 
     def _trust(self) -> ssl.SSLContext | bool:

@@ -27,7 +27,7 @@ from accord.feedback.labeller import Labeller, Plan
 from accord.feedback.ledger import Ledger
 from accord.feedback.limits import Budget, Pace, Spending
 from accord.feedback.patience import Patience
-from accord.feedback.records import Origin, is_added
+from accord.feedback.records import Origin, Question, is_added
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +246,10 @@ class JobRun:
             if learn is not None:
                 learn(spent)
 
-    async def _spent_on(self, questions: frozenset[str]) -> Spending:
+    async def _spent_on(self, questions: Sequence[Question]) -> Spending:
         """What the job has paid for questions: asked of the ledger, since the last try of a pair finds there what earlier ones have paid for."""
-        return Spending(*await asyncio.to_thread(self._ledger.spent, self.record.name, questions)) if questions else Spending()
+        keys = [key for question in questions for key in (question.key, question.overflow.key)]
+        return Spending(*await asyncio.to_thread(self._ledger.spent, self.record.name, keys)) if keys else Spending()
 
     def _check_stopping(self) -> None:
         if self.stopping:

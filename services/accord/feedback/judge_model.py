@@ -127,7 +127,7 @@ class JudgeModel:
         """
         info = await self._model_info()
         if not adapter:
-            return JudgeIdentity(info.base_model, info.digests, configured=self._name)
+            return JudgeIdentity(info.base_model, info.digests, configured=self._name, context_tokens=info.context_tokens)
         version, digest = self._adapters.get((adapter, info.digests), ("", ""))
         if not version:
             try:
@@ -135,7 +135,7 @@ class JudgeModel:
             except AccordError as error:
                 raise self._translated(error) from error
             self._adapters[version, info.digests] = (version, digest)
-        return JudgeIdentity(info.base_model, info.digests, version, digest, configured=self._name)
+        return JudgeIdentity(info.base_model, info.digests, version, digest, configured=self._name, context_tokens=info.context_tokens)
 
     async def generate(self, items: Sequence[GenerateItem], judge: JudgeIdentity) -> Generation:
         """As `AsyncPolicyClient.generate`, by exactly this judge.

@@ -20,7 +20,7 @@ from accord.feedback.judges.asking import answer_by_rule
 from accord.feedback.labels import Answered, check_prompt, check_text, entry_of, finding_of, label_of, questions_of
 from accord.feedback.ledger import Ledger
 from accord.feedback.panels import Ensemble, Escalation, Finding, Seat, combined, escalated, is_unsure, judges_of, mean_distribution
-from accord.feedback.records import JudgeIdentity, LabelEntry, Origin, Question
+from accord.feedback.records import OVERFLOW, JudgeIdentity, LabelEntry, Origin, Question
 from accord.feedback.room import Room
 from accord.feedback.roster import Roster
 from accord.feedback.settings import Settings, read_settings
@@ -93,11 +93,12 @@ class Labeller:
         await asyncio.to_thread(self._ledger.append_labels, [entry])
         return label
 
-    async def unanswered(self, pair: LabelPairItem, plan: Plan) -> frozenset[str]:
-        """Keys of the questions about a pair that judges may be asked: those that no rule answers and the ledger does not know."""
+    async def unanswered(self, pair: LabelPairItem, plan: Plan) -> tuple[Question, ...]:
+        """The questions about a pair that judges may be asked: those that no rule answers and the ledger does not know."""
         questions = [item.question for judge in judges_of(plan.judge) for item in questions_of(pair, plan.settings, judge)]
-        keys = {question.key for question in questions if answer_by_rule(question) is None}
-        return frozenset(keys - (await asyncio.to_thread(self._ledger.find, list(keys))).keys())
+        open_ones = {question.key: question for question in questions if answer_by_rule(question) is None}
+        known = await asyncio.to_thread(self._ledger.answers, list(open_ones.values()))
+        return tuple(question for key, question in open_ones.items() if key not in known)
 
     async def label_many(self, pairs: Sequence[LabelPairItem | AccordError], plan: Plan, origin: Origin) -> list[Label | AccordError]:
         """A label or an error for each pair; an error in place of a pair stays where it is.
@@ -180,7 +181,7 @@ class Labeller:
             return mean_distribution(await _together(self._distribution(ask, member, origin) for member in seat.members))
         answer, _ = await self._desk.answer(ask(seat), origin)
         if answer.evidence_first is None:
-            refusal = OutOfRangeError if answer.abstention_reason.startswith("context overflow") else InvalidArgumentError
+            refusal = OutOfRangeError if answer.abstention_reason.startswith(OVERFLOW) else InvalidArgumentError
             reason = {ABSTENTION: answer.abstention_reason.partition(":")[0]}
             raise refusal(f"{seat.name} cannot rate this: {answer.abstention_reason}", field="response", metadata=reason)
         return answer.distributions[0]

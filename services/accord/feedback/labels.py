@@ -191,5 +191,5 @@ def _preference(firsts: Mapping[bool, float]) -> float | None:
 
 def _judgement(item: Answered) -> Judgement:
     question = item.shown.question
-    use = LabelUse(question.key, item.shown.a_first, item.cached)
+    use = LabelUse(item.answer.key, item.shown.a_first, item.cached)
     return judgement_of(replace(item.answer, sample=question.sample), use, question.judge.name, question.judge.digest)

@@ -101,6 +101,15 @@ class Ledger:
                     found[row["key"]] = rows.answer_of(row)
         return found
 
+    def answers(self, questions: Sequence[Question]) -> dict[str, Answer]:
+        """The answers to questions that are there, by question key.
+
+        That a judge's context was too small is an answer only where it is the context that the judge has now.
+        """
+        found = self.find([key for question in questions for key in (question.key, question.overflow.key)])
+        known = {question.key: found.get(question.key) or found.get(question.overflow.key) for question in questions}
+        return {key: answer for key, answer in known.items() if answer is not None}
+
     def pair_texts(self, keys: Sequence[str]) -> dict[str, PairText]:
         """The texts of pairs that are there, by content key."""
         with self._reading() as run:

@@ -89,7 +89,7 @@ def answer_of(row: sqlite3.Row) -> Answer:
     return Answer(
         row["probability_first"], row["evidence_first"], row["evidence_second"],
         tuple(tuple(distribution) for distribution in json.loads(row["distributions"])), row["rationale"], row["parsed"],
-        row["abstention_reason"], row["prompt_tokens"], row["response_tokens"], row["cost"], row["sample"], row["latency_seconds"],
+        row["abstention_reason"], row["prompt_tokens"], row["response_tokens"], row["cost"], row["sample"], row["latency_seconds"], row["key"],
     )  # fmt: skip
 
 

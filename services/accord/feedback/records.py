@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ KINDS: tuple[Kind, ...] = ("verdict", "rating", "likelihood")
 VerdictSource = Literal["", "logprobs", "text"]
 IDENTICAL, EMPTY = "identical responses", "empty response"
 """What `Answer.parsed` says where a rule answered and no judge was asked."""
+OVERFLOW = "context overflow"
+"""What the reason of an abstention begins with where a text was too long for the judge, as it is served."""
 ADDED = "accord-"
 """Ids of pairs that a label job adds to its data, to measure the judge, begin so."""
 
@@ -33,8 +35,9 @@ ADDED = "accord-"
 class JudgeIdentity:
     """Who judges: the base model with its digests, and the adapter version over it (both empty for the bare base model).
 
-    `configured` is the judge's name in the configuration, which says where to ask and is no part of who it is. An endpoint shows no weights: it
-    has `endpoint_digest`, of what is known of it, instead of digests.
+    `configured` is the judge's name in the configuration, which says where to ask and is no part of who it is, and neither is `context_tokens`, how
+    much it is served to read (0 where that is not known). An endpoint shows no weights: it has `endpoint_digest`, of what is known of it, instead of
+    digests.
     """
 
     base_model: str
@@ -43,6 +46,7 @@ class JudgeIdentity:
     adapter_digest: str = ""
     configured: str = "default"
     endpoint_digest: str = ""
+    context_tokens: int = 0
 
     @property
     def name(self) -> str:
@@ -61,7 +65,7 @@ class Question:
 
     A `temperature` above 0 samples the rationale, each `sample` (from 0) with a seed of its own; at 0 it is greedy, and there is one.
     `verdict_source` says where the verdict is read: empty for logprobs where the judge gives them. A `repeat` above 0 is the same asked again: a
-    question of its own, so that the first answer does not answer it.
+    question of its own, so that the first answer does not answer it. `context_tokens` is set in the name of an overflow alone (`overflow`).
     """
 
     kind: Kind
@@ -77,6 +81,16 @@ class Question:
     temperature: float = 0.0
     verdict_source: VerdictSource = ""
     repeat: int = 0
+    context_tokens: int | None = None
+
+    @cached_property
+    def overflow(self) -> Question:
+        """The name under which the ledger keeps that the judge's context was too small: it says nothing of the same judge with a larger one."""
+        return replace(self, context_tokens=self.judge.context_tokens)
+
+    def kept_as(self, answer: Answer) -> Question:
+        """The name under which the ledger keeps an answer."""
+        return self.overflow if answer.abstention_reason.startswith(OVERFLOW) else self
 
     @cached_property
     def key(self) -> str:
@@ -98,6 +112,8 @@ class Question:
             found |= {"verdict_source": self.verdict_source}
         if self.repeat:
             found |= {"repeat": self.repeat}
+        if self.context_tokens is not None:
+            found |= {"context_tokens": self.context_tokens}
         return found
 
     @property
@@ -118,7 +134,7 @@ class Answer:
     `probability_first` is None on abstention, `evidence_*` where no judge was needed (an empty response). `distributions` are those of the
     ratings. `parsed` is "first", "second", "tie" or "unusable: reason" where text was asked for. `cost` is money, 0 for a judge without a price;
     `sample` counts the answers of self-consistency from 0; `latency_seconds` is the time from question to answer, waiting included, None where it
-    was not measured.
+    was not measured. `key` is its key in the ledger, empty before it is there, and no part of what was said.
     """
 
     probability_first: float | None
@@ -133,6 +149,7 @@ class Answer:
     cost: float = 0.0
     sample: int = 0
     latency_seconds: float | None = None
+    key: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

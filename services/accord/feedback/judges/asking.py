@@ -11,7 +11,7 @@ from typing import Protocol
 
 from accord.client.policy import ResponseLogprobs
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, OutOfRangeError
-from accord.feedback.records import EMPTY, IDENTICAL, Answer, Question
+from accord.feedback.records import EMPTY, IDENTICAL, OVERFLOW, Answer, Question
 from accord.text.chat import Message
 from accord.text.judge import visible
 
@@ -37,7 +37,7 @@ def user_turn(text: str) -> tuple[Message, ...]:
 def no_answer(error: AccordError) -> Answer | AccordError:
     """An abstention where the judge cannot read this question (too long, not tokenizable); any other error as it is."""
     if isinstance(error, OutOfRangeError):
-        return Answer(None, abstention_reason=f"context overflow: {error.message}")
+        return Answer(None, abstention_reason=f"{OVERFLOW}: {error.message}")
     if isinstance(error, InvalidArgumentError):
         return Answer(None, abstention_reason=f"unreadable text: {error.message}")
     return error
