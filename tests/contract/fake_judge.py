@@ -34,6 +34,7 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
 
     Attributes:
         answered: what each answered item asked, in order.
+        written: prompt and seed of each text that was generated, in order.
         cancelled: calls whose caller left before they were answered.
         finished: calls that were answered.
         waiting: calls that take their time, or are held, now.
@@ -43,6 +44,7 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
         self.policy = policy or FakePolicy()
         self.latency_seconds = latency_seconds
         self.answered: list[str] = []
+        self.written: list[tuple[str, int | None]] = []
         self.calls = 0
         self.cancelled = 0
         self.finished = 0
@@ -82,7 +84,7 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
         return pb.LoadAdapterResponse(adapter=pb.AdapterInfo(name=name, digest=digest))
 
     def Generate(self, request: Any, context: Any) -> pb.GenerateResponse:
-        items = [GenerateItem(prompt_from_proto(item.prompt), Sampling(max_tokens=item.sampling.max_tokens)) for item in request.items]
+        items = [GenerateItem(prompt_from_proto(item.prompt), _sampling(item.sampling)) for item in request.items]
         self._arrive(context, [text_of(item.prompt) for item in items])
         found = self._run(
             context, lambda: self.policy.generate(items, adapter=request.adapter, expected_digests=_expected(request), timeout_seconds=None)
@@ -94,6 +96,9 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
                 wire.status.CopyFrom(item_status(result.error))
             for sample in result.samples:
                 wire.samples.add(text=sample.text, token_ids=common_pb2.TokenIds(ids=sample.token_ids), finish_reason=pb.FINISH_REASON_EOS)
+        with self._lock:
+            self.written += [(text_of(item.prompt), item.sampling.seed) for item in items]
+            self.finished += 1
         return reply
 
     def ComputeLogprobs(self, request: Any, context: Any) -> pb.ComputeLogprobsResponse:
@@ -160,6 +165,10 @@ class FakeJudge(rpc.PolicyServiceServicer, rpc.PolicyAdminServiceServicer):
 def shared_judge() -> FakeJudge:
     """One unbiased judge for all tests that leave it as it is; it ends with the tests' process."""
     return FakeJudge()
+
+
+def _sampling(wire: pb.SamplingParams) -> Sampling:
+    return Sampling(max_tokens=wire.max_tokens, seed=wire.seed if wire.HasField("seed") else None)
 
 
 def _expected(request: Any) -> ModelDigests | None:

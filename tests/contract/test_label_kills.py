@@ -1,15 +1,17 @@
-"""A label job whose server is killed at random, five times and at depth twenty: every judgement once in the ledger, none lost, and none bought twice
-but those that the judge had answered when the server that had asked died.
+"""A label job whose server is killed at random, five times (three for all but plain verdicts) and at depth twenty: every judgement once in the
+ledger, none lost, and none bought twice but those that a judge had answered when the server that had asked died.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import sqlite3
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tests.contract.fake_judge import FakeJudge
 from tests.contract.harness import ServerProcess, eventually
 from tests.unit.feedback.fakes import FakePolicy
 
-from accord.client.feedback import FeedbackClient, Judge, LabelJob, LabelJobSpec
+from accord.client.feedback import Candidates, FeedbackClient, Judge, LabelJob, LabelJobSpec
 from accord.data.readers import read_pairs
 from accord.data.records import PreferencePair
 from accord.data.writers import write_pairs
@@ -27,24 +29,114 @@ from accord.rpc.channels import ChannelConfig
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
-PAIRS_A_KILL, CALLS, A_CALL = 40, 3, 4  # up to 40 questions and those that come until the kill; a pair is two questions
+CALLS, A_CALL = 3, 4
 CONFIG = {"concurrency": CALLS, "batch_pairs": A_CALL}
 TASK = Task.CONVERSATION
 
 
-def start(judge: FakeJudge, folder: Path) -> ServerProcess:
-    return ServerProcess("accord.feedback", {**feedback_config(folder), "policy": judge.address, **CONFIG}, folder)
+def likes_plain(shown: str, text: str) -> float:
+    """A judge that is sure of the response that begins with `plain`, wherever it is shown."""
+    plain_first = shown.index("plain answer") < shown.index("another one,")
+    return math.log(0.9 if plain_first == text.endswith("1") else 0.1)
+
+
+def larger() -> FakePolicy:
+    policy = FakePolicy(base="base-2")
+    policy.logprob_of = likes_plain
+    return policy
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of judging: who answers (`default` first), the judges over them, how they are asked, and what is asked of each about a pair.
+
+    `unsure` pairs, every second one, are those that the first judge cannot tell; `asked` is the number of questions of an even and of an odd pair.
+    """
+
+    judge: Judge = field(default_factory=lambda: Judge("verdict"))
+    policies: Mapping[str, Callable[[], FakePolicy]] = field(default_factory=lambda: {"default": lambda: FakePolicy(bias=0.5)})
+    judges: Mapping[str, Any] = field(default_factory=dict)
+    pairs_a_kill: int = 40
+    asked: tuple[int, int] = (2, 2)
+    unsure: bool = False
+    candidates: Candidates | None = None
+
+    def questions(self, pairs: int) -> int:
+        """What is asked of all judges together."""
+        return self.asked[0] * ((pairs + 1) // 2) + self.asked[1] * (pairs // 2)
+
+
+METHODS = {
+    "verdict": Method(),
+    "ensemble": Method(
+        Judge("verdict", name="both"),
+        {"default": lambda: FakePolicy(bias=0.5), "second": lambda: FakePolicy(bias=-0.5, base="base-2")},
+        {"both": {"kind": "ensemble", "members": ["default", "second"]}}, pairs_a_kill=20, asked=(4, 4),
+    ),
+    "escalation": Method(
+        Judge("verdict", name="careful"),
+        {"default": lambda: FakePolicy(bias=0.5), "second": larger},
+        {"careful": {"kind": "escalation", "first": "default", "then": "second", "threshold": 0.1}}, pairs_a_kill=30, asked=(2, 4), unsure=True,
+    ),
+    "self-consistency": Method(
+        Judge("verdict", rationale=True, max_rationale_tokens=64, consistency_samples=2),
+        {"default": lambda: FakePolicy(bias=0.5, write=lambda prompt: "I weigh them.", seeded=True)}, pairs_a_kill=20, asked=(4, 4),
+    ),
+    "candidates": Method(policies={"default": lambda: FakePolicy(bias=0.5, write=lambda prompt: "good", seeded=True)}, candidates=Candidates()),
+}  # fmt: skip
+
+
+class Judges:
+    """The judges of a method, each with a server of its own."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.running = {name: FakeJudge(make(), latency_seconds=0.03) for name, make in method.policies.items()}
+
+    @property
+    def answered(self) -> list[str]:
+        return [f"{name}: {asked}" for name, judge in self.running.items() for asked in judge.answered]
+
+    @property
+    def written(self) -> list[tuple[str, int | None]]:
+        return [text for judge in self.running.values() for text in judge.written]
+
+    @property
+    def at_rest(self) -> bool:
+        return all(judge.waiting == 0 and judge.finished + judge.cancelled == judge.calls for judge in self.running.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Most questions that can be lost at once."""
+        return len(self.running) * CALLS * A_CALL
+
+    def start(self, folder: Path) -> ServerProcess:
+        """A feedback server over them."""
+        others = {name: {"kind": "policy", "address": judge.address} for name, judge in self.running.items() if name != "default"}
+        config = {**feedback_config(folder), "policy": self.running["default"].address, "judges": {**others, **self.method.judges}, **CONFIG}
+        return ServerProcess("accord.feedback", config, folder)
+
+    def stop(self) -> None:
+        for judge in self.running.values():
+            judge.stop()
+
+
+@pytest.fixture
+def judges(request: pytest.FixtureRequest) -> Iterator[Judges]:
+    running = Judges(METHODS[getattr(request, "param", "verdict")])
+    yield running
+    running.stop()
 
 
 def client(server: ServerProcess) -> FeedbackClient:
     return FeedbackClient(ChannelConfig(address=server.address, attempts=1))
 
 
-def write_data(path: Path, count: int) -> str:
-    rows = [
-        PreferencePair(f"p{n:03}", TASK, (Message("user", f"question {n}"),), f"good answer {n}", f"another one, {n}", 1.0, f"g{n}", 1.0)
-        for n in range(count)
-    ]
+def write_data(path: Path, count: int, *, unsure: bool = False) -> str:
+    rows = []
+    for n in range(count):
+        better = f"plain answer {n}" if unsure and n % 2 else f"good answer {n}"
+        rows.append(PreferencePair(f"p{n:03}", TASK, (Message("user", f"question {n}"),), better, f"another one, {n}", 1.0, f"g{n}", 1.0))
     write_pairs(path, rows)
     return str(path)
 
@@ -66,68 +158,103 @@ def ended(feedback: FeedbackClient, name: str) -> LabelJob:
     return list(feedback.watch_label_job(name, timeout_seconds=90))[-1]
 
 
-def kill_in_the_middle(server: ServerProcess, judge: FakeJudge, more: int) -> None:
-    """SIGKILL once so many more questions are answered; returns when the judge is at rest."""
-    target = len(judge.answered) + more
-    eventually(lambda: len(judge.answered) >= target, timeout_seconds=30)
+def kill_in_the_middle(server: ServerProcess, judges: Judges, more: int) -> None:
+    """SIGKILL once so much more is answered or written; returns when the judges are at rest."""
+
+    def done() -> int:
+        return len(judges.answered) + len(judges.written)
+
+    target = done() + more
+    eventually(lambda: done() >= target, timeout_seconds=30)
     server.signal(signal.SIGKILL)
     server.wait(10)
-    eventually(lambda: judge.waiting == 0 and judge.finished + judge.cancelled == judge.calls, timeout_seconds=10)
+    eventually(lambda: judges.at_rest, timeout_seconds=10)
 
 
-@pytest.fixture
-def judge() -> Any:
-    running = FakeJudge(FakePolicy(bias=0.5), latency_seconds=0.03)
-    yield running
-    running.stop()
+def killed(judges: Judges, folder: Path, spec: LabelJobSpec, kills: int) -> int:
+    """Kills a job's server so often, each time in the midst of its work; what was answered and lost."""
+    draw, lost = random.Random(20), 0
+    for kill in range(kills):
+        with judges.start(folder) as server, client(server) as feedback:
+            if kill == 0:
+                feedback.create_label_job(spec)
+            kill_in_the_middle(server, judges, draw.randint(1, 40))
+        lost_now = len(judges.answered) - judgements(folder) - lost
+        assert 0 <= lost_now <= judges.in_flight, f"kill {kill}"
+        lost += lost_now
+    return lost
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.training)])
-def test_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judge: FakeJudge, tmp_path: Path, kills: int) -> None:
-    draw, pairs = random.Random(20), PAIRS_A_KILL * kills
-    spec = LabelJobSpec("job-1", write_data(tmp_path / "pairs.jsonl", pairs), TASK, str(tmp_path / "out"), judge=Judge("verdict"), seed=5)
-    lost = 0  # answered by the judge, and not in the ledger when the server died
-    for kill in range(kills):
-        with start(judge, tmp_path) as server, client(server) as feedback:
-            if kill == 0:
-                feedback.create_label_job(spec)
-            kill_in_the_middle(server, judge, draw.randint(1, 40))
-        lost_now = len(judge.answered) - judgements(tmp_path) - lost
-        assert 0 <= lost_now <= CALLS * A_CALL, f"kill {kill}"
-        lost += lost_now
-    assert 2 * pairs > judgements(tmp_path) > kills  # the kills were in the middle
-    with start(judge, tmp_path) as server, client(server) as feedback:
+@pytest.mark.parametrize(
+    ("judges", "kills"),
+    [
+        pytest.param(name, kills, marks=[pytest.mark.training] if kills == 20 else [])
+        for name in METHODS
+        for kills in (5 if name == "verdict" else 3, 20)
+    ],
+    indirect=["judges"],
+)
+def test_kills_lose_nothing_and_buy_only_what_was_in_flight_again(judges: Judges, tmp_path: Path, kills: int) -> None:
+    method = judges.method
+    pairs = method.pairs_a_kill * kills
+    questions = method.questions(pairs)
+    data = write_data(tmp_path / "pairs.jsonl", pairs, unsure=method.unsure)
+    spec = LabelJobSpec("job-1", data, TASK, str(tmp_path / "out"), judge=method.judge, seed=5, candidates=method.candidates)
+    lost = killed(judges, tmp_path, spec, kills)
+    assert questions > judgements(tmp_path)  # the kills were in the middle
+    with judges.start(tmp_path) as server, client(server) as feedback:
         job = ended(feedback, "labelJobs/job-1")
-        assert (job.state, job.total_pairs, job.done_pairs) == ("succeeded", pairs, pairs)
+        assert (job.state, job.total_pairs, job.done_pairs) == ("succeeded", pairs, pairs), job.message
+        assert job.escalated_pairs == (pairs // 2 if method.unsure else 0)
 
-        asked = Counter(judge.answered)
-        assert len(asked) == 2 * pairs  # no question is missing
-        assert sum(asked.values()) == 2 * pairs + lost  # and only what was lost in flight was asked again
-        assert lost <= kills * CALLS * A_CALL
-        assert judgements(tmp_path) == 2 * pairs
+        asked = Counter(judges.answered)
+        assert len(asked) == questions  # no question is missing
+        assert sum(asked.values()) == questions + lost  # and only what was lost in flight was asked again
+        assert judgements(tmp_path) == questions
+        assert rows_of(tmp_path, "SELECT count(*), count(DISTINCT key) FROM label_judgements") == [(questions, questions)]
         assert len(rows_of(tmp_path, "SELECT DISTINCT pair_id FROM labels")) == len(rows_of(tmp_path, "SELECT pair_id FROM labels")) == pairs
-        rows = read_pairs(job.dataset_uri, strict=True).rows
-        assert [row.pair_id for row in rows] == [f"p{n:03}" for n in range(pairs)]
-        assert all(row.chosen.startswith("good") for row in rows)
-        (card,) = json.loads(Path(job.card_uri).read_text())["cards"]
-        assert (card["pairs"], card["tokens"]) == (pairs, job.tokens)
+        check_output(job, pairs, method)
+        check_texts(judges, tmp_path, pairs, kills)
 
-        before = len(judge.answered)
-        feedback.create_label_job(replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), seed=6))
+        before = len(judges.answered)
+        feedback.create_label_job(replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), seed=6 if method.candidates is None else 5))
         second = ended(feedback, "labelJobs/job-2")
-        assert (second.state, second.tokens, second.cached_judgements) == ("succeeded", 0, 2 * pairs)
-        assert len(judge.answered) == before
-    print(f"\n{kills} kills: {lost} of {2 * pairs} judgements answered and lost in flight, asked again")
+        assert (second.state, second.tokens, second.cached_judgements) == ("succeeded", 0, questions)
+        assert len(judges.answered) == before
+    print(f"\n{kills} kills: {lost} of {questions} judgements answered and lost in flight, asked again")
 
 
-def test_two_jobs_at_once_over_the_same_pairs_ask_each_question_once(judge: FakeJudge, tmp_path: Path) -> None:
+def check_output(job: LabelJob, pairs: int, method: Method) -> None:
+    """Each pair is in the data set once, as the judges see it, and what it took is on the card."""
+    rows = read_pairs(job.dataset_uri, strict=True).rows
+    assert [row.pair_id for row in rows] == [f"p{n:03}" if method.candidates is None else f"g{n}" for n in range(pairs)]
+    if method.candidates is None:
+        assert all(row.chosen.startswith(("good", "plain")) for row in rows)
+    (card,) = json.loads(Path(job.card_uri).read_text())["cards"]
+    assert (card["pairs"], card["tokens"]) == (pairs, job.tokens)
+
+
+def check_texts(judges: Judges, folder: Path, pairs: int, kills: int) -> None:
+    """Rationales and candidates: each is written once, but for those in flight, and again by the seed that it had."""
+    method, written = judges.method, Counter(judges.written)
+    if method.candidates is not None:
+        (file,) = (folder / "jobs").glob("*.candidates.jsonl")
+        kept = [json.loads(line) for line in file.read_text().splitlines()]
+        assert sorted(each["prompt_id"] for each in kept) == sorted(f"g{n}" for n in range(pairs))
+        assert {each[side] for each in kept for side in ("a", "b")} == {f"good [seed {seed}]" for _, seed in written}
+    expected = 2 * pairs if method.candidates else method.questions(pairs) if method.judge.rationale else 0
+    assert len(written) == expected
+    assert sum(written.values()) <= expected + kills * 2 * judges.in_flight
+
+
+def test_two_jobs_at_once_over_the_same_pairs_ask_each_question_once(judges: Judges, tmp_path: Path) -> None:
     spec = LabelJobSpec("job-1", write_data(tmp_path / "pairs.jsonl", 60), TASK, str(tmp_path / "out"), judge=Judge("verdict"))
-    with start(judge, tmp_path) as server, client(server) as feedback:
+    with judges.start(tmp_path) as server, client(server) as feedback:
         feedback.create_label_job(spec)
         feedback.create_label_job(replace(spec, request_id="job-2", output_uri=str(tmp_path / "out2"), seed=6))
         first, second = ended(feedback, "labelJobs/job-1"), ended(feedback, "labelJobs/job-2")
     assert (first.state, second.state) == ("succeeded", "succeeded")
-    assert max(Counter(judge.answered).values()) == 1
-    assert len(judge.answered) == judgements(tmp_path) == 120
+    assert max(Counter(judges.answered).values()) == 1
+    assert len(judges.answered) == judgements(tmp_path) == 120
     assert first.cached_judgements + second.cached_judgements == 120

@@ -56,16 +56,19 @@ class FakePolicy:
         bias: how much it likes what is shown first.
         context_tokens: prompts and responses over this are OUT_OF_RANGE.
         write: what it writes when it is asked to generate.
+        seeded: whether a text says by which seed it was sampled, so that each is another.
         base: its base model's digest.
     """
 
     def __init__(
-        self, *, bias: float = 0.0, context_tokens: int = 100_000, write: Callable[[str], str] = lambda prompt: "", base: str = "base-1"
-    ) -> None:
+        self, *, bias: float = 0.0, context_tokens: int = 100_000, write: Callable[[str], str] = lambda prompt: "", base: str = "base-1",
+        seeded: bool = False,
+    ) -> None:  # fmt: skip
         self.bias = bias
         self.context_tokens = context_tokens
         self.write = write
         self.base = base
+        self.seeded = seeded
         self.adapters: dict[str, tuple[str, str]] = {}
         self.calls: list[int] = []
         self.asked: list[str] = []
@@ -98,7 +101,7 @@ class FakePolicy:
         results = []
         for item in items:
             prompt = text_of(item.prompt)
-            text = self.write(prompt)
+            text = self.write(prompt) + (f" [seed {item.sampling.seed}]" if self.seeded else "")
             error = self._overflow(prompt, "")
             samples = () if error else (Sample(0, text, ids_of(text), (-0.1,) * len(text), self.finish, 0),)
             results.append(GenerateResult("", error, samples, ids_of(prompt)))
