@@ -268,7 +268,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replaces a file's text so that a reader, or a kill, sees the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

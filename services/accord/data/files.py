@@ -58,11 +58,11 @@ def opened(uri: str) -> Iterator[BinaryIO]:
     """The file, open for reading bytes.
 
     Raises:
-        NotFoundError, PermissionDeniedError, UnavailableError: what is behind a URL is not there, may not be read, or fails now or later.
+        NotFoundError, PermissionDeniedError, UnavailableError: the file is not there or may not be read, or what is behind a URL fails later.
         FailedPreconditionError: as `check_file`.
     """
     if not is_url(uri):
-        with local_path(uri).open("rb") as file:
+        with _local(uri) as file:
             yield file
         return
     with _reported(uri):
@@ -70,6 +70,18 @@ def opened(uri: str) -> Iterator[BinaryIO]:
 
         with fsspec.open(uri, "rb") as file:
             yield file
+
+
+def _local(uri: str) -> BinaryIO:
+    path = local_path(uri)
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no file {path}", field=_FIELD) from None
+    except PermissionError as error:
+        raise PermissionDeniedError(f"{path} may not be read: {error.strerror}", field=_FIELD) from error
+    except OSError as error:
+        raise UnavailableError(f"{path} cannot be read: {error.strerror}", field=_FIELD) from error
 
 
 def shown(uri: str) -> str:

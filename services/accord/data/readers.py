@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from accord.data.formats import find_format
-from accord.data.formats.row import BadRow, Format, Row
+from accord.data.formats.row import BadRow, Format, Row, check_stored
 from accord.data.ratings import FIRST, RatedRows
 from accord.data.records import Dataset, Demonstration, PreferencePair, Prompt, ReadReport, RecordT, RunningDigest, Text, digest_of
 from accord.data.sources import RawRow, check_source, rows
@@ -210,11 +210,13 @@ def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> I
             continue
         try:
             found = candidate.parse(raw.value)
+            several = found if isinstance(found, tuple) else (found,)
+            for row in several:
+                check_stored(row)
         except BadRow as problem:
             account.reject(raw, str(problem))
             continue
         chosen = candidate
-        several = found if isinstance(found, tuple) else (found,)
         account.seen += len(several) - 1
         for place, row in enumerate(several):
             if options.split not in (ALL_SPLITS, row.split or options.split):

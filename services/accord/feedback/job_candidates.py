@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,12 +17,12 @@ from pathlib import Path
 
 from accord.client.feedback import LabelJobSpec
 from accord.data.records import PreferencePair, Prompt
-from accord.errors import DataLossError
+from accord.errors import DataLossError, UnavailableError
 from accord.feedback.candidates import Candidate
 
 
 class CandidateFile:
-    """What a job has sampled, one JSON line a prompt, on disk when `append` returns.
+    """What a job has sampled, one JSON line a prompt, on disk when `append` returns. Its methods may be called from any thread.
 
     Args:
         path: the file; it need not be there.
@@ -29,6 +30,7 @@ class CandidateFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._writing = threading.Lock()
 
     def read(self) -> dict[str, Candidate]:
         """All candidates by prompt id. A last line that a kill cut short is taken off the file.
@@ -54,27 +56,40 @@ class CandidateFile:
         return found
 
     def append(self, candidates: Sequence[Candidate]) -> None:
-        """Makes candidates durable."""
-        with self._path.open("ab") as file:
-            file.write(b"".join(json.dumps(asdict(candidate)).encode() + b"\n" for candidate in candidates))
-            file.flush()
-            os.fsync(file.fileno())
+        """Makes candidates durable, all of them or none.
+
+        Raises:
+            UnavailableError: they cannot be written now.
+        """
+        lines = b"".join(json.dumps(asdict(candidate)).encode() + b"\n" for candidate in candidates)
+        try:
+            with self._writing, self._path.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    while lines:
+                        lines = lines[file.write(lines) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)  # half a line would stand before what is written once there is room
+                    raise
+        except OSError as error:
+            raise UnavailableError(f"candidates cannot be written to {self._path.parent}: {error.strerror}", retry_after_seconds=1.0) from error
 
 
 async def fill(
     file: CandidateFile, prompts: Sequence[Prompt], sample: Callable[[list[Prompt]], Awaitable[list[Candidate]]], say: Callable[[int], None], *,
     batch: int, concurrency: int,
 ) -> dict[str, Candidate]:  # fmt: skip
-    """Candidates for all prompts: those of the file, and the rest sampled in batches, several at once; `say` takes how many there are."""
+    """Candidates for all prompts: those of the file, and the rest sampled in batches, several at once; `say` takes how many there are.
+
+    What `sample` returns is in the file by then.
+    """
     found = await asyncio.to_thread(file.read)
     missing = iter([prompt for prompt in prompts if prompt.prompt_id not in found])
-    writing = asyncio.Lock()
 
     async def work() -> None:
         while part := list(islice(missing, batch)):
             candidates = await sample(part)
-            async with writing:
-                await asyncio.to_thread(file.append, candidates)
             found.update({candidate.prompt_id: candidate for candidate in candidates})
             say(len(found))
 

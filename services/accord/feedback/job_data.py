@@ -49,7 +49,10 @@ def read_job_prompts(record: JobRecord) -> tuple[tuple[Prompt, ...], dict[str, i
 
 
 def _of_the_job(record: JobRecord, found: Dataset[RecordT], rows: list[tuple[str, RecordT]]) -> tuple[tuple[RecordT, ...], dict[str, int], str]:
-    """The rows of the job's task that may be labelled, the rest counted, within the job's limit."""
+    """The rows of the job's task that may be labelled, the rest counted, within the job's limit.
+
+    A label is known by its pair's id, so that of rows of several splits with one id the first alone is labelled.
+    """
     spec, rejected = record.spec, dict(found.report.rejected)
     if len(rows) < len(found.rows):
         rejected[f"of another task than {spec.task.value}"] = len(found.rows) - len(rows)
@@ -57,6 +60,12 @@ def _of_the_job(record: JobRecord, found: Dataset[RecordT], rows: list[tuple[str
     if added:
         rejected[f"id begins with {ADDED}, as those of pairs that jobs add"] = added
         rows = [(name, row) for name, row in rows if not is_added(name)]
+    once: dict[str, RecordT] = {}
+    for name, row in rows:
+        once.setdefault(name, row)
+    if len(once) < len(rows):
+        rejected["id occurs in another split"] = len(rows) - len(once)
+        rows = list(once.items())
     if not rows:
         left_out = {f"of other splits than {spec.split}": found.report.other_splits, **rejected}
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count) or "it is empty"

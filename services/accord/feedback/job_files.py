@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from accord.client.feedback import Candidates, JobState, Judge, LabelJobSpec, LabelLimits
-from accord.errors import DataLossError
+from accord.errors import DataLossError, UnavailableError
 from accord.feedback.records import digest_of
 from accord.rundir import write_atomically
 from accord.text.tasks import Task
@@ -66,8 +66,15 @@ class JobFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, record: JobRecord) -> None:
-        """Replaces a job's file."""
-        write_atomically(self._path(record.name), json.dumps(asdict(record), indent=1))
+        """Replaces a job's file.
+
+        Raises:
+            UnavailableError: it cannot be written now.
+        """
+        try:
+            write_atomically(self._path(record.name), json.dumps(asdict(record), indent=1))
+        except OSError as error:
+            raise UnavailableError(f"the job's file cannot be written to {self._folder}: {error.strerror}", retry_after_seconds=1.0) from error
 
     def read_all(self) -> list[JobRecord]:
         """All jobs, oldest first.

@@ -7,6 +7,7 @@ whole or not at all. What does not belong here: what is in the files (`accord.fe
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,12 @@ def output_place(uri: str) -> str:
     """The folder as an absolute path, or as a URL without a slash at its end."""
     if is_url(uri):
         return uri.rstrip("/")
-    return str(Path(uri.removeprefix("file://")).absolute())
+    return os.path.abspath(uri.removeprefix("file://"))
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two files or folders are one, by whatever path."""
+    return one == other if is_url(one) or is_url(other) else os.path.realpath(one) == os.path.realpath(other)
 
 
 def check_output(place: str) -> None:
@@ -52,9 +58,19 @@ def output_folder(place: str) -> Iterator[Path]:
     """A local folder to write to; where the output is a URL, its files are there when the block has ended well.
 
     Raises:
-        UnavailableError: the files could not be put where they belong; a later try may.
+        UnavailableError: the files could not be written where they belong (a full disk, a folder that is gone); a later try may.
     """
+    try:
+        with _folder_of(place) as folder:
+            yield folder
+    except OSError as error:
+        raise UnavailableError(f"{place} cannot be written: {error.strerror or error}", field=_FIELD, retry_after_seconds=1.0) from error
+
+
+@contextlib.contextmanager
+def _folder_of(place: str) -> Iterator[Path]:
     if not is_url(place):
+        Path(place).mkdir(parents=True, exist_ok=True)
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="accord-labels-") as folder:

@@ -115,7 +115,11 @@ class JobRun:
                 await self._run()
 
     async def save(self, **changes: object) -> None:
-        """Changes the record, its file first; a cancellation waits until both agree."""
+        """Changes the record, its file first; a cancellation waits until both agree.
+
+        Raises:
+            UnavailableError: the file cannot be written now; the record stays as it is.
+        """
         async with self._saving:
             record = replace(self.record, **changes)  # type: ignore[arg-type]
             writing = asyncio.create_task(asyncio.to_thread(self._files.write, record))
@@ -129,8 +133,12 @@ class JobRun:
     def say(self, message: str) -> None:
         """Shows a message; it is not worth a write of the file."""
         if message != self.record.message:
-            self.record = replace(self.record, message=message)
-            self._on_change()
+            self.show(message=message)
+
+    def show(self, **changes: object) -> None:
+        """Changes the record for those who look at the job, and not its file."""
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+        self._on_change()
 
     def _do(self, words: str) -> None:
         """Says what is being done, now and whenever nothing is waited for."""
@@ -144,8 +152,8 @@ class JobRun:
         work = JobWork(self.record.name, self.record.spec, pairs, await self._patience.of(self._plan), self._ledger)
         for stage in STAGES:
             await self._label_all(stage, work)
-        self.finishing = not is_url(self.record.output)  # a URL may be away for long, and a job that waits for it can be cancelled
-        await self._finish(pairs)
+        await self.count()
+        await self._patience.of(partial(self._finish, pairs))
 
     async def _label_all(self, stage: Stage, work: JobWork) -> None:
         """Labels what a stage asks for and has no label yet."""
@@ -185,7 +193,7 @@ class JobRun:
         known = self.record.input_digest
         if known and known != digest:
             raise FailedPreconditionError(f"{shown(self.record.data_uri)} has changed since the job began (sha256 {known}, now {digest})")
-        await self.save(total_pairs=rows, input_digest=digest, rejected_rows=rejected)
+        await self._patience.of(partial(self.save, total_pairs=rows, input_digest=digest, rejected_rows=rejected))
 
     async def _sampled(self, prompts: tuple[Prompt, ...]) -> tuple[PreferencePair, ...]:
         """A pair of candidates for each prompt that the policy can answer."""
@@ -195,20 +203,24 @@ class JobRun:
         lineage = await self._patience.of(partial(source.identify, options))
         if self.record.candidates_from and dict(self.record.candidates_from) != lineage:
             raise FailedPreconditionError(f"what candidates are sampled from has changed since the job began: {_changes(self.record, lineage)}")
-        await self.save(candidates_from=lineage)
+        await self._patience.of(partial(self.save, candidates_from=lineage))
+        file = CandidateFile(self._files.candidates(self.record.name))
 
         async def sample(part: list[Prompt]) -> list[Candidate]:
             self._check_stopping()
-            return await self._patience.of(partial(source.sample, part, options, lineage, self.record.spec.seed))
+            candidates = await self._patience.of(partial(source.sample, part, options, lineage, self.record.spec.seed))
+            await self._patience.of(partial(asyncio.to_thread, file.append, candidates))
+            return candidates
 
         found = await fill(
-            CandidateFile(self._files.candidates(self.record.name)), prompts, sample,
+            file, prompts, sample,
             lambda count: self._do(f"sampling candidates: {count} of {len(prompts)} prompts"),
             batch=self._config.batch_pairs, concurrency=self._config.concurrency,
         )  # fmt: skip
         self._do("")
         pairs, refused = candidate_pairs(prompts, found, self.record.spec, lineage)
-        await self.save(total_pairs=len(pairs), rejected_rows={**self.record.rejected_rows, **refused}, message="")
+        counted = {**self.record.rejected_rows, **refused}
+        await self._patience.of(partial(self.save, total_pairs=len(pairs), rejected_rows=counted, message=""))
         return pairs
 
     async def _plan(self) -> Plan:
@@ -256,9 +268,13 @@ class JobRun:
             raise _StoppingError
 
     async def _finish(self, pairs: tuple[PreferencePair, ...]) -> None:
-        await self.count()
-        facts = await self._patience.of(lambda: asyncio.to_thread(write_output, self._ledger, self.record, pairs))
-        await self.save(state="succeeded", message="", end_time=time.time(), **facts)
+        """Writes the output. A job that waits for a place that cannot be written, or writes to a URL, which may take long, can be cancelled."""
+        self.finishing = not is_url(self.record.output)
+        try:
+            facts = await asyncio.to_thread(write_output, self._ledger, self.record, pairs)
+            await self.save(state="succeeded", message="", end_time=time.time(), **facts)
+        finally:
+            self.finishing = False
 
 
 def _changes(record: JobRecord, lineage: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ from accord.feedback.candidates import CandidateSource
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.job_data import CARD_FILE, CARD_PAGE, LABELS_FILE
 from accord.feedback.job_files import JobFiles, JobRecord
-from accord.feedback.job_output import check_output, is_output_there, output_place
+from accord.feedback.job_output import check_output, is_output_there, is_same_place, output_place
 from accord.feedback.job_run import JobRun
 from accord.feedback.labeller import Labeller
 from accord.feedback.ledger import Ledger
@@ -32,6 +32,7 @@ from accord.rpc.logs import describe_exception
 
 _log = structlog.get_logger(__name__)
 _PREFIX = "labelJobs/"
+_LOOK_AGAIN_SECONDS = 0.1
 
 
 class LabelJobs:
@@ -110,13 +111,14 @@ class LabelJobs:
         """Gives a job that runs, or has ended at a limit, the limits that are asked for now; lets one that has lost its files write them again."""
         record = job.run.record
         if record.state == "succeeded" and not await asyncio.to_thread(is_output_there, record.output, (LABELS_FILE, CARD_FILE, CARD_PAGE)):
-            await asyncio.to_thread(check_output, record.output)
+            await asyncio.to_thread(self._check_output, record)
             await job.reopen(asked.spec, self._turns)
         elif record.spec.limits == asked.spec.limits:
             return
         elif record.state == "running":
             await job.run.save(spec=asked.spec)
         elif record.at_limit:
+            await asyncio.to_thread(self._check_output, record)
             await job.reopen(asked.spec, self._turns)
 
     def get(self, name: str) -> LabelJob:
@@ -179,9 +181,15 @@ class LabelJobs:
             if self._source is None:
                 raise FailedPreconditionError("this server has no policy service to sample candidates from", field="candidates")
             self._source.check(record.spec.candidates)
+        self._check_output(record)
+
+    def _check_output(self, record: JobRecord) -> None:
+        """Refuses an output that would take the place of the job's own data, or of what another job has written or will write."""
+        if is_same_place(f"{record.output}/{LABELS_FILE}", record.data_uri):
+            raise InvalidArgumentError(f"the job would write over its own data, {shown(record.data_uri)}; give another folder", field="output_uri")
         for job in self._jobs.values():
             other = job.run.record
-            if other.output == record.output and other.state in ("running", "succeeded"):
+            if other.name != record.name and other.state in ("running", "succeeded") and is_same_place(other.output, record.output):
                 raise FailedPreconditionError(f"{record.output} is the output folder of {other.name}; give another", field="output_uri")
         check_output(record.output)
 
@@ -220,9 +228,11 @@ class _Job:
         async with self._cancelling:
             if self.task is None or self.run.record.ended:
                 return
-            if not self.run.finishing:
-                self.task.cancel()
+            while self.run.finishing and not self.task.done():
+                await asyncio.wait({self.task}, timeout=_LOOK_AGAIN_SECONDS)
+            self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
+            await self._recount()
             if not self.run.record.ended:
                 await self.run.save(state="cancelled", message="cancelled by a caller", end_time=time.time())
 
@@ -249,8 +259,11 @@ class _Job:
             await self.run.count()
 
     async def _fail(self, message: str, *, at_limit: bool = False) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the job is taken up again at the next start
+        try:
             await self.run.save(state="failed", message=message, end_time=time.time(), at_limit=at_limit)
+        except AccordError as error:  # a full disk: whoever watches hears of the end all the same
+            said = f"{message}; {error.message}, so that the next start takes the job up again"
+            self.run.show(state="failed", message=said, end_time=time.time(), at_limit=at_limit)
 
     def _notify(self) -> None:
         changed, self.changed = self.changed, asyncio.Event()

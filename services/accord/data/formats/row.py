@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -103,6 +103,21 @@ def checked(value: object, name: str) -> str:
     except UnicodeEncodeError:
         raise BadRow(f"{name} holds a lone surrogate") from None
     return value
+
+
+def check_stored(row: Row) -> None:
+    """Raises BadRow where what is kept of a row beside its texts cannot be written: it is not looked at before all is done with the row."""
+    for name, value in (("id", row.row_id), ("split", row.split or ""), ("group", row.group), *_metadata(row)):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRow(f"{name} holds a lone surrogate") from None
+
+
+def _metadata(row: Row) -> Iterator[tuple[str, str]]:
+    for key, value in row.metadata.items():
+        yield "metadata", key
+        yield "metadata", value
 
 
 def rating_gap(row: Mapping[str, Any]) -> float | None:
