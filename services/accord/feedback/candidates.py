@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -141,6 +142,9 @@ class CandidateSource:
         except AccordError as error:
             raise _named(error, "the policy that samples candidates") from error
         _check_whole(len(found.results), len(items), "the policy that samples candidates")
+        for result in found.results:
+            if result.error is None:
+                _check_whole(len(result.samples), options.best_of, "the policy that samples candidates")
         texts = [_texts(result) for result in found.results]
         if options.best_of == 1:
             return [_Pick(refused=each) if isinstance(each, str) else _Pick(each[0]) for each in texts]
@@ -164,6 +168,8 @@ class CandidateSource:
                 continue
             scored = [(next(results), text) for text in each]
             problem = next((result.error for result, _ in scored if result.error is not None), None)
+            if problem is None and not all(math.isfinite(result.score) for result, _ in scored):
+                raise UnavailableError("the reward service that chooses candidates gave a score that is no finite number", retry_after_seconds=1.0)
             best, text = max(scored, key=lambda pair: pair[0].score)
             picks.append(_Pick(text, best.score) if problem is None else _Pick(refused=f"cannot be scored: {_refusal(problem)}"))
         return picks

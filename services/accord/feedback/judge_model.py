@@ -152,6 +152,9 @@ class JudgeModel:
         except AccordError as error:
             raise self._translated(error) from error
         self._check_whole(len(found.results), len(items), "results for", "items")
+        for result, item in zip(found.results, items, strict=True):
+            if result.error is None:
+                self._check_whole(len(result.samples), item.n, "texts for", "samples")
         read = sum(len(result.prompt_token_ids) for result in found.results)
         count_tokens(self._name, read, sum(len(sample.token_ids) for result in found.results for sample in result.samples))
         return found
@@ -169,6 +172,8 @@ class JudgeModel:
         for result, item in zip(found.results, items, strict=True):
             if result.error is None:
                 self._check_whole(len(result.responses), len(item.responses), "logprobs for", "responses")
+            for response in result.responses:
+                self._check_whole(len(response.logprobs), len(response.token_ids), "logprobs for", "tokens")
         read = sum(len(result.prompt_token_ids) for result in found.results)
         count_tokens(self._name, read, sum(len(response.token_ids) for result in found.results for response in result.responses))
         return found

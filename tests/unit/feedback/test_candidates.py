@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Sampler(FakePolicy):
         self.same_for: set[str] = set()
         self.too_long: set[str] = set()
         self.seconds = 0.0
+        self.fewer = 0
 
     async def generate(
         self, items: Sequence[GenerateItem], *, adapter: str, expected_digests: ModelDigests | None, timeout_seconds: float | None
@@ -50,7 +51,7 @@ class Sampler(FakePolicy):
             return GenerateResult("", OutOfRangeError("2000 tokens; at most 1000"), (), ())
         seed = 0 if not item.sampling.temperature or prompt in self.same_for else item.sampling.seed or 0
         texts = [f"{adapter or 'base'} says {'good ' * ((seed + index) % 5)}{seed % 1000} {index if seed else 0}" for index in range(item.n)]
-        samples = tuple(Sample(index, text, ids_of(text), (-0.1,) * len(text), "eos", seed) for index, text in enumerate(texts))
+        samples = tuple(Sample(index, text, ids_of(text), (-0.1,) * len(text), "eos", seed) for index, text in enumerate(texts[self.fewer :]))
         return GenerateResult("", None, samples, ids_of(prompt))
 
 
@@ -59,12 +60,13 @@ class Scorer:
 
     def __init__(self) -> None:
         self.scored = 0
+        self.score_of: Callable[[str], float] = lambda text: float(text.count("good"))
 
     async def score(
         self, items: Sequence[ScoreItem], reward_model: str, *, expected_digests: ModelDigests | None, timeout_seconds: float | None
     ) -> Scores:
         self.scored += len(items)
-        results = tuple(ScoreResult("", None, float(str(item.response).count("good")), (), 1) for item in items)
+        results = tuple(ScoreResult("", None, self.score_of(str(item.response)), (), 1) for item in items)
         return Scores(results, (reward_model,), DIGESTS, Usage())
 
     async def reward_model_info(self, reward_model: str, *, timeout_seconds: float | None) -> RewardModelInfo:
@@ -125,6 +127,27 @@ async def test_the_best_of_several_by_the_reward_model(make_jobs: Any, spec: Lab
         assert (row.chosen.count("good"), row.rejected.count("good")) == (4, 4)  # of five samples in a row each has another count out of 0 to 4
         assert row.metadata["candidate_score_a"] == row.metadata["candidate_score_b"] == "4.0"
         assert (row.metadata["candidates_reward_model"], row.metadata["candidates_reward_model_digest"]) == ("adapters/rm/versions/3", "digest-rm")
+
+
+async def test_scores_that_are_no_numbers_choose_nothing_and_are_waited_for(make_jobs: Any, spec: LabelJobSpec) -> None:
+    policy, reward = Sampler(), Scorer()
+    reward.score_of = lambda text: float("nan") if text.count("good") == 2 else float(text.count("good"))
+    jobs, _ = await make_jobs(policy, source(policy, reward))
+    await jobs.create(replace(spec, candidates=Candidates(best_of=5, reward_model="adapters/rm")))
+    await until(lambda: "a score that is no finite number" in jobs.get("labelJobs/job-1").message)
+    reward.score_of = lambda text: float(text.count("good"))
+    job = await ended(jobs)
+    assert (job.state, {row.chosen.count("good") for row in labelled(job).values()}) == ("succeeded", {4})
+
+
+async def test_a_policy_that_gives_fewer_samples_than_asked_for_is_named(make_jobs: Any, spec: LabelJobSpec) -> None:
+    policy = Sampler()
+    policy.fewer = 1
+    for name, options in (("one", Candidates()), ("several", Candidates(best_of=5, reward_model="adapters/rm"))):
+        jobs, _ = await make_jobs(policy, source(policy, Scorer()))
+        await jobs.create(replace(spec, request_id=name, output_uri=f"{spec.output_uri}-{name}", candidates=options))
+        job = await ended(jobs, f"labelJobs/{name}")
+        assert (job.state, "the policy that samples candidates gave" in job.message) == ("failed", True), job.message
 
 
 async def test_equal_candidates_are_sampled_once_more_and_then_a_tie_by_rule(make_jobs: Any, spec: LabelJobSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.unit.feedback.job_bench import ended, labelled, pairs
 
 from accord.client.feedback import Judge, LabelJob, LabelJobSpec
 from accord.client.messages import ModelDigests
-from accord.client.policy import Logprobs, LogprobsItem
+from accord.client.policy import GenerateItem, Generation, Logprobs, LogprobsItem
 from accord.data.writers import write_pairs
 from accord.errors import DeadlineExceededError, UnavailableError
 
@@ -137,6 +138,27 @@ async def test_a_judge_that_answers_too_few_items_ends_the_job(make_jobs: Any, s
     job, _ = await run(make_jobs, spec, Forgetful())
     assert job.state == "failed"
     assert "the judge at fake:1 gave 1 results for 2 items" in job.message
+
+
+class Terse(FakePolicy):
+    """Gives no logprobs for the tokens that it scored, and no text where it was to write one."""
+
+    async def compute_logprobs(self, items: Sequence[LogprobsItem], **options: Any) -> Logprobs:
+        found = await super().compute_logprobs(items, **options)
+        bare = [replace(result, responses=tuple(replace(each, logprobs=()) for each in result.responses)) for result in found.results]
+        return replace(found, results=tuple(bare))
+
+    async def generate(self, items: Sequence[GenerateItem], **options: Any) -> Generation:
+        found = await super().generate(items, **options)
+        return replace(found, results=tuple(replace(result, samples=()) for result in found.results))
+
+
+@pytest.mark.parametrize(("rationale", "words"), [(False, r"gave 0 logprobs for \d+ tokens"), (True, "gave 0 texts for 1 samples")])
+async def test_a_judge_that_answers_with_nothing_ends_the_job_and_is_no_tie(make_jobs: Any, spec: LabelJobSpec, rationale: bool, words: str) -> None:
+    job, bench = await run(make_jobs, replace(spec, judge=Judge("verdict", rationale=rationale)), Terse())
+    assert job.state == "failed"
+    assert re.search(f"the judge at fake:1 {words}", job.message), job.message
+    assert bench.ledger.labels(job=job.name) == []
 
 
 async def test_a_judge_that_is_too_slow_is_asked_again_and_in_the_end_given_up(make_jobs: Any, spec: LabelJobSpec) -> None:
