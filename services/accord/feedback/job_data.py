@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from accord.client.feedback import LabelPairItem
@@ -25,6 +25,9 @@ from accord.feedback.records import ADDED, LabelFacts, is_added
 from accord.rundir import write_atomically
 
 LABELS_FILE, CARD_FILE, CARD_PAGE = "labels.jsonl", "card.json", "card.html"
+CHOSEN_CANDIDATE = "chosen_candidate"
+_OF_A_LABEL = ("rubric", "rubric_digest")
+"""What an earlier label of the pair may say of itself and a new one may not."""
 
 
 def read_job_pairs(record: JobRecord) -> tuple[tuple[PreferencePair, ...], dict[str, int], str]:
@@ -94,6 +97,7 @@ def labelled_pair(pair: PreferencePair, label: LabelFacts, seed: int, metadata: 
 
     A tie has preference 0.5 and keeps A, which the seed chose, in front: the data set's own order must not shine through. Where the judge rated,
     `rating_gap` is the difference of the expected ratings; of other judges a row has none: who rated the data set's responses did not label them.
+    Where the two change places, so does what metadata says of them.
     """
     if label.preference is None:
         return None
@@ -104,8 +108,18 @@ def labelled_pair(pair: PreferencePair, label: LabelFacts, seed: int, metadata: 
     human, gap = item.human_preference, rating_gap(label)
     if not a_wins:
         human, gap = None if human is None else 1.0 - human, None if gap is None else -gap
-    facts = {**pair.metadata, **metadata}
+    known = {key: value for key, value in pair.metadata.items() if key not in _OF_A_LABEL}
+    facts = {**(known if chosen == pair.chosen else _turned(known)), **metadata}
     return replace(pair, chosen=chosen, rejected=rejected, preference=preference, human_preference=human, metadata=facts, rating_gap=gap)
+
+
+def _turned(facts: Mapping[str, str]) -> dict[str, str]:
+    """What is said of `chosen` under the name for `rejected` and the other way round, as `policy_chosen` of TL;DR."""
+    others = {"chosen": "rejected", "rejected": "chosen"}
+    found = {"_".join(others.get(part, part) for part in key.split("_")): value for key, value in facts.items() if key != CHOSEN_CANDIDATE}
+    if CHOSEN_CANDIDATE in facts:
+        found[CHOSEN_CANDIDATE] = {"a": "b", "b": "a"}.get(facts[CHOSEN_CANDIDATE], facts[CHOSEN_CANDIDATE])
+    return found
 
 
 def rating_gap(label: LabelFacts) -> float | None:
@@ -152,7 +166,7 @@ def _labelled_rows(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePai
             origin |= {"rubric": label.rubric, "rubric_digest": label.rubric_digest}
         row = labelled_pair(pair, label, record.spec.seed, origin)
         if row is not None and record.spec.candidates is not None:  # a sampled pair comes with candidate a in front
-            row = replace(row, metadata={**row.metadata, "chosen_candidate": "a" if row.chosen == pair.chosen else "b"})
+            row = replace(row, metadata={**row.metadata, CHOSEN_CANDIDATE: "a" if row.chosen == pair.chosen else "b"})
         if row is not None:
             rows.append(row)
     return rows

@@ -9,10 +9,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from tests.unit.feedback.job_bench import ended, pairs
+from tests.unit.feedback.job_bench import ended, labelled, pairs
 
-from accord.client.feedback import LabelJobSpec
+from accord.client.feedback import Judge, LabelJobSpec
 from accord.data.writers import write_pairs
+from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned
 
 
 def files_of(folder: str) -> dict[str, bytes]:
@@ -43,6 +44,37 @@ async def test_a_job_says_what_it_judges_besides_the_pairs_of_the_data(make_jobs
     assert said & {f"judging pairs a second time: {number} of 3" for number in range(3)}
     assert said & {f"judging attacked twins and their controls: {number} of 4" for number in range(4)}
     assert jobs.get("labelJobs/job-1").message == ""
+
+
+def test_a_side_by_itself_is_turned_too() -> None:
+    told = {"chosen": "x", "rejected": "y", "model_chosen": "m", "well_chosen_words": "w", "chosenness": "c", CHOSEN_CANDIDATE: "b"}
+    turned = {"rejected": "x", "chosen": "y", "model_rejected": "m", "well_rejected_words": "w", "chosenness": "c", CHOSEN_CANDIDATE: "a"}
+    assert _turned(told) == turned
+    assert _turned(turned) == told
+
+
+@pytest.mark.parametrize("kind", ["verdict", "likelihood"])
+async def test_what_metadata_says_of_a_response_goes_with_it(make_jobs: Any, spec: LabelJobSpec, data: Path, kind: Any) -> None:
+    """Who wrote the chosen response, and of what an earlier job chose: the judge turns every second pair round."""
+    told = [
+        replace(pair, metadata={"policy_chosen": f"wrote {pair.chosen}", "rejected_length": str(len(pair.rejected)), "chosen_candidate": "a",
+                                "subject": "tests", "rubric": "old", "rubric_digest": "old"})
+        for pair in pairs(12)
+    ]  # fmt: skip
+    write_pairs(data, told)
+    jobs, _ = await make_jobs()
+    await jobs.create(replace(spec, judge=Judge(kind)))
+    rows = labelled(await ended(jobs))
+    turned = [row for pair, row in ((pair, rows[pair.pair_id]) for pair in told) if row.chosen != pair.chosen]
+    assert 0 < len(turned) < 12
+    for pair in told:
+        row = rows[pair.pair_id]
+        side, other = ("chosen", "rejected") if row.chosen == pair.chosen else ("rejected", "chosen")
+        facts = {key: value for key, value in row.metadata.items() if key.startswith("policy") or key.endswith("length")}
+        assert facts == {f"policy_{side}": f"wrote {pair.chosen}", f"{other}_length": str(len(pair.rejected))}
+        assert (row.metadata["chosen_candidate"], row.metadata["subject"]) == ("a" if side == "chosen" else "b", "tests")
+        assert row.metadata.get("rubric", "") != "old"
+        assert ("rubric" in row.metadata) == (kind == "verdict")
 
 
 async def test_a_split_without_rows_is_no_success(make_jobs: Any, spec: LabelJobSpec, data: Path) -> None:
