@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from statistics import fmean
 
 from accord.client.feedback import LabelPairItem
 from accord.data.files import shown
@@ -123,12 +124,13 @@ def _turned(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def rating_gap(label: LabelFacts) -> float | None:
-    """A's expected rating less B's, out of a rating judge's answer; None where the judge was another or was not asked."""
-    for judgement in label.judgements if label.kind == "rating" else ():
-        if judgement.evidence_first is not None and judgement.evidence_second is not None:
-            gap = judgement.evidence_first - judgement.evidence_second
-            return gap if judgement.a_first else -gap
-    return None
+    """A's expected rating less B's, the mean over the rating judges that were asked; None where the judge was another or was not asked."""
+    gaps = [
+        (judgement.evidence_first - judgement.evidence_second) * (1 if judgement.a_first else -1)
+        for judgement in (label.judgements if label.kind == "rating" else ())
+        if judgement.evidence_first is not None and judgement.evidence_second is not None
+    ]
+    return fmean(gaps) if gaps else None
 
 
 def write_output(ledger: Ledger, record: JobRecord, pairs: tuple[PreferencePair, ...]) -> dict[str, str]:

@@ -10,10 +10,11 @@ from typing import Any
 import fsspec
 import pytest
 from tests.unit.feedback.job_bench import ended, labelled, pairs
+from tests.unit.feedback.test_cards import judgement, label
 
 from accord.client.feedback import Judge, LabelJobSpec
 from accord.data.writers import write_pairs
-from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned
+from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned, rating_gap
 
 
 def files_of(folder: str) -> dict[str, bytes]:
@@ -44,6 +45,15 @@ async def test_a_job_says_what_it_judges_besides_the_pairs_of_the_data(make_jobs
     assert said & {f"judging pairs a second time: {number} of 3" for number in range(3)}
     assert said & {f"judging attacked twins and their controls: {number} of 4" for number in range(4)}
     assert jobs.get("labelJobs/job-1").message == ""
+
+
+def test_several_raters_say_by_how_much_in_the_mean() -> None:
+    """As the ledger's export has it; one that was shown B first counts the other way round, and one that abstained does not."""
+    first = judgement("k1", True, 0.8, evidence_first=6.0, evidence_second=3.5)
+    second = judgement("k2", False, 0.3, evidence_first=2.0, evidence_second=3.0)
+    none = judgement("k3", True, None, evidence_first=None, evidence_second=None)
+    assert rating_gap(label("p", "a", kind="rating", judgements=(first, second, none))) == pytest.approx((2.5 + 1.0) / 2)
+    assert rating_gap(label("p", "a", kind="rating", judgements=(none,))) is None
 
 
 def test_a_side_by_itself_is_turned_too() -> None:
