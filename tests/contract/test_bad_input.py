@@ -414,12 +414,12 @@ def spec(**fields: Any) -> RunSpec:
 
 def ppo(**fields: Any) -> RunSpec:
     data = {"uri": str(tiny.small_dataset())}
-    return parse_spec({"adapter": "bad-input", "steps": 1, "ppo": {"data": data, "reward_model": MODEL, **fields}})
+    return parse_spec({"adapter": "bad-input", "steps": 1, "max_prompt_tokens": 200, "ppo": {"data": data, "reward_model": MODEL, **fields}})
 
 
 def grpo(**fields: Any) -> RunSpec:
     data = {"uri": str(tiny.small_dataset())}
-    return parse_spec({"adapter": "bad-input", "steps": 1, "grpo": {"data": data, "reward_model": MODEL, **fields}})
+    return parse_spec({"adapter": "bad-input", "steps": 1, "max_prompt_tokens": 200, "grpo": {"data": data, "reward_model": MODEL, **fields}})
 
 
 def data(uri: str, **fields: Any) -> dict[str, Any]:
