@@ -22,15 +22,16 @@ class FrontierPoint:
 def frontier(rows: Mapping[int, Mapping[str, float]], marks: Collection[int] = (), *, most: int = 12) -> list[FrontierPoint]:
     """The policies of a run by step, of checkpoints and evaluations where there are two or more, else of all steps; at most so many.
 
-    A step reports the rollouts that it learned from, so those of the policy after n steps are in the metrics of step n + 1; the last policy, which
-    sampled none, is left out.
+    A step reports the rollouts that it learned from, so those of the policy after n steps are in the metrics of step n + 1, or of a later one by the
+    row's `staleness`; where two batches are of one policy the later one counts, and policies that sampled nothing are left out.
 
     Args:
         rows: metrics by step.
         marks: steps with a checkpoint or an evaluation.
         most: points, evenly chosen; the first and the last stay.
     """
-    known = {step - 1: row for step, row in rows.items() if step > 0 and "kl" in row and "score_mean" in row}
+    sampled = [(step, row) for step, row in sorted(rows.items()) if step > 0 and "kl" in row and "score_mean" in row]
+    known = {step - 1 - int(row.get("staleness", 0)): row for step, row in sampled}
     evaluated = {step for step, row in rows.items() if "eval_score" in row}
     wanted = sorted(known.keys() & ({*marks} | evaluated))
     steps = wanted if len(wanted) > 1 else sorted(known)

@@ -85,10 +85,14 @@ class RolloutSource:
         asked = {"feedback" if isinstance(model, OneJudge) else "reward" for model in self._models.values()}
         check_endpoints(context, "policy", *sorted(asked))
         self._context = context
-        self.score_seconds = 0.0
-        """Time spent waiting for scores when all responses were there already, in all."""
+        self._score_seconds: list[float] = []  # of each batch; sources beside this one append to the same list
         self._local = LocalScores(context) if "reward" in asked and context.run.endpoints.local_scores else None
         self._open()
+
+    @property
+    def score_seconds(self) -> float:
+        """Time spent waiting for scores when all responses were there already, in all, by the sources beside this one too."""
+        return math.fsum(self._score_seconds)
 
     def check_services(self) -> None:
         """Compares the services' base model with this process's, and asks a judge's service for the rubric; waits for services that are away.
@@ -111,7 +115,7 @@ class RolloutSource:
         phase = ""  # whatever the run is in: the next batch is sampled while it learns from this one
         services = " or ".join(dict.fromkeys([self._sampler.service, *(scorer.service for scorer in self._scorers.values())]))
         with_patience(self._context, phase, services, lambda: self._attempt(batch, phase), progressed_at=lambda: batch.progressed_at)
-        self.score_seconds += time.monotonic() - batch.sampled_at
+        self._score_seconds.append(time.monotonic() - batch.sampled_at)
         return batch.rollouts()
 
     def close(self) -> None:

@@ -127,6 +127,7 @@ class RolloutAlgorithm(ABC):
         self._context.events.state("rollouts")
         rollouts = self._rollouts(step)
         sampled = time.monotonic()
+        scoring = min(self._source.score_seconds - scored, sampled - started)  # a batch sampled ahead was scored in part before this step
         self._context.stop.check()
         self._context.events.state("train")
         self._prepare_trunk(rollouts)
@@ -136,7 +137,6 @@ class RolloutAlgorithm(ABC):
         self._step = step + 1
         tokens = sum(len(rollout.response_ids) for rollout in rollouts)
         finished = time.monotonic()
-        scoring = min(self._source.score_seconds - scored, sampled - started)  # more of it where the next batch is sampled meanwhile
         metrics |= {
             "seconds_rollout": sampled - started - scoring, "seconds_score": scoring, "seconds_train": finished - sampled,
             "tokens_per_second": tokens / (finished - started),

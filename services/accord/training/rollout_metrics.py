@@ -67,9 +67,9 @@ class Averages:
 def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, float]:
     """Metrics of rollouts as they were sampled.
 
-    `kl` and `kl_k3` are nats a response; `sampler_gap_max` and `sampler_approx_kl` compare the policy service's logprobs with this process's,
-    nats a token, on the checked rows; `score_std_between_models` is how far an ensemble's members are apart; `repetition` is
-    the mean share of repeated 4-grams.
+    `kl` and `kl_k3` are of the policy that sampled, nats a response; `sampler_gap_max` and `sampler_approx_kl` compare the policy service's
+    logprobs with this process's, nats a token, on the checked rows; `score_std_between_models` is how far an ensemble's members are apart;
+    `repetition` is the mean share of repeated 4-grams.
     """
     checked = list(tensors.checked)
     mask = tensors.mask[checked]

@@ -38,8 +38,8 @@ class RolloutTensors:
 
     @property
     def log_ratio(self) -> Tensor:
-        """log pi - log pi_ref of each token, 0 where the mask is False."""
-        return torch.where(self.mask, self.old_logprobs - self.reference_logprobs, torch.zeros_like(self.old_logprobs))
+        """log pi - log pi_ref of each token of the policy that sampled it, whose mean alone estimates a KL; 0 where the mask is False."""
+        return torch.where(self.mask, self.behaviour_logprobs - self.reference_logprobs, torch.zeros_like(self.old_logprobs))
 
 
 class Adapters(NamedTuple):

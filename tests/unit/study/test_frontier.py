@@ -18,6 +18,15 @@ def test_a_policy_is_measured_on_the_rollouts_of_the_step_after_it() -> None:
     ]  # fmt: skip
 
 
+def test_one_step_ahead_it_is_the_policy_that_sampled() -> None:
+    """The first two batches are both of the start, and the second one counts; the policies after the last two steps sampled nothing."""
+    known = rows(5)
+    for step, row in known.items():
+        row["staleness"] = float(step > 1)
+    assert [(point.step, point.kl) for point in frontier(known)] == [(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)]
+    assert [point.step for point in frontier(known, {1, 3})] == [1, 3]
+
+
 def test_checkpoints_and_evaluations_where_there_are_some() -> None:
     known = rows(9)
     known[6]["eval_score"] = 1.0

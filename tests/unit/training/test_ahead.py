@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,8 @@ def test_the_gradient_of_a_stale_batch_is_that_of_the_weighted_losses(tmp_path: 
     assert max(float(each.abs().max()) for each in found) > 1e-3
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-6)
+    assert metrics["kl"] == pytest.approx(float(((then - reference) * mask).sum(dim=1).mean()), rel=1e-4), "of the policy that sampled"
+    assert metrics["kl"] != pytest.approx(float(((old - reference) * mask).sum(dim=1).mean()), rel=0.01)
     assert metrics["behaviour_weight_mean"] == pytest.approx(float(weights.sum() / mask.sum()), rel=1e-5)
     assert metrics["behaviour_weight_cut_share"] == pytest.approx(float(((ratio > 2) & mask).sum() / mask.sum()), abs=1e-6)
 
@@ -115,6 +118,27 @@ def test_rollouts_of_an_older_policy_are_refused(tmp_path: Path, tiny_folder: Pa
     ) as error:
         train(again, algorithm)
     assert error.value.field == "ppo.max_staleness"
+
+
+def test_the_wait_for_scores_is_that_for_the_batch_of_the_step(tmp_path: Path, tiny_folder: Path) -> None:
+    """Not for the next one, whose scores come while this one is learnt from: nothing waits for them."""
+    context, algorithm, source = made(tmp_path, tiny_folder, {"max_staleness": 1}, steps=2)
+    collect, update = source.collect, algorithm._update
+
+    def scored(*arguments: Any) -> list[Rollout]:
+        found = collect(*arguments)
+        time.sleep(0.3)
+        source.score_seconds += 0.3
+        return found
+
+    def patient(*arguments: Any) -> dict[str, float]:
+        if algorithm._ahead._under is not None:
+            algorithm._ahead._under.join()
+        return update(*arguments)
+
+    source.collect, algorithm._update = scored, patient  # type: ignore[method-assign]
+    train(context, algorithm)
+    assert metrics_of(context.directory.events(), "seconds_score") == [pytest.approx(0.3), 0]
 
 
 def test_a_service_that_goes_while_it_samples_ahead_costs_nothing(tmp_path: Path, tiny_folder: Path) -> None:

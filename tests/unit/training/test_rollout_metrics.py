@@ -43,6 +43,21 @@ def test_the_spread_of_an_ensemble_is_the_mean_over_rollouts_and_absent_without_
     assert of((1.0,), (3.0,))["score_std"] == 1
 
 
+def test_kl_is_that_of_the_policy_that_sampled() -> None:
+    """In expectation over all tokens, taken exactly: with weights of the policy that sampled, its log-ratio has the mean KL(sampled, reference)."""
+    behaviour, old, reference = (torch.tensor(weights, dtype=torch.float64) / 8 for weights in ([4.0, 3.0, 1.0], [1.0, 1.0, 6.0], [2.0, 4.0, 2.0]))
+    tokens = [0, 0, 0, 0, 1, 1, 1, 2]  # each as often as the policy that sampled draws it in eight rollouts
+    columns = [each[tokens].log().unsqueeze(1) for each in (old, reference, behaviour)]
+    mask, zeros = torch.ones(8, 1, dtype=torch.bool), torch.zeros(8, 1)
+    tensors = RolloutTensors(mask, columns[0], columns[1], zeros, zeros[:, 0], columns[2], tuple(range(8)))
+    rollouts = [Rollout("r", (1,), (token,), (float(column),), 0.0, True, 0, "v") for token, column in zip(tokens, columns[2], strict=True)]
+    found = observed(rollouts, tensors)
+    expected = float((behaviour * (behaviour / reference).log()).sum())
+    assert expected > 0.1
+    assert found["kl"] == pytest.approx(expected, rel=1e-6)
+    assert found["kl_k3"] == pytest.approx(expected, rel=1e-6), "k3 has the same mean"
+
+
 HEALTHY = {"kl": 0.4, "first_ratio_mean": 1.0, "response_tokens": 20.0}
 
 

@@ -206,6 +206,17 @@ def test_a_held_out_reward_model_scores_the_same_responses(context: RunContext, 
     assert read_rollouts(tmp_path / "0.jsonl") == found
 
 
+def test_the_wait_for_scores_of_a_source_beside_another_is_known_to_both(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    source = RolloutSource(context, ONE)
+    assert source.score_seconds == 0
+    beside = source.beside()
+    beside.collect(PROMPTS, DRAW, "v")
+    assert source.score_seconds == beside.score_seconds > 0
+    once = source.score_seconds
+    source.collect(PROMPTS, DRAW, "v")
+    assert source.score_seconds == beside.score_seconds > once
+
+
 def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
     targets: list[Any] = []
