@@ -113,7 +113,8 @@ def _show_plan(plan: RunPlan) -> None:
     print_table(("memory", "size>", "arithmetic"), [*rows, ("all", size_text(plan.peak_memory_bytes), "")])
     print_line(f"{size_text(plan.available_memory_bytes)} are free: it {'fits' if plan.fits else 'does not fit'}; {plan.rows} rows of data")
     if plan.estimated_seconds is not None:
-        print_line(f"about {seconds_text(plan.estimated_seconds)}")
+        step = "" if plan.step_seconds is None else f", {plan.step_seconds:.1f} s a step"
+        print_line(f"about {seconds_text(plan.estimated_seconds)}{step}")
     for note in plan.notes:
         print_line(f"note: {note}")
     print_line(plan.manifest.rstrip())

@@ -86,7 +86,7 @@ class MemoryItem:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run would need."""
+    """What a run would need; times are of the whole run and of one step, None where the machine has not been measured."""
 
     memory: tuple[MemoryItem, ...]
     peak_memory_bytes: int
@@ -96,6 +96,7 @@ class RunPlan:
     notes: tuple[str, ...]
     manifest: str
     estimated_seconds: float | None
+    step_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,10 @@ def _event(wire: pb.WatchRunResponse) -> RunEvent:
 
 
 def _plan(wire: pb.RunPlan) -> RunPlan:
-    duration = wire.estimated_duration
+    whole, step = (
+        duration.seconds + duration.nanos / 1e9 if wire.HasField(name) else None
+        for name, duration in (("estimated_duration", wire.estimated_duration), ("step_duration", wire.step_duration))
+    )
     return RunPlan(
         tuple(MemoryItem(item.role, item.bytes, item.arithmetic) for item in wire.memory),
         wire.peak_memory_bytes,
@@ -159,7 +163,8 @@ def _plan(wire: pb.RunPlan) -> RunPlan:
         wire.rows,
         tuple(wire.notes),
         wire.manifest,
-        duration.seconds + duration.nanos / 1e9 if wire.HasField("estimated_duration") else None,
+        whole,
+        step,
     )
 
 

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
 from accord.errors import DataLossError, NotFoundError
-from accord.launch.launcher import Observation
+from accord.launch.launcher import NotYetError, Observation
 from accord.launch.processes import ProcessId, identify, is_alive, start_process
-from accord.rundir import RunDirectory, write_atomically
+from accord.rundir import RunDirectory, RunFile, read_run_file, write_atomically
 
 DEFAULT_COMMAND = (sys.executable, "-m", "accord.training", "--config")
 _PROCESS_FILE = "process.json"
+_ASK_AGAIN_SECONDS = 10.0  # a plan may have to read the run's data
+Room = Callable[[RunFile, int], tuple[int, str]]
 
 
 class LocalLauncher:
@@ -33,16 +37,22 @@ class LocalLauncher:
         command: the program and its arguments; the path of run.yaml is appended.
         threads: OMP_NUM_THREADS of the runs.
         nice: niceness of the runs, so that services keep answering.
+        room: says of a run, beside others that may still take so many bytes, its own peak in bytes and why it has no room now (empty where it has);
+            None starts all.
     """
 
-    def __init__(self, command: Sequence[str] = DEFAULT_COMMAND, *, threads: int, nice: int = 0) -> None:
+    def __init__(self, command: Sequence[str] = DEFAULT_COMMAND, *, threads: int, nice: int = 0, room: Room | None = None) -> None:
         self._command = tuple(command)
         self._threads = threads
         self._nice = nice
+        self._room = room
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._peaks: dict[Path, int] = {}
+        self._refused: dict[Path, tuple[float, str]] = {}
 
     def start(self, directory: Path, attempt: int) -> None:
         """Starts the run's process; see `Launcher.start`."""
+        self._find_room(directory)
         child = start_process([*self._command, str(directory / "run.yaml")], log=RunDirectory(directory).log, folder=directory, threads=self._threads)
         self._children[directory] = child
         if self._nice:
@@ -68,6 +78,7 @@ class LocalLauncher:
     def forget(self, directory: Path) -> None:
         """Removes process.json; see `Launcher.forget`."""
         self._children.pop(directory, None)
+        self._peaks.pop(directory, None)
         (directory / _PROCESS_FILE).unlink(missing_ok=True)
 
     def stop(self, directory: Path, *, force: bool) -> None:
@@ -85,12 +96,48 @@ class LocalLauncher:
         except FileNotFoundError:
             raise NotFoundError(f"{directory.name} has no log.txt: its process has not begun", field="file") from None
 
+    def _find_room(self, directory: Path) -> None:
+        """Looks whether the machine has memory for a run beside those in progress: asked when it was created, several would be promised the same.
+
+        Raises:
+            NotYetError: it has not. While this goes on the words stay, so that those who watch the run hear them once.
+        """
+        if self._room is None:
+            return
+        asked, words = self._refused.get(directory, (-math.inf, ""))
+        waited = time.monotonic() - asked
+        if waited > _ASK_AGAIN_SECONDS:
+            peak, refusal = self._room(read_run_file(directory / "run.yaml"), self._promised())
+            if not refusal:
+                self._peaks[directory] = peak
+                self._refused.pop(directory, None)
+                return
+            words = words if waited < 2 * _ASK_AGAIN_SECONDS else f"memory: {refusal}"
+            self._refused[directory] = (time.monotonic(), words)
+        raise NotYetError(words)
+
+    def _promised(self) -> int:
+        """Bytes by which the runs in progress are still below their peaks; of those that an earlier server started the peak is not known."""
+        running = ((self._peaks.get(directory, 0), child.pid) for directory, child in self._children.items() if child.poll() is None)
+        return sum(max(0, peak - _resident(pid)) for peak, pid in running)
+
     def fault(self) -> str | None:
         """None: this machine is always there."""
         return None
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _resident(pid: int) -> int:
+    """Resident bytes of a process and its children."""
+    found = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                found += each.memory_info().rss
+    return found
 
 
 def _read(directory: Path) -> ProcessId | None:

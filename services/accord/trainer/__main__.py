@@ -19,7 +19,7 @@ from accord.rpc.server import Component, ServiceBinding, main
 from accord.rundir import RunFile
 from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
-from accord.trainer.planner import available_bytes, find_model_folder, plan_memory
+from accord.trainer.planner import available_bytes, find_model_folder, plan_memory, room_for
 from accord.trainer.registry import Registry
 from accord.trainer.servicer import TrainerServicer
 from accord.trainer.supervisor import Supervisor
@@ -89,7 +89,7 @@ def build_launcher(config: TrainerConfig) -> Launcher:
         FailedPreconditionError: the client is not installed, or there is no cluster.
     """
     if config.kubernetes is None:
-        return LocalLauncher(config.command or DEFAULT_COMMAND, threads=config.threads, nice=config.nice)
+        return LocalLauncher(config.command or DEFAULT_COMMAND, threads=config.threads, nice=config.nice, room=room_for(config))
     try:
         from accord.launch.jobs import JobLauncher
         from accord.launch.kubernetes import Cluster

@@ -103,6 +103,7 @@ def plan_to_proto(plan: Plan, manifest: str) -> pb.RunPlan:
         notes=plan.notes,
         manifest=manifest,
         estimated_duration=None if plan.seconds is None else duration(plan.seconds),
+        step_duration=None if plan.step_seconds is None else duration(plan.step_seconds),
     )
 
 

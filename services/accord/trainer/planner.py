@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from accord.data.readers import read_demonstrations, read_pairs, read_prompts, read_texts
 from accord.data.records import Dataset
+from accord.launch.memory import free_memory_bytes
+from accord.rundir import RunFile
 from accord.runspec import DataSpec, RunSpec
 from accord.serving.fields import naming
 from accord.trainer.calibration import Speed
@@ -52,10 +52,10 @@ class Plan:
         """Whether the peak is below what is free now."""
         return self.peak_bytes <= self.available_bytes
 
-    def refusal(self) -> str:
-        """Why it cannot run, with the arithmetic."""
+    def refusal(self, taken: str = "") -> str:
+        """Why it cannot run, with the arithmetic; `taken` says what is not counted as free."""
         parts = "; ".join(f"{item.role} {_mib(item.bytes)} ({item.arithmetic})" for item in self.memory)
-        said = f"the run needs about {_mib(self.peak_bytes)}, {_mib(self.available_bytes)} are free: {parts}"
+        said = f"the run needs about {_mib(self.peak_bytes)}, {_mib(self.available_bytes)} are free{taken}: {parts}"
         return f"{said}; {self.advice}" if self.advice else said
 
 
@@ -68,8 +68,20 @@ def find_model_folder(config: TrainerConfig, spec: RunSpec) -> Path | None:
 
 
 def available_bytes(config: TrainerConfig, spec: RunSpec) -> int:
-    """Memory that a run can have: what is free on this machine, or what a pod of its kind gets."""
-    return int(psutil.virtual_memory().available) if config.kubernetes is None else config.kubernetes.available_bytes(spec.algorithm)
+    """Memory that a run can have: what is free on this machine within the limits of a container, or what a pod of its kind gets."""
+    return free_memory_bytes()[0] if config.kubernetes is None else config.kubernetes.available_bytes(spec.algorithm)
+
+
+def room_for(config: TrainerConfig) -> Callable[[RunFile, int], tuple[int, str]]:
+    """What `LocalLauncher` asks before it starts a run: its peak in bytes, and why it has no room now, empty where it has."""
+
+    def room(run: RunFile, promised: int) -> tuple[int, str]:
+        free = max(0, available_bytes(config, run.spec) - promised)
+        plan = plan_memory(run.spec, find_model_folder(config, run.spec), free, local_scores=run.endpoints.local_scores)
+        taken = f", less {_mib(promised)} that runs in progress may still take" if promised else ""
+        return plan.peak_bytes, "" if plan.fits else plan.refusal(taken)
+
+    return room
 
 
 def plan_memory(spec: RunSpec, model_folder: Path | None, available: int, *, local_scores: bool = False) -> Plan:
@@ -115,12 +127,18 @@ def make_plan(
     workload = Workload(spec, ModelShape.read(model_folder), lengths, texts)
     step = workload.step_seconds(speed, spec.threads or threads)
     whole = spec.steps * step + workload.once_seconds(speed, spec.threads or threads, max(rows, 1)) + _evaluations(spec, workload, speed, threads)
-    notes = [*notes, f"about {step:.1f} s a step with {spec.threads or threads} threads that nobody else needs; starting takes some ten seconds more"]
+    beside = ", and as many for the services that sample beside it" if spec.ppo is not None and spec.ppo.max_staleness else ""
+    notes = [*notes, f"the time is with {spec.threads or threads} threads that nobody else needs{beside}; starting takes some ten seconds more"]
     if workload.passes.samples:
-        if spec.rollout_part is not None and spec.rollout_part.judge_reward is not None:
+        if is_judged(spec):
             notes.append("the time leaves the judge out: it is another service's, whose rubric and model are not in the plan")
         notes.append(f"the time is of responses of {spec.max_response_tokens} tokens; shorter ones take less")
     return Plan(plan.memory, plan.available_bytes, rows, tuple(notes), whole, step)
+
+
+def is_judged(spec: RunSpec) -> bool:
+    """Whether each step asks a judge, whose time is in no plan."""
+    return spec.online_dpo is not None or (spec.rollout_part is not None and spec.rollout_part.judge_reward is not None)
 
 
 def data_specs(spec: RunSpec) -> dict[str, DataSpec]:

@@ -98,13 +98,13 @@ class Workload:
 
     @property
     def reads(self) -> float:
-        """Passes without gradients over a batch in each step. PPO's old policy reads all or those that are checked; its critic what the first
-        minibatch does not learn from."""
+        """Passes without gradients over a batch in each step. The policy that sampled reads all or those that are checked, and one step ahead the
+        policy before the update, which is another one, reads all; the critic reads what the first minibatch does not learn from."""
         if self.spec.ppo is None:
             return self.passes.read
         size = self.spec.batch_size
         checked = -(-size // ROWS_FOR_EACH_CHECKED) if self.spec.ppo.reuse_sampler_logprobs else size
-        return self.passes.read + (checked + size - min(self.spec.ppo.minibatch_size or size, size)) / size
+        return self.passes.read + self._ahead + (checked + size - min(self.spec.ppo.minibatch_size or size, size)) / size
 
     @property
     def micro(self) -> int:
@@ -166,7 +166,13 @@ class Workload:
         ]
 
     def step_seconds(self, speed: Speed, threads: int) -> float:
-        """Processor-bound time of one step: passes of the run's process, and where responses are sampled those of the services."""
+        """Processor-bound time of one step: passes of the run's process, and where responses are sampled those of the services; one step ahead they
+        work beside one another, and the longer of the two counts."""
+        own, services = self._own_seconds(speed, threads), self._service_seconds(speed, threads)
+        return max(own, services) if self._ahead else own + services
+
+    def _own_seconds(self, speed: Speed, threads: int) -> float:
+        """Time that a step takes in the run's own process."""
         spec, passes = self.spec, self.passes
         tokens, width, responses = self.rows.batch(spec.batch_size, self.micro)
         epochs: int = getattr(spec.rollout_part, "epochs", 1)
@@ -181,10 +187,13 @@ class Workload:
             rows = spec.batch_size * spec.ppo.ptx_rows_per_rollout
             tokens, width, predicted = self.text_lengths.batch(rows, self.micro)
             seconds += epochs * self._learn(speed, threads, tokens, width, predicted)
-        return seconds / spec.distribution.processes + self._service_seconds(speed, threads)
+        return seconds / spec.distribution.processes
 
     def once_seconds(self, speed: Speed, threads: int, distinct_rows: int) -> float:
-        """Time before the first step: the reference's passes over each row that the run will see."""
+        """Time that no step has: the reference's passes over each row that the run will see, before the first one; one step ahead nothing is learnt
+        while the first batch is sampled, and nothing is sampled while the last one is learnt from."""
+        if self._ahead:
+            return min(self._own_seconds(speed, threads), self._service_seconds(speed, threads))
         if not self.passes.once:
             return 0.0
         spec = self.spec
@@ -204,23 +213,31 @@ class Workload:
     @property
     def _held(self) -> int:
         """Adapters in memory: one step ahead, the policy that sampled too."""
-        return self.passes.held + (self.spec.ppo is not None and self.spec.ppo.max_staleness > 0)
+        return self.passes.held + self._ahead
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether the next batch is sampled while a step learns."""
+        return self.spec.ppo is not None and self.spec.ppo.max_staleness > 0
 
     def _scorers(self, adapter: int) -> list[MemoryItem]:
         """Reward models on the run's own base, whose rank is in their files: counted as the run's."""
-        part = self.spec.rollout_part
-        if not self.local_scores or part is None or not self._scored:
+        count = self._reward_models
+        if not self.local_scores or not count:
             return []
-        count = 1 + len(part.more_reward_models) + bool(self.spec.guards.held_out_reward_model)
         return [
             MemoryItem("local reward models", count * adapter, f"{count} adapters x {_mib(adapter)}, taken at the run's rank {self.spec.lora.rank}")
         ]
 
     @property
-    def _scored(self) -> bool:
-        """Whether reward models score: a judge's ratings are another service's work."""
+    def _reward_models(self) -> int:
+        """Reward models that read each response: all members of an ensemble, and the guards' held-out one. A judge's ratings are another service's
+        work."""
         part = self.spec.rollout_part
-        return self.passes.scored and (part is None or part.judge_reward is None)
+        if part is None:
+            return 0
+        trained = 0 if part.judge_reward is not None else 1 + len(part.more_reward_models)
+        return trained + bool(self.spec.guards.held_out_reward_model)
 
     def _service_seconds(self, speed: Speed, threads: int, rows: int | None = None) -> float:
         """Sampling and scoring of a batch: prompts read once, then one pass a token, which reads all weights, with every row in it."""
@@ -233,7 +250,7 @@ class Workload:
         sampled = count * passes.samples
         read = shape.forward_operations(count * prompts, prompts, count, adapter)
         decode = length * shape.forward_operations(sampled, prompts + length / 2, sampled, adapter)
-        score = shape.forward_operations(sampled * (prompts + length), prompts + length, 0, adapter) if self._scored else 0.0
+        score = self._reward_models * shape.forward_operations(sampled * (prompts + length), prompts + length, 0, adapter)
         operations = (read + decode + score) / speed.operations_per_second
         return (operations + length * shape.weights_bytes / speed.bytes_per_second) / threads
 

@@ -1,6 +1,6 @@
 """What may keep Accord from working on this machine, said before anything starts.
 
-What does not belong here: how figures of the machine are found (`accord.workspace.machine`), and printing.
+What does not belong here: how figures of the machine are found (`accord.workspace.machine`, `accord.launch.memory`), and printing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import psutil
 
 from accord.artefacts.store import cache_folder
 from accord.errors import AccordError
+from accord.launch.memory import free_memory_bytes
 from accord.launch.processes import is_alive
 from accord.workspace import machine
 from accord.workspace.basemodel import EMBEDDED, absolute_base_model
@@ -138,7 +139,7 @@ def _encoder() -> Iterator[Check]:
 def _memory(state: WorkspaceState) -> Iterator[Check]:
     """Memory that is free now; what this workspace's own services use counts as free, since they need not be started again."""
     own = sum(_own_memory(state, name) for name in SERVICE_NAMES)
-    free, limit = machine.free_memory_bytes()
+    free, limit = free_memory_bytes()
     total = free + own
     finding = f"{machine.gib(free)} free{f' ({limit})' if limit else ''}" + (f", {machine.gib(own)} in this workspace's services" if own else "")
     if total < SERVE_BYTES:

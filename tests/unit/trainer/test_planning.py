@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from accord.cli.recipes import load_train_recipe
+from accord.cli.recipes import load_train_recipe, shipped_recipes
 from accord.data.readers import read_demonstrations, read_pairs, read_prompts, read_texts
 from accord.models.base import load_base_model
 from accord.models.batching import collate
@@ -278,8 +278,9 @@ class TestTime:
         assert step("dpo") < 1.1 * step("online_dpo")
         rated = {"reward_model": "", "judge_reward": {"task": "summarization"}}
         assert step("grpo", grpo={"group_size": 4, **rated}) < step("grpo", grpo={"group_size": 4}), "a judge's time is not known, and left out"
-        plan = make_plan(spec_of("grpo", grpo={"group_size": 4, **rated}), folder, PLENTY, speed=Speed(1e9, 1e9))
-        assert any("leaves the judge out" in note for note in plan.notes)
+        for spec in (spec_of("grpo", grpo={"group_size": 4, **rated}), spec_of("online_dpo")):
+            assert any("leaves the judge out" in note for note in make_plan(spec, folder, PLENTY, speed=FAST).notes)
+        assert not any("leaves the judge out" in note for note in make_plan(spec_of("grpo"), folder, PLENTY, speed=FAST).notes)
 
     def test_learning_costs_twice_reading_and_dpo_reads_its_reference_once(self, folder: Path) -> None:
         shape, operations_only = ModelShape.read(folder), Speed(1.0, 1e30)
@@ -332,7 +333,8 @@ class TestCalibration:
 
 
 def test_shipped_recipes_have_plans(folder: Path) -> None:
-    for name in ("sft", "reward-model", "dpo", "ppo"):
+    assert len(shipped_recipes()) == 8
+    for name in shipped_recipes():
         recipe = load_train_recipe(name, ("max_prompt_tokens=3000", "max_response_tokens=900"))
         plan = make_plan(recipe, folder, PLENTY, speed=FAST)
         assert plan.rows >= 100
@@ -346,6 +348,8 @@ def test_shipped_recipes_have_plans(folder: Path) -> None:
         ({"minibatch_size": 2}, 2.75),
         ({"reuse_sampler_logprobs": True}, 1.125),  # one row of eight is checked
         ({"reuse_sampler_logprobs": True, "minibatch_size": 4}, 1.625),
+        ({"max_staleness": 1}, 3.0),  # the policy that sampled is another one than that before the update
+        ({"max_staleness": 1, "reuse_sampler_logprobs": True}, 2.125),
     ],
 )
 def test_passes_that_learn_nothing_are_counted_by_the_settings_of_ppo(folder: Path, part: dict[str, Any], expected: float) -> None:

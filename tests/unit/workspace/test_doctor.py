@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from accord.launch import memory as memory_of_machine
 from accord.launch.processes import identify
 from accord.workspace import doctor, machine
 from accord.workspace.doctor import GIB, Check, check
 from accord.workspace.layout import Layout
 from accord.workspace.state import ServiceRecord, WorkspaceState, write_state
 
-real_cgroup_free_bytes = machine.cgroup_free_bytes
+real_cgroup_free_bytes = memory_of_machine.cgroup_free_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,8 @@ def healthy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def have(monkeypatch: pytest.MonkeyPatch, *, memory: float | None = None, disk: float | None = None) -> None:
     """GiB of free memory and disk."""
     if memory is not None:
-        monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(memory * GIB)))
-        monkeypatch.setattr(machine, "cgroup_free_bytes", lambda: None)
+        monkeypatch.setattr(memory_of_machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(memory * GIB)))
+        monkeypatch.setattr(memory_of_machine, "cgroup_free_bytes", lambda: None)
     if disk is not None:
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=int(disk * GIB)))
 
@@ -74,7 +75,7 @@ def test_memory_of_our_own_services_counts_as_free(tmp_path: Path, monkeypatch: 
 
 
 def test_memory_limit_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cgroup_free_bytes", lambda: 2 * GIB)
+    monkeypatch.setattr(memory_of_machine, "cgroup_free_bytes", lambda: 2 * GIB)
     found = named("memory", tmp_path)
     assert (found.state, found.finding) == ("problem", "2.0 GiB free (limited by the control group)")
 

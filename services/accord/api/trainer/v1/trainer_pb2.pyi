@@ -394,7 +394,7 @@ class MemoryItem(_message.Message):
     def __init__(self, role: _Optional[str] = ..., bytes: _Optional[int] = ..., arithmetic: _Optional[str] = ...) -> None: ...
 
 class RunPlan(_message.Message):
-    __slots__ = ("memory", "peak_memory_bytes", "available_memory_bytes", "fits", "rows", "notes", "manifest", "estimated_duration")
+    __slots__ = ("memory", "peak_memory_bytes", "available_memory_bytes", "fits", "rows", "notes", "manifest", "estimated_duration", "step_duration")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -403,6 +403,7 @@ class RunPlan(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_DURATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_DURATION_FIELD_NUMBER: _ClassVar[int]
     memory: _containers.RepeatedCompositeFieldContainer[MemoryItem]
     peak_memory_bytes: int
     available_memory_bytes: int
@@ -411,7 +412,8 @@ class RunPlan(_message.Message):
     notes: _containers.RepeatedScalarFieldContainer[str]
     manifest: str
     estimated_duration: _duration_pb2.Duration
-    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., peak_memory_bytes: _Optional[int] = ..., available_memory_bytes: _Optional[int] = ..., fits: _Optional[bool] = ..., rows: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., manifest: _Optional[str] = ..., estimated_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    step_duration: _duration_pb2.Duration
+    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryItem, _Mapping]]] = ..., peak_memory_bytes: _Optional[int] = ..., available_memory_bytes: _Optional[int] = ..., fits: _Optional[bool] = ..., rows: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., manifest: _Optional[str] = ..., estimated_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class PlanRunRequest(_message.Message):
     __slots__ = ("spec",)
