@@ -36,7 +36,7 @@ from accord.training.examples import EncodedExample, encode_texts, epoch_order, 
 from accord.training.optim import Optimizer
 from accord.training.rollout import Rollout
 from accord.training.rollout_algorithm import RolloutAlgorithm
-from accord.training.rollout_metrics import Averages, movement
+from accord.training.rollout_metrics import Averages, critic_alarms, movement
 from accord.training.rollout_tensors import Adapters, RolloutTensors
 from accord.training.rollout_versions import publish_rollout_version
 
@@ -164,6 +164,12 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         """Begins with the batch of a step, unless it is on disk; what keeps the policy from being published is an error of all processes."""
         if not self._rollout_path(step).exists():
             self._ahead.begin(step, self._publish_rollout_version())
+
+    def _alarm(self, metrics: Mapping[str, float]) -> None:
+        super()._alarm(metrics)
+        if self._step == 1:
+            for alarm in critic_alarms(metrics["explained_variance"], from_reward_model=self._spec.starts_value_from_reward_model):
+                self._context.events.message(alarm)
 
     def _checked(self, step: int, count: int) -> list[int] | None:
         """Rows on which the sampler's logprobs are compared where they are reused, others at each step; None for all."""

@@ -280,6 +280,21 @@ def test_the_critic_starts_as_the_reward_model_on_the_scale_of_its_scores(tmp_pa
     assert fresh_context.adapted.names[:2] == ("policy", "value")
 
 
+def test_a_start_from_the_reward_model_that_harms_is_said_once(tmp_path: Path, tiny_folder: Path) -> None:
+    """A head that says a great deal of each token, and all of it wrong; one that starts from 0 explains nothing, which is no alarm."""
+    said = {}
+    for name, start in (("warm", True), ("fresh", False)):
+        context, algorithm, _ = ready(tmp_path, tiny_folder, {"value_from_reward_model": start, "value_coefficient": 0.0}, name=name)
+        with torch.no_grad():
+            algorithm._critic.head.weight.mul_(100)
+        explained = [one_step(algorithm, step)[1]["explained_variance"] for step in (0, 1)]
+        assert all(value < -1 for value in explained) if start else explained[0] == pytest.approx(0, abs=1e-6)
+        said[name] = [event.text for event in context.directory.events() if event.text.startswith("alarm: the critic")]
+    assert len(said["warm"]) == 1
+    assert "ppo.value_from_reward_model: false" in said["warm"][0]
+    assert said["fresh"] == []
+
+
 def test_old_versions_of_the_policy_lose_their_files(tmp_path: Path, tiny_folder: Path) -> None:
     """A version a step would fill the disk; the manifests stay, for lineage."""
     context, algorithm, _ = ready(tmp_path, tiny_folder, {})

@@ -7,7 +7,7 @@ import torch
 
 from accord.training.distribution import World
 from accord.training.rollout import Rollout
-from accord.training.rollout_metrics import Averages, alarms, observed
+from accord.training.rollout_metrics import Averages, alarms, critic_alarms, observed
 from accord.training.rollout_tensors import RolloutTensors
 
 
@@ -56,6 +56,15 @@ def test_kl_is_that_of_the_policy_that_sampled() -> None:
     assert expected > 0.1
     assert found["kl"] == pytest.approx(expected, rel=1e-6)
     assert found["kl_k3"] == pytest.approx(expected, rel=1e-6), "k3 has the same mean"
+
+
+def test_a_critic_that_is_worse_than_none_at_its_start_is_an_alarm() -> None:
+    for harmless in (1.0, 0.0, -0.2):
+        assert critic_alarms(harmless, from_reward_model=True) == []
+    (warm,), (fresh,) = (critic_alarms(-0.9, from_reward_model=start) for start in (True, False))
+    assert warm.startswith("alarm: the critic explains -0.90 of the variance of its first returns")
+    assert "ppo.value_from_reward_model: false starts it from 0" in warm
+    assert "value_from_reward_model" not in fresh
 
 
 HEALTHY = {"kl": 0.4, "first_ratio_mean": 1.0, "response_tokens": 20.0}
