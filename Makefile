@@ -67,11 +67,11 @@ prompts-check: setup ## no released rubric has changed
 golden: chart-tools ## rewrite the golden files of tests/golden
 	$(PY) -m pytest -q tests/golden tests/chart --update-golden
 
-bench: setup ## the benchmarks that take minutes; table, plot and JSON go to build/bench
+bench: setup ## serving, services, labelling, plans, training (some with TRL beside it); table, plot and JSON go to build/bench
 	$(PY) benchmarks/run.py
 
-bench-peers: setup ## the policy server beside vLLM and llama.cpp, which are installed on first use (3 GB)
-	$(PY) benchmarks/run.py peers.py
+bench-peers: setup ## the policy server beside vLLM and llama.cpp, PPO beside TRL's; they are installed on first use (3 GB)
+	$(PY) benchmarks/run.py peers.py "training.py --only ppo"
 
 vllm-peer: setup ## a real vLLM on this CPU in build/vllm-peer (3.4 GB), and the contract tests against it; not part of make test
 	$(PY) tools/vllm_peer.py install

@@ -1,8 +1,9 @@
 """Runs all benchmarks and draws what they found: build/bench/figures.md and build/bench/figures.png.
 
-    python benchmarks/run.py [generation.py services.py reward_model.py learning.py]
+    python benchmarks/run.py [generation.py services.py "training.py --only sft" reward_model.py learning.py]
 
-Without names it runs those that take minutes; reward_model.py trains for a quarter of an hour, learning.py for half an hour and more: by name.
+Without names it runs those that need nothing but what `make setup` installs; peers.py and PPO beside TRL install their peers (`make bench-peers`),
+reward_model.py trains for a quarter of an hour, learning.py for half an hour and more: by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("generation.py", "services.py", "labelling.py", "plan.py")
+BENCHMARKS = ("generation.py", "services.py", "labelling.py", "plan.py", "training.py --only dpo,reward,sft,resume,ppo-resume")
 FOLDER = Path("build/bench")
 LARGER, SMALLER = "#2a6f97", "#d08c36"
 
@@ -23,7 +24,8 @@ def main(names: list[str]) -> int:
     here = Path(__file__).resolve().parent
     for name in names or BENCHMARKS:
         print(f"== {name}", flush=True)
-        done = subprocess.run([sys.executable, str(here / name), "--json", str(FOLDER / f"{Path(name).stem}.json")], check=False)
+        script, *options = name.split()
+        done = subprocess.run([sys.executable, str(here / script), *options, "--json", str(FOLDER / f"{file_stem(name)}.json")], check=False)
         if done.returncode:
             return done.returncode
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
@@ -31,6 +33,12 @@ def main(names: list[str]) -> int:
     draw(found, FOLDER / "figures.png")
     print(f"{FOLDER / 'figures.md'} and {FOLDER / 'figures.png'} hold the figures")
     return 0
+
+
+def file_stem(command: str) -> str:
+    """Of the JSON of a benchmark, with what it was asked for, so that two parts of one do not overwrite each other."""
+    script, *options = command.split()
+    return "-".join([Path(script).stem, *(part for option in options if not option.startswith("-") for part in option.split(","))])
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """How fast and small training is, beside TRL doing the same work on the same rows with the embedded model in float32.
 
-    python benchmarks/training.py [--rounds 5] [--only ppo,dpo,reward,sft,resume] [--json FILE]
+    python benchmarks/training.py [--rounds 5] [--only ppo,dpo,reward,sft,resume,ppo-resume] [--json FILE]
 
 ppo     a step of 8 rollouts, prompts of 64 tokens, 48 sampled, one epoch, sampled by the policy service, whose logprobs are taken and checked on
         one rollout a step (ppo.reuse_sampler_logprobs), and scored by the run itself; with LoRA on all layers, and on the upper half of them
@@ -11,7 +11,8 @@ dpo     4 pairs a step, prompts of 128 tokens, responses of 32 to 128, LoRA: an 
         DPOTrainer as it comes, and with the reference computed beforehand
 reward  the same pairs through a reward model, four a pass in both, against TRL's RewardTrainer
 sft     tokens per second against 4 FLOPs a parameter and token (weights frozen, LoRA) at the largest matrix product's rate, measured beside
-resume  from the start of a killed run's new process to its first new step, model load left out
+resume  from the start of a killed run's new process to its first new step, model load left out: SFT
+ppo-resume  the same for PPO as in ppo, on all layers: services, adapters of policy and critic, reward model
 Every round starts each system in new processes, in turn. Peak memory is the sum of the peaks of all processes that take part.
 """
 
@@ -27,9 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accord.data.readers import read_pairs
 from accord.models.base import load_base_model
@@ -45,10 +46,25 @@ from tests.contract.harness import ServerProcess
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
 LOCAL = "local"  # the run scores on the base model that it has; TRL's reward model is in its process too
-PARTS = ("ppo", "dpo", "reward", "sft", "resume")
+PARTS = ("ppo", "dpo", "reward", "sft", "resume", "ppo-resume")
 PAIRS_A_STEP, STEPS_AN_EPOCH = 4, 3
 ROLLOUTS, PPO_STEPS, SAMPLED = 8, 3, 48
-UPPER_HALF = 15  # of SmolLM2-135M's 30 layers
+
+
+class Setting(NamedTuple):
+    """How PPO is run: layers with LoRA (0: all), and micro-batches as large as stays under the memory that is asked for."""
+
+    title: str
+    last_layers: int
+    micro: int
+
+    @property
+    def words(self) -> str:
+        """For a figure's name."""
+        return f"{self.title}, micro-batches of {self.micro}, reward model in the run, sampler's logprobs reused"
+
+
+SETTINGS = {"all": Setting("LoRA on all layers", 0, 2), "upper": Setting("LoRA on the upper 15 of 30 layers", 15, 4)}
 LONG = "Tell a long and detailed story, with many turns, that takes its beginning from this: "
 
 
@@ -197,10 +213,11 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
     memory: dict[str, list[float]] = {name: [] for name in systems}
     lengths: list[float] = []
     for number in range(rounds):
-        for name, last_layers, micro in (("all", 0, 2), ("upper", UPPER_HALF, 4)):  # as much as stays under the memory that is asked for
-            run, policy_bytes = _ppo_run(root / f"ppo-{name}-{number}", rows, last_layers, micro)
+        for name, setting in SETTINGS.items():
+            with _ppo_run(root / f"ppo-{name}-{number}", rows, setting, steps=PPO_STEPS) as (run, policy):
+                run.finish()
+                memory[name].append((run.peak_bytes + peak_of(policy.pid)) / 2**30)
             time_taken[name].append(_mean(run.steps()[1:]))
-            memory[name].append((run.peak_bytes + policy_bytes) / 2**30)
             lengths.append(run.events("metrics")[-1].values["response_tokens"])
         for name, lora in (("trl", False), ("lora", True)):
             found = trl("ppo", rows, python, batch_size=ROLLOUTS, steps=PPO_STEPS, response_tokens=SAMPLED, lora=lora)
@@ -210,7 +227,7 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
             f"    round {number + 1} of {rounds}: "
             + ", ".join(f"{name} {time_taken[name][-1]:.1f} s a step, {memory[name][-1]:.2f} GiB" for name in systems), flush=True,
         )  # fmt: skip
-    titles = dict(zip(systems, ("LoRA on all layers", "LoRA on the upper half", "TRL, four whole models", "TRL, LoRA on its policy"), strict=True))
+    titles = {name: setting.words for name, setting in SETTINGS.items()} | {"trl": "TRL, four whole models", "lora": "TRL, LoRA on its policy"}
     for name, title in titles.items():
         figures.add(f"PPO step: {title}", "s", time_taken[name])
         figures.add(f"PPO, peak memory of all processes: {title}", "GiB", memory[name])
@@ -221,21 +238,20 @@ def ppo(figures: Figures, root: Path, rounds: int) -> None:
     figures.add("PPO, sampled tokens a response (TRL's are always 48)", "tokens", lengths)
 
 
-def _ppo_run(home: Path, rows: Path, last_layers: int, micro: int) -> tuple[Ours, int]:
-    """A finished run of PPO beside a policy service, and that service's peak resident bytes."""
-    lora = {"rank": 16, "last_layers": last_layers}
+@contextlib.contextmanager
+def _ppo_run(home: Path, rows: Path, setting: Setting, **more: Any) -> Iterator[tuple[Ours, ServerProcess]]:
+    """A run of PPO, not yet started, with a reward model to score by, and the policy service beside it."""
+    lora = {"rank": 16, "last_layers": setting.last_layers}
     scorer = Ours(home, "scorer", {"steps": 1, "batch_size": 2, "lora": lora, "reward_model": {"data": {"uri": str(rows), "limit": 2}}})
     scorer.finish()
     with ServerProcess("accord.policy", {"artefacts": str(home / "artefacts"), "threads": THREADS}, home) as policy:
-        run = Ours(home, "ppo", {
-            "steps": PPO_STEPS, "batch_size": ROLLOUTS, "micro_batch_size": micro, "max_response_tokens": SAMPLED, "lora": lora,
+        yield Ours(home, "ppo", {
+            "batch_size": ROLLOUTS, "micro_batch_size": setting.micro, "max_response_tokens": SAMPLED, "lora": lora, **more,
             "ppo": {
                 "data": {"uri": str(rows)}, "reward_model": "adapters/scorer/versions/1", "epochs": 1, "kl_coef": 0.05,
                 "reuse_sampler_logprobs": True,
             },
-        }, Endpoints(policy=policy.address, reward=LOCAL))  # fmt: skip
-        run.finish()
-        return run, peak_of(policy.pid)
+        }, Endpoints(policy=policy.address, reward=LOCAL)), policy  # fmt: skip
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -268,31 +284,43 @@ def sft(figures: Figures, root: Path, rounds: int) -> None:
 
 
 def resume(figures: Figures, root: Path, rounds: int) -> None:
-    """Kills a run after a checkpoint and starts it again."""
+    """Kills a run of SFT after a checkpoint and starts it again."""
     rows = write_pairs(root / "resume.jsonl", 8, prompt_tokens=64, shortest=32, longest=64)
     found: list[float] = []
     for number in range(rounds):
         run = Ours(
             root / f"resume-{number}", "resumed", {"steps": 400, "batch_size": 2, "checkpoint_every_steps": 2, "sft": {"data": {"uri": str(rows)}}}
         )
-        process = run.start()
-        _wait_for_step(run, process, 3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        known = len(run.events("metrics"))
-        load = seconds(lambda: load_base_model("embedded", threads=THREADS))
-        began = time.time()
-        process = run.start()
-        first = _wait_for(run, process, known)
-        found.append(first.time - first.values["seconds"] - began - load)
-        process.kill()
-        process.wait()
-        print(f"    round {number + 1} of {rounds}: {found[-1]:.1f} s, model load of {load:.1f} s left out", flush=True)
-    figures.add("resume: restart to the first new step, model load left out", "s", found, "<= 15")
+        found.append(_resumed(run, 3, f"round {number + 1} of {rounds}"))
+    figures.add("resume, SFT: restart to the first new step, model load left out", "s", found, "<= 15")
 
 
-def _wait_for_step(run: Ours, process: subprocess.Popen[bytes], step: int) -> None:
+def ppo_resume(figures: Figures, root: Path, rounds: int) -> None:
+    """Kills a run of PPO after a checkpoint and starts it again."""
+    rows = write_pairs(root / "ppo-resume.jsonl", ROLLOUTS * PPO_STEPS, prompt_tokens=12, shortest=32, longest=64, lead=LONG)
+    found: list[float] = []
+    for number in range(rounds):
+        with _ppo_run(root / f"ppo-resume-{number}", rows, SETTINGS["all"], steps=400, checkpoint_every_steps=1) as (run, _):
+            found.append(_resumed(run, 2, f"round {number + 1} of {rounds}"))
+    figures.add(f"resume, PPO ({SETTINGS['all'].words}): restart to the first new step, model load left out", "s", found, "<= 15")
+
+
+def _resumed(run: Ours, step: int, label: str) -> float:
+    """Seconds from the restart of a run that was killed behind a step to its first new one, without that step and the model's load."""
+    process = run.start()
     _wait_for(run, process, step - 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    known = len(run.events("metrics"))
+    load = seconds(lambda: load_base_model("embedded", threads=THREADS))
+    began = time.time()
+    process = run.start()
+    first = _wait_for(run, process, known)
+    process.kill()
+    process.wait()
+    took = first.time - first.values["seconds"] - began - load
+    print(f"    {label}: {took:.1f} s, model load of {load:.1f} s left out", flush=True)
+    return took
 
 
 def _wait_for(run: Ours, process: subprocess.Popen[bytes], known: int) -> RunEvent:
@@ -314,7 +342,7 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     figures = Figures("training")
-    measure = {"ppo": ppo, "dpo": dpo, "reward": reward, "sft": sft, "resume": resume}
+    measure = {"ppo": ppo, "dpo": dpo, "reward": reward, "sft": sft, "resume": resume, "ppo-resume": ppo_resume}
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             measure[part](figures, Path(folder), options.rounds)
