@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,8 +140,10 @@ def _peer_failure(directory: RunDirectory, place: Place, error: Exception) -> st
 def _train(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:
     from accord.training.tracking import Tracking
 
-    with Tracking(run, directory, events) if place.leads else nullcontext():  # what is missing for it is said before a model is loaded
+    if not place.leads:
         return _learn(run, directory, events, stop, place)
+    with Tracking(run, directory, events) as tracking:  # what is missing for it is said before a model is loaded
+        return tracking.ended(_learn(run, directory, events, stop, place))
 
 
 def _learn(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:

@@ -7,6 +7,7 @@ where (`accord.training.tracking`).
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -131,4 +132,8 @@ def _double(number: int, value: float) -> bytes:
 
 
 def _float(number: int, value: float) -> bytes:
-    return _varint(number << 3 | 5) + struct.pack("<f", value)
+    try:
+        packed = struct.pack("<f", value)
+    except OverflowError:  # a finite number beyond 32 bits, which rounding makes infinite
+        packed = struct.pack("<f", math.copysign(math.inf, value))
+    return _varint(number << 3 | 5) + packed

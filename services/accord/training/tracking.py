@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from accord.rundir import RunDirectory, RunFile
+from accord.rundir import EXIT_DONE, RunDirectory, RunFile, RunResult
 from accord.training.context import EventLog, RunStopped
 from accord.training.tensorboard import EventFile
 
@@ -57,6 +57,12 @@ class Tracking:
         self._directory = directory
         self._events = events
         self._trackers: list[Tracker] = []
+        self._exit_code: int | None = None
+
+    def ended(self, result: RunResult) -> RunResult:
+        """Takes note of how the run ended, and returns it: one that a guard stopped returns, and has not finished."""
+        self._exit_code = result.exit_code
+        return result
 
     def __enter__(self) -> Self:
         spec = self._run.spec.tracking
@@ -72,7 +78,8 @@ class Tracking:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._events.listener = None
-        status: Status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, RunStopped) else "FAILED"
+        done = kind is None and self._exit_code == EXIT_DONE
+        status: Status = "FINISHED" if done else "KILLED" if kind is not None and issubclass(kind, RunStopped) else "FAILED"
         for tracker in self._trackers:
             tracker.close(status)
 

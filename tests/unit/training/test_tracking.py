@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from tests.unit.training.surroundings import make_context, metrics_of, planted_pairs, write_rows
+from tests.unit.training.surroundings import make_context, make_ppo, metrics_of, planted_pairs, write_rows
 
 from accord.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from accord.rundir import EXIT_GUARDED
 from accord.training import mlflow_tracking
 from accord.training.__main__ import build
 from accord.training.context import RunContext, RunStopped
@@ -77,6 +80,18 @@ def test_what_is_written_is_what_protobuf_reads(tmp_path: Path) -> None:
     assert Event.FromString(first).file_version == "brain.Event:2"
 
 
+def test_numbers_beyond_what_the_format_holds_are_infinite_and_no_error(tmp_path: Path) -> None:
+    """As rounding to 32 bits makes them; scores are doubles."""
+    file = EventFile(tmp_path)
+    values = {"high": 1e39, "low": -1e300, "most": 3.4028234e38, "none": math.nan, "over": math.inf}
+    file.add(1, values, at=0.0)
+    file.close()
+    ((_, found),) = scalars(file.path)
+    assert {name: found[name] for name in ("high", "low", "over")} == {"high": math.inf, "low": -math.inf, "over": math.inf}
+    assert found["most"] == pytest.approx(3.4028234e38)
+    assert math.isnan(found["none"])
+
+
 @pytest.mark.parametrize("cut", [1, 5, 20])
 def test_a_file_goes_on_behind_its_last_whole_record(tmp_path: Path, cut: int) -> None:
     file = EventFile(tmp_path)
@@ -118,8 +133,8 @@ def run(context: RunContext, *, stop_in: int | None = None, die_in: int | None =
         return step(number, optimizer)
 
     algorithm.step = acting  # type: ignore[method-assign]
-    with Tracking(context.run, context.directory, context.events):
-        train(context, algorithm)
+    with Tracking(context.run, context.directory, context.events) as tracking:
+        tracking.ended(train(context, algorithm))
 
 
 def test_tensorboard_has_each_step_once_over_a_kill(tmp_path: Path, tiny_folder: Path) -> None:
@@ -255,6 +270,18 @@ def test_a_resumed_run_goes_on_in_the_same_one_and_repeats_nothing(tmp_path: Pat
     assert server.runs["id0"]["status"] == "FINISHED"
 
 
+def test_a_run_that_a_guard_stopped_has_not_finished(tmp_path: Path, tiny_folder: Path, server: Server) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    values = {"steps": 6, "tracking": {"mlflow_uri": URI}, "guards": {"action": "stop", "max_repetition": 1e-6, "patience": 1}}
+    context, algorithm, source = make_ppo(tmp_path, tiny_folder, {**values, "max_response_tokens": 12}, {"data": data, "epochs": 1})
+    collect = source.collect
+    source.collect = lambda *given: [replace(each, response_ids=each.response_ids[:1] * len(each.response_ids)) for each in collect(*given)]  # type: ignore[method-assign]
+    algorithm._sampler_gap_bound = 100.0
+    with Tracking(context.run, context.directory, context.events) as tracking:
+        assert tracking.ended(train(context, algorithm)).exit_code == EXIT_GUARDED
+    assert server.runs["id0"]["status"] == "FAILED"
+
+
 def test_a_server_that_dies_is_said_once_and_gets_all_when_it_is_back(tmp_path: Path, tiny_folder: Path, server: Server) -> None:
     context = sft(tmp_path, tiny_folder, {"mlflow_uri": URI})
     algorithm = build(context)
@@ -267,8 +294,8 @@ def test_a_server_that_dies_is_said_once_and_gets_all_when_it_is_back(tmp_path: 
         return metrics
 
     algorithm.step = acting  # type: ignore[method-assign]
-    with Tracking(context.run, context.directory, context.events):
-        train(context, algorithm)
+    with Tracking(context.run, context.directory, context.events) as tracking:
+        tracking.ended(train(context, algorithm))
     assert len(said(context, "does not answer")) == 1
     assert "http://user:***@tracking:5000 does not answer (connection refused); the run goes on" in said(context, "does not answer")[0]
     assert server.steps("loss") == [1, 2, 3, 4, 5, 6]
