@@ -120,14 +120,17 @@ def latest_checkpoint(folder: Path, *, spec: Mapping[str, Any], report: Callable
     return None
 
 
-def prune_checkpoints(folder: Path, keep: int, newest: int, *, wanted: Collection[int] = ()) -> None:
+def prune_checkpoints(folder: Path, keep: int, newest: int, *, wanted: Collection[int] = (), behind: int | None = None) -> None:
     """Removes all but the last `keep` checkpoints up to step `newest` and those of `wanted` steps, and what killed writers left.
 
-    Checkpoints of later steps go too: the run passed them over as damaged when it was resumed, or it would be behind them.
+    Checkpoints of later steps go too: the run passed them over as damaged when it was resumed, or it would be behind them. So do those between
+    `behind`, the step of the last one that this process read or wrote, and `newest`: they would push whole ones out. None says nothing of those.
     """
-    later = [path for path in checkpoint_folders(folder) if int(path.name) > newest]
-    older = [path for path in checkpoint_folders(folder)[len(later) + keep :] if int(path.name) not in wanted]
-    for path in [*later, *older]:
+    last = newest if behind is None else behind
+    passed = [path for path in checkpoint_folders(folder) if int(path.name) > newest or last < int(path.name) < newest]
+    known = [path for path in checkpoint_folders(folder) if path not in passed]
+    older = [path for path in known[keep:] if int(path.name) not in wanted]
+    for path in [*passed, *older]:
         shutil.rmtree(path)
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)

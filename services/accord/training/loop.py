@@ -80,6 +80,7 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     evaluated: bool = True
     checkpoint_seconds: float = 0.0
+    saved: int = -1  # step of the last checkpoint that this process read or wrote
 
     def ended(self, steps: int) -> bool:
         """Whether nothing is left to do of so many steps."""
@@ -216,6 +217,7 @@ def _checkpoint(context: RunContext, algorithm: Algorithm, optimizer: Optimizer,
     context.events.state("checkpoint")
     context.world.check_same("weights", (parameter for _, group in sorted(algorithm.parameters().items()) for parameter in group))
     context.world.from_first(lambda: _write(context, algorithm, optimizer, progress))
+    progress.saved = progress.done
     progress.checkpoint_seconds = time.monotonic() - started
 
 
@@ -239,7 +241,7 @@ def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, prog
     }  # fmt: skip
     folder, spec = context.directory.checkpoints, context.spec
     write_checkpoint(folder, progress.done, fill, spec=spec.learning_values, state=state, publish=_publication(context, algorithm))
-    prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps())
+    prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps(), behind=progress.saved)
 
 
 def _publication(context: RunContext, algorithm: Algorithm) -> dict[str, Any]:
@@ -273,7 +275,7 @@ def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> 
     context.events.step = found.step
     context.events.message(f"resumed after step {found.step}")
     _say_what_differs(context, found)
-    return Progress(guards, found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]))
+    return Progress(guards, found.step, dict(found.state["metrics"]), bool(found.state["evaluated"]), saved=found.step)
 
 
 def _say_what_differs(context: RunContext, found: Checkpoint) -> None:

@@ -276,6 +276,22 @@ def test_a_damaged_newer_one_does_not_push_out_the_good_ones(tmp_path: Path) -> 
     assert latest(tmp_path).step == 6
 
 
+def test_a_damaged_one_between_two_good_ones_counts_for_none(tmp_path: Path) -> None:
+    """A stop wrote 9, which is damaged; the run went on from 8 to 12, by its schedule."""
+    for step in (4, 8, 9, 12):
+        write(tmp_path, step)
+    (tmp_path / "00000009" / "optimizer").write_bytes(b"")
+    prune_checkpoints(tmp_path, 2, 12, behind=8)
+    assert steps(tmp_path) == ["00000008", "00000012"]
+    write(tmp_path, 16)
+    prune_checkpoints(tmp_path, 2, 16, behind=12)
+    assert steps(tmp_path) == ["00000012", "00000016"]
+    (tmp_path / "00000016" / "optimizer").write_bytes(b"")
+    write(tmp_path, 20)
+    prune_checkpoints(tmp_path, 2, 20, behind=-1)
+    assert steps(tmp_path) == ["00000020"], "none of those before it could be read"
+
+
 def test_wanted_checkpoints_stay(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         write(tmp_path, step)

@@ -233,6 +233,21 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, tiny
     assert "resumed after step 4" in said
 
 
+def test_a_damaged_checkpoint_does_not_push_out_the_one_that_the_run_went_on_from(tmp_path: Path, tiny_folder: Path) -> None:
+    """A stop after step 3 wrote one outside the schedule."""
+    spec = spec_of(tmp_path, "sft", checkpoints_kept=2)
+    first = make_context(tmp_path, tiny_folder, spec)
+    with pytest.raises(RunStopped):
+        train(first, after_step(build(first), 2, first.stop.set))
+    folder = first.directory.checkpoints
+    assert sorted(path.name for path in folder.iterdir()) == ["00000002", "00000003"]
+    (folder / "00000003" / "optimizer.safetensors").write_bytes(b"")
+    second = make_context(tmp_path, tiny_folder, spec)
+    seen: list[str] = []
+    train(second, after_step(build(second), 4, lambda: seen.extend(path.name for path in folder.iterdir())))
+    assert sorted(seen) == ["00000002", "00000004"], "in the step after the next checkpoint"
+
+
 def test_every_file_of_a_checkpoint_of_ppo_is_checked(tmp_path: Path, tiny_folder: Path) -> None:
     """Cut short, one bit flipped, empty, gone: each is seen and said, the one before is used, and the bits at the end are the same."""
     data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
