@@ -36,7 +36,8 @@ def shaped_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor,
 
     Args:
         scores: of each response, shape (batch,).
-        logprobs: of the tokens under the policy that sampled them, nats, shape (batch, T).
+        logprobs: of the tokens under the policy before the update, which is the one that sampled them unless that was a step ahead, nats, shape
+            (batch, T).
         reference_logprobs: of the same tokens under the reference, shape (batch, T).
         mask: True at response tokens, shape (batch, T).
         kl_coef: strength of the penalty, at least 0.

@@ -2,7 +2,7 @@
 
 Pure: metrics of a step in, sentences out. Everything is compared over windows of `patience` steps, so that no single batch decides, and all of
 it is in the state of a checkpoint. What does not belong here: stopping and publishing (`accord.training.loop`), scoring
-(`accord.training.rollout`), and alarms about a defect of the run rather than of the reward (`accord.training.ppo_metrics`).
+(`accord.training.rollout`), and alarms about a defect of the run rather than of the reward (`accord.training.rollout_metrics`).
 """
 
 from __future__ import annotations
