@@ -13,6 +13,11 @@ from typing import Any, Literal
 from accord.artefacts.manifest import Manifest
 
 Form = Literal["model", "adapter"]
+_OF_ROLLOUTS = {
+    "rollout_score_mean": "mean score of the rollouts of its last step, sampled by the policy before it",
+    "rollout_held_out_score_mean": "their mean score by a reward model that it was not trained on",
+    "rollout_kl": "their KL to the reference, nats a response",
+}
 _FACTS_OF_HEAD = ("mean", "std", "held_out_accuracy", "training_data_digest", "max_tokens")
 
 
@@ -109,7 +114,7 @@ def _table(lineage: Sequence[Manifest]) -> list[str]:
 def _evaluation(manifest: Manifest) -> str:
     found = {name: manifest.facts.get(name) for name in _FACTS_OF_HEAD if name in manifest.facts}
     found |= {name: value for name, value in manifest.facts.items() if name.startswith("eval_")}
-    lines = _held_out(found)
+    lines = [*_held_out(found), *(f"- {words}: {manifest.facts[name]:.3f}" for name, words in _OF_ROLLOUTS.items() if name in manifest.facts)]
     reliability = found.pop("eval_reliability", None)
     lines += [f"- {name}: {json.dumps(value)}" for name, value in sorted(found.items()) if value not in ("", None)]
     if isinstance(reliability, list) and reliability:

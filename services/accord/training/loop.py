@@ -33,6 +33,8 @@ ADAPTER_FOLDER = "adapter"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _ORIGIN = ("base_model_digest", "tokenizer_digest", "parents", "data_digest")
 """Of a publication: what must be the same from a run's first step to its last."""
+_OF_ROLLOUTS = ("score_mean", "held_out_score_mean", "kl")
+"""Metrics of the last rollouts that a published policy is known by."""
 
 
 class Algorithm(Protocol):
@@ -240,13 +242,24 @@ def _write(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, prog
         "guards": progress.guards.state(), "torch_threads": torch.get_num_threads(), "processes": context.world.size,
     }  # fmt: skip
     folder, spec = context.directory.checkpoints, context.spec
-    write_checkpoint(folder, progress.done, fill, spec=spec.learning_values, state=state, publish=_publication(context, algorithm))
+    publication = _measured(_publication(context, algorithm), progress)
+    write_checkpoint(folder, progress.done, fill, spec=spec.learning_values, state=state, publish=publication)
     prune_checkpoints(folder, spec.checkpoints_kept, progress.done, wanted=progress.guards.kept_steps(), behind=progress.saved)
 
 
 def _publication(context: RunContext, algorithm: Algorithm) -> dict[str, Any]:
     digests = context.base.digests
     return algorithm.publication() | {"base_model_digest": digests.base_model, "tokenizer_digest": digests.tokenizer}
+
+
+def _measured(publication: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """A publication, with what a policy's last step measured: `eval_*` of the policy itself where it was evaluated, `rollout_*` of the last rollouts,
+    which an earlier one sampled. A reward model's own facts say more."""
+    if publication["kind"] != "policy":
+        return dict(publication)
+    facts = {name: value for name, value in progress.metrics.items() if name.startswith("eval_")}
+    facts |= {f"rollout_{name}": progress.metrics[name] for name in _OF_ROLLOUTS if name in progress.metrics}
+    return {**publication, "facts": facts | publication["facts"]}
 
 
 def _check_origin(found: Checkpoint, now: Mapping[str, Any]) -> None:

@@ -68,10 +68,12 @@ def _shaken(adapted: AdaptedModel, name: str, seed: int) -> None:
 def _publish(store: ArtefactStore, base: BaseModel, root: Path) -> None:
     more: dict[str, Any] = {"base_model_digest": base.digests.base_model, "tokenizer_digest": base.digests.tokenizer}
     sft = store.publish("sft", root / "sft", kind="policy", run="runs/one", step=3, data_digest="d" * 64, facts={"algorithm": "sft"}, **more)
-    store.publish("dpo", root / "dpo", kind="policy", parents=[sft], run="runs/two", step=5, facts={"algorithm": "dpo", "beta": 0.1}, **more)
+    measured = {"eval_score": 0.5, "rollout_kl": 1.25, "rollout_score_mean": -0.125}
+    facts = {"algorithm": "dpo", "beta": 0.1, **measured}
+    store.publish("dpo", root / "dpo", kind="policy", parents=[sft], run="runs/two", step=5, facts=facts, **more)
     pairs = [EncodedPair("p", "p", (1,), (2,) * length, (3,) * 4, 1.0) for length in (3, 5, 3, 3)]
-    measured = held_out([2.0, 1.0, 3.0, -0.5], pairs).facts() | {"eval_data_digest": "e" * 64}
-    facts = HeadFacts(mean=0.25, std=2.0, held_out_accuracy=0.75).to_facts() | {"algorithm": "reward_model"} | measured
+    of_pairs = held_out([2.0, 1.0, 3.0, -0.5], pairs).facts() | {"eval_data_digest": "e" * 64}
+    facts = HeadFacts(mean=0.25, std=2.0, held_out_accuracy=0.75).to_facts() | {"algorithm": "reward_model"} | of_pairs
     store.publish("rm", root / "rm", kind="reward", parents=[sft], facts=facts, **more)
 
 

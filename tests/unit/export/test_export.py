@@ -143,6 +143,12 @@ class TestCardAndAdapters:
             assert f"| {each.name} | {each.kind} |" in text
             assert each.digest[:12] in text
         assert "beta 0.1" in text
+        evaluation = text.split("## How it was evaluated\n\n")[1].split("\n\n")[0]
+        assert evaluation.splitlines() == [
+            "- mean score of the rollouts of its last step, sampled by the policy before it: -0.125",
+            "- their KL to the reference, nats a response: 1.250",
+            "- eval_score: 0.5",
+        ]
         assert shop.store.manifest(DPO).base_model_digest in text
         assert "not known here" in text
         facts = json.loads((tmp_path / "out" / "accord-export.json").read_text())

@@ -16,9 +16,11 @@ from torch import Tensor
 from accord.algos.advantages import gae, shaped_rewards
 from accord.algos.masking import whiten
 from accord.algos.ppo import policy_loss, value_loss
+from accord.checkpoint import read_checkpoint
 from accord.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from accord.training.__main__ import build
 from accord.training.distribution import World
+from accord.training.loop import train
 from accord.training.rollout import read_rollouts, write_rollouts
 from accord.training.rollout_algorithm import rollout_seed
 
@@ -293,6 +295,21 @@ def test_a_start_from_the_reward_model_that_harms_is_said_once(tmp_path: Path, t
     assert len(said["warm"]) == 1
     assert "ppo.value_from_reward_model: false" in said["warm"][0]
     assert said["fresh"] == []
+
+
+def test_a_published_policy_is_known_by_what_its_last_step_measured(tmp_path: Path, tiny_folder: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    values = {"steps": 2, "checkpoint_every_steps": 1, "max_response_tokens": 4}
+    context, algorithm, _ = make_ppo(tmp_path, tiny_folder, values, {"data": data, "eval_data": {**data, "limit": 2}, "epochs": 1})
+    result = train(context, algorithm)
+    facts, last = context.store.manifest(result.adapter_version).facts, result.metrics
+    for name in ("score_mean", "kl"):
+        assert facts[f"rollout_{name}"] == last[name]
+    assert facts["eval_score"] == last["eval_score"]
+    assert "seconds" not in facts
+    first = read_checkpoint(context.directory.checkpoints / "00000001", spec=None).publish["facts"]
+    assert "rollout_kl" in first
+    assert "eval_score" not in first, "that policy was not evaluated"
 
 
 def test_old_versions_of_the_policy_lose_their_files(tmp_path: Path, tiny_folder: Path) -> None:
