@@ -102,6 +102,20 @@ class Judges:
         return [text for judge in self.running.values() for text in judge.written]
 
     @property
+    def done(self) -> int:
+        """Questions answered and texts written."""
+        return sum(len(judge.answered) + len(judge.written) for judge in self.running.values())
+
+    def hold_after(self, more: int) -> None:
+        """Each judge answers so many more, and those in flight with them, and then waits: a job does not end before its server is killed."""
+        for judge in self.running.values():
+            judge.hold_after(len(judge.answered) + more + CALLS * A_CALL)
+
+    def release(self) -> None:
+        for judge in self.running.values():
+            judge.release()
+
+    @property
     def at_rest(self) -> bool:
         return all(judge.waiting == 0 and judge.finished + judge.cancelled == judge.calls for judge in self.running.values())
 
@@ -158,27 +172,27 @@ def ended(feedback: FeedbackClient, name: str) -> LabelJob:
     return list(feedback.watch_label_job(name, timeout_seconds=90))[-1]
 
 
-def kill_in_the_middle(server: ServerProcess, judges: Judges, more: int) -> None:
-    """SIGKILL once so much more is answered or written; returns when the judges are at rest."""
+def kill_in_the_middle(server: ServerProcess, judges: Judges, target: int) -> None:
+    """SIGKILL once so much is answered or written; returns when the judges are at rest."""
 
-    def done() -> int:
-        return len(judges.answered) + len(judges.written)
-
-    target = done() + more
-    eventually(lambda: done() >= target, timeout_seconds=30)
+    eventually(lambda: judges.done >= target, timeout_seconds=30)
     server.signal(signal.SIGKILL)
     server.wait(10)
     eventually(lambda: judges.at_rest, timeout_seconds=10)
+    judges.release()
 
 
 def killed(judges: Judges, folder: Path, spec: LabelJobSpec, kills: int) -> int:
     """Kills a job's server so often, each time in the midst of its work; what was answered and lost."""
     draw, lost = random.Random(20), 0
     for kill in range(kills):
+        more = draw.randint(1, 40)
+        target = judges.done + more  # a server that is started again works on before anybody asks it to
+        judges.hold_after(more)
         with judges.start(folder) as server, client(server) as feedback:
             if kill == 0:
                 feedback.create_label_job(spec)
-            kill_in_the_middle(server, judges, draw.randint(1, 40))
+            kill_in_the_middle(server, judges, target)
         lost_now = len(judges.answered) - judgements(folder) - lost
         assert 0 <= lost_now <= judges.in_flight, f"kill {kill}"
         lost += lost_now
