@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cluster.forwarding import forwarded
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "accord"
@@ -81,30 +81,9 @@ class Release:
             parts.append(f"{component}: {logs.stdout}{logs.stderr}")
         return "\n".join(parts)
 
-    @contextlib.contextmanager
-    def forwarded(self, component: str) -> Iterator[str]:
+    def forwarded(self, component: str) -> contextlib.AbstractContextManager[str]:
         """host:port of a service, forwarded to this machine."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = ["kubectl", "--namespace", self.namespace, "port-forward", f"service/accord-{component}", f"{port}:50051"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _wait_for_port(port)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"nothing was forwarded to port {port} within 20 s")
+        return forwarded(self.namespace, f"service/accord-{component}")
 
 
 def new_release() -> Iterator[Release]:

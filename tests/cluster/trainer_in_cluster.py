@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cluster.forwarding import forwarded
 
 from accord.client.trainer import Run, RunEvent, TrainerClient
 from accord.launch.manifest import PERMISSIONS
@@ -111,20 +111,9 @@ class Namespace:
         with self.forwarded() as address, TrainerClient(ChannelConfig(address=address, attempts=5)) as client:
             yield client
 
-    @contextlib.contextmanager
-    def forwarded(self) -> Iterator[str]:
+    def forwarded(self) -> contextlib.AbstractContextManager[str]:
         """host:port of the trainer, forwarded to this machine."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = ["kubectl", "--namespace", self.name, "port-forward", "deployment/trainer", f"{port}:50051"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _wait_for_port(port)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(10)
+        return forwarded(self.name, "deployment/trainer")
 
     def story(self) -> str:
         """What a failure is understood by."""
@@ -181,13 +170,3 @@ def _deployment(checksum: str) -> dict[str, Any]:
     template = {"metadata": {"labels": TRAINER, "annotations": {"checksum": checksum}}, "spec": pod}
     spec = {"replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": TRAINER}, "template": template}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "trainer"}, "spec": spec}
-
-
-def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"nothing was forwarded to port {port} within 30 s")
