@@ -122,17 +122,14 @@ def alarms(metrics: Mapping[str, float], first_length: float) -> list[str]:
 def critic_alarms(explained_variance: float, *, from_reward_model: bool) -> list[str]:
     """What to look at where a critic that has learnt nothing yet says more wrong than right of its first returns; empty where it does not.
 
-    One that says the same everywhere explains 0 of their variance.
+    One that says the same everywhere explains 0 of their variance. A reward model has learnt to read a response at its last token alone, and its
+    scale is not that of the returns with normalize_scores or an ensemble; until the critic has learnt, advantages are noisier than without it.
     """
     if explained_variance >= _WORSE_THAN_NOTHING:
         return []
     start = (
-        "it started as the reward model, which has learnt to read a response at its last token alone, and whose scale is another one than that of "
-        "the returns with normalize_scores or an ensemble; ppo.value_from_reward_model: false starts it from 0"
+        "it started as the reward model; ppo.value_from_reward_model: false starts it from 0"
         if from_reward_model
         else "look for rewards that change from response to response for no reason"
     )
-    return [
-        f"alarm: the critic explains {explained_variance:.2f} of the variance of its first returns, and one that says the same everywhere 0: until "
-        f"it has learnt, advantages are noisier than without it; {start}"
-    ]
+    return [f"alarm: the critic explains {explained_variance:.2f} of the variance of its first returns, where a constant explains 0: {start}"]
