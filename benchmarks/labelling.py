@@ -1,13 +1,16 @@
 """How fast pairs are labelled, and what the ledger adds, through real servers.
 
-    python benchmarks/labelling.py [--rounds 5] [--pairs 8] [--only cache,ledger,resume] [--json FILE]
+    python benchmarks/labelling.py [--rounds 5] [--pairs 8] [--only cache,ledger,resume] [--rubrics ID,ID,...] [--json FILE]
 
-cache      verdicts by the embedded model over the embedded sample, both orders: the policy service with its prefix cache against one without
+cache      verdicts by the embedded model over the embedded sample, both orders, under rubrics with and without worked examples: the policy service
+           with its prefix cache against one without
 ledger     what a judgement costs beside the judge: the ledger's transactions alone, and a whole job whose judge answers at once
 resume     a server that is killed in the middle of a job: seconds from its next start to the next question; and a second job, all of it known
 
-Useful judgements are those with a verdict. Each round of `cache` labels pairs that no round before has shown, so that only what prompts share is
-found in the cache; both systems get the same pairs, one after the other.
+Useful judgements are those with a verdict. Each round of `cache` labels pairs that no round before has shown under that rubric, so that only what
+prompts share is found in the cache: the rubric's beginning, and of the second order also the conversation. Both systems get the same pairs, one after
+the other. How many tokens prompts had and how many of them were computed is counted by the services, and their ratio is printed beside that of the
+times: it is what a cache can give.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from accord.data.records import PreferencePair
 from accord.data.writers import write_pairs
 from accord.feedback.ledger import Ledger
 from accord.feedback.records import Answer, JudgeIdentity, Origin, Question
-from accord.prompts import default_rubric
+from accord.prompts import Rubric, default_rubric, load_rubric
 from accord.rpc.channels import ChannelConfig
 from accord.text.chat import Message
 from accord.text.tasks import Task
@@ -41,12 +44,14 @@ from tests.contract.harness import ServerProcess, eventually
 THREADS, SCRIPTED_PAIRS, BATCH = 2, 1000, 8
 PARTS = ("cache", "ledger", "resume")
 TASK = Task.CONVERSATION
+RUBRICS = ("conversation/detailed/1", "summarization/detailed/1", "conversation/helpful-detailed-few-shot/1", "summarization/detailed-few-shot/1")
 
 
 def main() -> None:
     """Measures and prints."""
     parser = options_of(__doc__)
     parser.add_argument("--pairs", type=int, default=8, help="pairs of a round of `cache`")
+    parser.add_argument("--rubrics", default=",".join(RUBRICS), help="rubrics of `cache`")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts to measure, of {', '.join(PARTS)}")
     options = parser.parse_args()
     figures = Figures("labelling")
@@ -56,7 +61,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "cache" in parts:
-            cache(figures, folder, options.rounds, options.pairs)
+            for rubric in options.rubrics.split(","):
+                cache(figures, folder / rubric.replace("/", "-"), load_rubric(rubric, kind="verdict"), options.rounds, options.pairs)
         if "ledger" in parts:
             ledger(figures, folder, options.rounds)
         if "resume" in parts:
@@ -64,26 +70,40 @@ def main() -> None:
     figures.write(options.json)
 
 
-def cache(figures: Figures, folder: Path, rounds: int, count: int) -> None:
-    """Useful judgements a second of whole label jobs, with the policy's prefix cache and without."""
-    sample = read_pairs("sample:conversation").rows
+def cache(figures: Figures, folder: Path, rubric: Rubric, rounds: int, count: int) -> None:
+    """Useful judgements a second of whole label jobs under a rubric, with the policy's prefix cache and without."""
+    folder.mkdir()
+    sample = read_pairs(f"sample:{rubric.task}").rows
     if len(sample) < (rounds + 1) * count:
         raise SystemExit(f"the sample has {len(sample)} pairs; {rounds} rounds of {count} and one before them need more: lower --pairs or --rounds")
     slices = (sample[start : start + count] for start in itertools.count(0, count))
     rates: dict[str, list[float]] = {"cache": [], "none": []}
+    shares: list[float] = []
     with ExitStack() as stack:
         policies = {name: stack.enter_context(_policy(folder, **fields)) for name, fields in (("cache", {}), ("none", {"prefix_cache_bytes": 0}))}
         for number in range(rounds + 1):
             rows = next(slices)
             for name, policy in policies.items():
-                job, took = labelled(folder, policy.address, rows, f"{name}-{number}")
+                before = _prompt_tokens(policy)
+                job, took = labelled(folder, policy.address, rows, f"{name}-{number}", rubric.id)
+                found, computed = (after - earlier for after, earlier in zip(_prompt_tokens(policy), before, strict=True))
                 useful = 2 * (job.done_pairs - job.abstained_pairs)
-                print(f"    round {number} of {rounds}: {name} {useful} judgements, {job.tokens} tokens, {took:.2f} s", flush=True)
+                print(
+                    f"    round {number} of {rounds}: {name} {useful} judgements, {found:.0f} tokens found, {computed:.0f} computed, {took:.2f} s",
+                    flush=True,
+                )
                 if number:  # the first round warms both up, and puts the rubric into the cache
                     rates[name].append(useful / took)
-    figures.add("verdicts of the embedded model, prefix cache", "useful/s", rates["cache"])
+                    shares += [(found + computed) / computed] if name == "cache" else []
+    figures.add(f"verdicts of the embedded model, {rubric.id}, prefix cache", "useful/s", rates["cache"])
     figures.add("the same without a prefix cache", "useful/s", rates["none"])
     figures.add("labelling through the prefix cache over independent prompts", "times", ratios(rates["cache"], rates["none"]), ">= 2")
+    figures.add("tokens of prompts over those that the cache left to compute", "times", shares)
+
+
+def _prompt_tokens(policy: ServerProcess) -> tuple[float, float]:
+    """Tokens of prompts so far that the prefix cache had, and those that it had not."""
+    return policy.metric("accord_policy_prefix_tokens_total", found="yes"), policy.metric("accord_policy_prefix_tokens_total", found="no")
 
 
 def ledger(figures: Figures, folder: Path, rounds: int) -> None:
@@ -142,13 +162,13 @@ def resume(figures: Figures, folder: Path, rounds: int) -> None:
     figures.add("a second job over the same pairs, all known", "pairs/s", known)
 
 
-def labelled(folder: Path, policy: str, rows: tuple[PreferencePair, ...], name: str) -> tuple[LabelJob, float]:
+def labelled(folder: Path, policy: str, rows: tuple[PreferencePair, ...], name: str, rubric: str = "") -> tuple[LabelJob, float]:
     """A whole job in a ledger of its own, and its seconds from creation to output."""
     place = folder / name
     place.mkdir()
     with _feedback(place, policy) as server, _client(server) as feedback:
         began = time.perf_counter()
-        job = feedback.create_label_job(_spec(place, rows, "job"))
+        job = feedback.create_label_job(_spec(place, rows, "job", rubric))
         job = _ended(feedback, job.name)
         return job, time.perf_counter() - began
 
@@ -168,9 +188,9 @@ def _question(place: int) -> Question:
     )
 
 
-def _spec(place: Path, rows: tuple[PreferencePair, ...], name: str) -> LabelJobSpec:
+def _spec(place: Path, rows: tuple[PreferencePair, ...], name: str, rubric: str = "") -> LabelJobSpec:
     write_pairs(place / f"{name}.jsonl", rows)
-    return LabelJobSpec(name, str(place / f"{name}.jsonl"), rows[0].task, str(place / f"{name}-out"), judge=Judge("verdict"))
+    return LabelJobSpec(name, str(place / f"{name}.jsonl"), rows[0].task, str(place / f"{name}-out"), judge=Judge("verdict", rubric=rubric))
 
 
 def _ended(feedback: FeedbackClient, name: str) -> LabelJob:
