@@ -18,8 +18,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kit needs root, so .
 def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}  # of the .ci/run that this is part of
     return subprocess.run(
-        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CI_CLUSTER": "1", "ACCORD_CLUSTER_KIT": str(kit), **environment}, capture_output=True, text=True,
-        timeout=60, check=False,
+        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CLUSTER_KIT": str(kit), "ACCORD_CLUSTER_HOME": str(kit.parent), **environment}, capture_output=True,
+        text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -55,13 +55,31 @@ def test_without_a_kit_it_says_so_and_ends_well(tmp_path: Path) -> None:
         assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: there is no cluster kit at ")
 
 
-def test_where_nobody_asks_for_it_it_says_so_and_ends_well(tmp_path: Path) -> None:
+def test_where_they_are_left_out_it_says_so_and_ends_well(tmp_path: Path) -> None:
     kit, calls = make_kit(tmp_path, "nothing")
     for word in ("prepare", "test"):
-        done = ci(kit, word, ACCORD_CI_CLUSTER="")
+        done = ci(kit, word, ACCORD_CI_CLUSTER="0")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: they run where ACCORD_CI_CLUSTER=1 asks for them")
+        assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: ACCORD_CI_CLUSTER=0 leaves them out")
     assert not calls.exists()
+
+
+@as_root
+@pytest.mark.skipif(not os.access("/proc/self/autogroup", os.W_OK), reason="sessions are no groups of this kernel's scheduler")
+def test_what_prepares_in_the_background_takes_what_the_tests_leave_it(tmp_path: Path) -> None:
+    kit, _ = make_kit(tmp_path, "nothing")
+    preparing = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        (tmp_path / "prepare.pid").write_text(f"{preparing.pid}\n")
+        own = Path("/proc/self/autogroup").read_text()
+        group = Path(f"/proc/{preparing.pid}/autogroup")
+        for word, share in (("prepare", "nice 19"), ("test", "nice 0")):
+            assert ci(kit, word).returncode == 0
+            assert group.read_text().strip().endswith(share)
+        assert Path("/proc/self/autogroup").read_text() == own
+    finally:
+        preparing.kill()
+        preparing.wait()
 
 
 @as_root
@@ -125,7 +143,8 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     make.parent.mkdir()
     make.write_text(f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n')
     make.chmod(0o755)
-    environment = {**os.environ, "ACCORD_CI_CLUSTER": "1", "ACCORD_CLUSTER_KIT": str(kit), "PATH": f"{make.parent}:{os.environ['PATH']}"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}
+    environment = {**kept, "ACCORD_CLUSTER_KIT": str(kit), "ACCORD_CLUSTER_HOME": str(tmp_path), "PATH": f"{make.parent}:{os.environ['PATH']}"}
     done = subprocess.run([str(tmp_path / ".ci" / "run")], env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert calls.read_text().splitlines()[-1] == last
