@@ -35,11 +35,6 @@ def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, 
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def share(hits: int, n: int) -> Estimate | None:
-    """hits of n with Wilson's interval; None where n is 0."""
-    return Estimate(hits / n, *wilson_interval(hits, n), n) if n else None
-
-
 def pairwise_agreement(table: Table) -> float | None:
     """Share of the pairs of labels of one item that are equal, over all items; None where no item has two labels."""
     agreeing = pairs = 0

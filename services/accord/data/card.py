@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from accord.data.agreement import Estimate, share
+from accord.data.agreement import Estimate
 from accord.data.annotations import AgreementCard, Annotations
 from accord.data.duplicates import Duplicates
+from accord.data.intervals import share_of_sums
 from accord.data.likeness import prompt_key
 from accord.data.privacy import KINDS, personal_data, swear_words
 from accord.data.readers import PairStream
@@ -48,8 +49,9 @@ class DataCard:
     """What a data set is. `splits` are rows and `digests` sha256 by split: the digest is what a run's manifest names that was trained on that split.
 
     `labels` counts rows whose chosen response is better, worse or as good; `soft` of them are neither 0, 0.5 nor 1. `longer_is_better` is over
-    decided rows of responses of differing length. Of duplicates, each but the first is counted: `exact` and `near` by prompt, responses and
-    annotator, `contradicting` with another label than the first. `metadata` counts rows by what they tell of themselves.
+    decided rows of responses of differing length; its interval draws prompts, each with all of its rows. Of duplicates, each but the first is
+    counted: `exact` and `near` by prompt, responses and annotator, `contradicting` with another label than the first. `metadata` counts rows by what
+    they tell of themselves.
     """
 
     source: str
@@ -101,7 +103,7 @@ class CardMaker:
     _metadata: Counter[str] = field(default_factory=Counter)
     _found: Counter[str] = field(default_factory=Counter)
     _found_rows: Counter[str] = field(default_factory=Counter)
-    _prompts: set[int] = field(default_factory=set)
+    _prompts: dict[int, tuple[int, int]] = field(default_factory=dict)  # rows in which the longer response is better, and in which either is
     _prompt_lengths: array[int] = field(default_factory=lambda: array("I"))
     _response_lengths: array[int] = field(default_factory=lambda: array("I"))
     _duplicates: Duplicates = field(default_factory=Duplicates)
@@ -114,9 +116,9 @@ class CardMaker:
         self._tasks[pair.task.value] += 1
         self._turns[len(pair.messages)] += 1
         self._metadata.update(pair.metadata.keys())
-        self._prompts.add(prompt_key(pair.messages))
         self._measure(pair)
         self._label(pair)
+        self._compare(pair)
         self._look(pair)
         self._duplicates.add(pair)
         self._annotations.add(pair)
@@ -130,7 +132,7 @@ class CardMaker:
             tasks=dict(self._tasks), prompts=len(self._prompts), prompt_characters=_lengths(self._prompt_lengths),
             response_characters=_lengths(self._response_lengths), long_rows=counts["long"], turns=dict(sorted(self._turns.items())),
             labels={name: counts[name] for name in ("chosen", "rejected", "tie", "soft")}, human_labels=counts["human"],
-            rated_rows=counts["rated"], longer_is_better=share(counts["longer"], counts["longer"] + counts["shorter"]),
+            rated_rows=counts["rated"], longer_is_better=self._longer_is_better(),
             identical_responses=counts["identical"], exact_duplicates=duplicates.exact, near_duplicates=duplicates.near,
             contradicting_duplicates=duplicates.contradicting,
             personal_data={kind: Found(self._found[kind], self._found_rows[kind]) for kind in KINDS},
@@ -153,9 +155,18 @@ class CardMaker:
         counts["human"] += pair.human_preference is not None
         counts["rated"] += pair.rating_gap is not None
         counts["identical"] += pair.chosen == pair.rejected
-        longer = len(pair.chosen) - len(pair.rejected)
-        if preference != 0.5 and longer:
-            counts["longer" if (longer > 0) == (preference > 0.5) else "shorter"] += 1
+
+    def _compare(self, pair: PreferencePair) -> None:
+        """Whether the longer response is the better one."""
+        key, longer = prompt_key(pair.messages), len(pair.chosen) - len(pair.rejected)
+        hits, rows = self._prompts.get(key, (0, 0))
+        if pair.preference != 0.5 and longer:
+            hits, rows = hits + ((longer > 0) == (pair.preference > 0.5)), rows + 1
+        self._prompts[key] = hits, rows
+
+    def _longer_is_better(self) -> Estimate | None:
+        decided = [(hits, rows) for hits, rows in self._prompts.values() if rows]
+        return share_of_sums(decided, sum(rows for _, rows in decided))
 
     def _look(self, pair: PreferencePair) -> None:
         """Personal data and swear words of prompt and responses."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from accord.data.agreement import Z95, Estimate, wilson_interval
 
 K = TypeVar("K", bound=Hashable)
+_NO_SPREAD = 1e-12
+"""What rounding makes of an error of 0."""
 
 
 class Hit(NamedTuple):
@@ -32,19 +34,28 @@ def share_of(hits: Iterable[Hit]) -> Estimate | None:
     those of a unit are: then it is the number of units. It is never more than there are hits.
     """
     found = list(hits)
-    if not found:
+    units: dict[str, list[float]] = {}
+    for hit in found:
+        units.setdefault(hit.unit, []).append(hit.value)
+    return share_of_sums([(math.fsum(own), len(own)) for own in units.values()], len({hit.of for hit in found}))
+
+
+def share_of_sums(units: Sequence[tuple[float, int]], n: int) -> Estimate | None:
+    """The same out of each unit's sum of hits and their number, at least one, for who cannot hold every hit; `n` is how many things they are of."""
+    if not units:
         return None
-    total, count = math.fsum(hit.value for hit in found), len(found)
-    worth = _worth(found, total / count)
-    return Estimate(total / count, *wilson_interval(total * (worth / count), worth), len({hit.of for hit in found}))
+    total, count = math.fsum(own for own, _ in units), sum(own for _, own in units)
+    worth = _worth(units, count, total / count)
+    return Estimate(total / count, *wilson_interval(total * (worth / count), worth), n)
 
 
 def jackknife(statistic: Callable[[Mapping[K, int]], float | None], units: Iterable[Mapping[K, int]], least: float = -1.0) -> Estimate | None:
     """A statistic of a table of counts, with the interval of leaving out each unit in turn (Efron & Stein 1981); None where it has no value.
 
     Units that are alike are left out once, for all of them: exact, and as cheap as there are kinds of units. Where leaving out one takes the
-    statistic away, nothing is known of its spread and the interval is all of [least, 1]. Where no unit differs from another the interval has no
-    width: a jackknife sees no spread there.
+    statistic away, nothing is known of its spread and the interval is all of [least, 1]. Where leaving out any of them changes nothing, as where all
+    people agree on all pairs, a jackknife sees no spread. Then a share of units as large as Wilson's interval allows where none of so many was seen
+    may be at the other end of the scale: for a share of agreement this is his interval.
 
     Args:
         statistic: of a table, items by what was said of them.
@@ -67,16 +78,16 @@ def jackknife(statistic: Callable[[Mapping[K, int]], float | None], units: Itera
         without.append((left, number))
     mean = math.fsum(left * number for left, number in without) / drawn
     error = math.sqrt((drawn - 1) / drawn * math.fsum(number * (left - mean) ** 2 for left, number in without))
+    if error < _NO_SPREAD:
+        unseen = wilson_interval(0, drawn)[1]
+        return Estimate(value, value - unseen * (value - least), value + unseen * (1.0 - value), items)
     half = Z95 * _widening(items, drawn) * error
     return Estimate(value, max(least, value - half), min(1.0, value + half), items)
 
 
-def _worth(hits: list[Hit], mean: float) -> float:
+def _worth(units: Sequence[tuple[float, int]], count: int, mean: float) -> float:
     """How many independent hits these are worth; 0 where all are of one unit, so that nothing is known of another."""
-    units: dict[str, list[float]] = {}
-    for hit in hits:
-        units.setdefault(hit.unit, []).append(hit.value)
-    count, drawn = len(hits), len(units)
+    drawn = len(units)
     if drawn == count:
         return count
     if drawn == 1:
@@ -84,7 +95,7 @@ def _worth(hits: list[Hit], mean: float) -> float:
     independent = mean * (1.0 - mean) / (count - 1)
     if independent <= 0.0:
         return drawn
-    residuals = math.fsum((math.fsum(own) - mean * len(own)) ** 2 for own in units.values())
+    residuals = math.fsum((own - mean * size) ** 2 for own, size in units)
     effect = drawn / (drawn - 1) * residuals / count**2 / independent
     return count / max(1.0, effect * _widening(count, drawn) ** 2)
 

@@ -58,17 +58,12 @@ def confidence_of(preference: float, human: float) -> tuple[float, float]:
     return max(preference, 1.0 - preference), people
 
 
-def reliability_bins(pairs: Iterable[tuple[float, float]]) -> tuple[Bin, ...]:
-    """Ten bins of confidence of the same width from 1/2 to 1 (a bin has its lower end, the last one both); those without pairs are left out.
+def bins_of_hits(labels: Iterable[tuple[float, Hit]]) -> tuple[Bin, ...]:
+    """Ten bins of confidence of the same width from 1/2 to 1 (a bin has its lower end, the last one both); those without labels are left out.
 
     Args:
-        pairs: of each pair what `confidence_of` gives; no two go together.
+        labels: of each what `confidence_of` gives, the second as a hit, since labels may go together.
     """
-    return bins_of_hits((confidence, Hit(people, str(number), str(number))) for number, (confidence, people) in enumerate(pairs))
-
-
-def bins_of_hits(labels: Iterable[tuple[float, Hit]]) -> tuple[Bin, ...]:
-    """The same out of labels that may go together: of each the confidence, and how far people take the response that it takes."""
     bins: dict[int, list[tuple[float, Hit]]] = {}
     for confidence, people in labels:
         bins.setdefault(min(len(_EDGES) - 1, bisect_right(_EDGES, confidence)) - 1, []).append((confidence, people))

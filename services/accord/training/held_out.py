@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accord.data.agreement import Estimate, wilson_interval
-from accord.data.reliability import Bin, calibration_error, confidence_of, reliability_bins
+from accord.data.agreement import Estimate
+from accord.data.intervals import Hit
+from accord.data.reliability import Bin, bins_of_hits, calibration_error, confidence_of
 from accord.training.examples import EncodedPair
-from accord.training.pairs import agreement, toward_labels
+from accord.training.pairs import agreement_estimate, toward_labels
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """Of pairs whose label is no tie: accuracy, and that of always taking the longer response; of all pairs, the margin
-    of the better response and calibration.
+    of the better response and calibration. Intervals draw prompts, each with all of its pairs (`accord.data.intervals`).
 
     P(chosen better) is the sigmoid of the difference of raw scores, as the Bradley-Terry loss means it.
     """
@@ -54,15 +55,14 @@ def held_out(margins: Sequence[float], pairs: Sequence[EncodedPair]) -> HeldOut:
     """How the margins (raw score of chosen less that of rejected) of some pairs, at least one, agree with their labels."""
     preferences = [pair.preference for pair in pairs]
     longer = [float(len(pair.chosen) - len(pair.rejected)) for pair in pairs]
-    sure = [confidence_of(_sigmoid(margin), preference) for margin, preference in zip(margins, preferences, strict=True)]
+    sure = []
+    for margin, pair in zip(margins, pairs, strict=True):
+        confidence, people = confidence_of(_sigmoid(margin), pair.preference)
+        sure.append((confidence, Hit(people, pair.group, pair.id)))
     return HeldOut(
-        _share(*agreement(margins, preferences)), _share(*agreement(longer, preferences)),
-        math.fsum(toward_labels(margins, preferences)) / len(pairs), reliability_bins(sure),
+        agreement_estimate(margins, pairs), agreement_estimate(longer, pairs), math.fsum(toward_labels(margins, preferences)) / len(pairs),
+        bins_of_hits(sure),
     )  # fmt: skip
-
-
-def _share(hits: float, n: int) -> Estimate:
-    return Estimate(hits / n if n else 0.5, *wilson_interval(hits, n), n)
 
 
 def _sigmoid(value: float) -> float:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from accord.algos.preference import PreferenceLoss, PreferenceOutput, preferred_nll
-from accord.data.agreement import wilson_interval
 from accord.models.packing import group_logprobs
 from accord.runspec import DpoSpec, OnlineDpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair
-from accord.training.pairs import Ratings, agreement, length_baseline, passes, toward_labels
+from accord.training.pairs import Ratings, agreement, agreement_estimate, length_baseline, passes, toward_labels
 from accord.training.reference import ReferenceLogprobs
 
 _ONE_PASS = 2**62  # `passes` has cut the batch already
@@ -82,13 +81,12 @@ class PairLoss:
                 output = self._output(part, reference)
                 found.put([place[id(pair)] for pair in part], torch.stack([output.margins, output.losses], dim=1))
         margins, losses = found.whole().T.tolist()
-        preferences = [pair.preference for pair in ordered]
-        signed = toward_labels(margins, preferences)
-        hits, n = agreement(margins, preferences)
-        low, high = wilson_interval(hits, n)
+        signed = toward_labels(margins, [pair.preference for pair in ordered])
+        accuracy = agreement_estimate(margins, ordered)
         return {
-            "eval_margin": sum(signed) / len(signed), "eval_accuracy": hits / n if n else 0.5, "eval_accuracy_low": low,
-            "eval_accuracy_high": high, "eval_loss": sum(losses) / len(losses), "eval_pairs": n, "eval_length_baseline": length_baseline(pairs),
+            "eval_margin": sum(signed) / len(signed), "eval_accuracy": accuracy.value, "eval_accuracy_low": accuracy.low,
+            "eval_accuracy_high": accuracy.high, "eval_loss": sum(losses) / len(losses), "eval_pairs": accuracy.n,
+            "eval_length_baseline": length_baseline(pairs),
         }  # fmt: skip
 
     def _output(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> PreferenceOutput:

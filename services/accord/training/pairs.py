@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from accord.data.agreement import Estimate
+from accord.data.intervals import share_of_sums
 from accord.data.readers import read_pairs
 from accord.data.records import LABEL_JOB
 from accord.errors import InvalidArgumentError
@@ -122,6 +124,17 @@ def agreement(margins: Sequence[float], preferences: Sequence[float]) -> tuple[f
     decided = [(margin, preference) for margin, preference in zip(margins, preferences, strict=True) if preference != 0.5]
     hits = sum(0.5 if margin == 0 else float((margin > 0) == (preference > 0.5)) for margin, preference in decided)
     return hits, len(decided)
+
+
+def agreement_estimate(margins: Sequence[float], pairs: Sequence[EncodedPair]) -> Estimate:
+    """The share of `agreement` with its interval, which draws prompts, each with all of its pairs; one half in [0, 1] where every label is a tie."""
+    sums: dict[str, tuple[float, int]] = {}
+    for margin, pair in zip(margins, pairs, strict=True):
+        hits, count = agreement([margin], [pair.preference])
+        known = sums.get(pair.group, (0.0, 0))
+        sums[pair.group] = known[0] + hits, known[1] + count
+    decided = [own for own in sums.values() if own[1]]
+    return share_of_sums(decided, sum(count for _, count in decided)) or Estimate(0.5, 0.0, 1.0, 0)
 
 
 def toward_labels(margins: Sequence[float], preferences: Sequence[float]) -> list[float]:

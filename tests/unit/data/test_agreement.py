@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.data.agreement import fleiss_kappa, krippendorff_alpha, pairwise_agreement, share, wilson_interval
+from accord.data.agreement import fleiss_kappa, krippendorff_alpha, pairwise_agreement, wilson_interval
 from accord.data.annotations import Annotations, estimate
 from accord.data.records import PreferencePair
 from accord.text.chat import Message
@@ -121,22 +121,40 @@ def test_intervals_cover_the_true_value_and_agree_with_a_bootstrap(statistic) ->
     assert one.n == 150
 
 
+@pytest.mark.parametrize("statistic", [pairwise_agreement, fleiss_kappa, krippendorff_alpha])
+def test_few_pairs_on_which_all_agree_prove_no_perfect_agreement(statistic) -> None:
+    """Two people who agree on 92 % of pairs agree on all of eight of them every second time; intervals of no width would miss the truth then."""
+    generator, noise, tries = random.Random(8), 0.04, 400
+    agreement = noise**2 + (1 - noise) ** 2
+    truth = agreement if statistic is pairwise_agreement else 2 * agreement - 1
+    covered = whole = 0
+    for _ in range(tries):
+        said: list[Counter[tuple[int, ...]]] = []
+        for right in (generator.randrange(2) for _ in range(8)):
+            votes = Counter(right ^ (generator.random() < noise) for _ in range(2))
+            said.append(Counter({(votes[0], votes[1]): 1}))
+        found = estimate(statistic, said)
+        if found is None or found.value < 1.0:
+            continue
+        whole += 1
+        covered += found.low <= truth <= found.high
+    assert whole > 100
+    assert covered == whole
+
+
 def test_intervals_at_the_edges() -> None:
     one = estimate(krippendorff_alpha, [Counter({(1, 1, 0): 1})])
     assert one is not None
     assert (one.low, one.high, one.n) == (-1.0, 1.0, 1)
     all_same = estimate(pairwise_agreement, own_units(Counter({(3, 0): 9, (1, 0): 4})))
     assert all_same is not None
-    assert (all_same.value, all_same.low, all_same.high, all_same.n) == (1.0, 1.0, 1.0, 9)
+    assert (all_same.value, all_same.low, all_same.high, all_same.n) == (1.0, pytest.approx(wilson_interval(9, 9)[0]), 1.0, 9)
     assert estimate(fleiss_kappa, []) is None
 
 
-def test_shares_have_wilson_intervals() -> None:
-    found = share(8, 10)
-    assert found is not None
-    assert (found.value, found.low, found.high) == (0.8, pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson_interval(8, 10) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert share(0, 0) is None
 
 
 PAIR = PreferencePair("p", Task.CONVERSATION, (Message("user", "How tall?"),), "30 m", "blue", human_preference=1.0)

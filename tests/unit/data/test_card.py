@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.unit.data.test_formats import written
 
+from accord.data.agreement import wilson_interval
 from accord.data.card import make_card
 from accord.data.card_text import markdown, sections
 from accord.data.readers import PairStream, read_pairs
@@ -77,6 +78,20 @@ def test_everything_that_was_planted_is_on_the_card(tmp_path: Path) -> None:
         "over 32000",
     ):
         assert part in words, part
+
+
+def test_pairs_of_one_prompt_are_no_proof_that_the_longer_one_is_better(tmp_path: Path) -> None:
+    """27 pairs each of two prompts, in all of which the longer response is better: as rows that would be proof, as prompts it is none."""
+    rows = [row(number, prompt=row(number // 27)["prompt"]) for number in range(54)]
+    many = [row(number) for number in range(54)]
+    for source_rows, told in ((rows, False), (many, True)):
+        source = written(tmp_path, source_rows)
+        card = make_card(PairStream(source), source)
+        assert card.longer_is_better is not None
+        assert (card.longer_is_better.value, card.longer_is_better.n) == (1.0, 54)
+        assert any("can learn length" in note for note in card.notes) is told
+        prompts = 54 if told else 2
+        assert card.longer_is_better.low == pytest.approx(wilson_interval(prompts, prompts)[0])
 
 
 def test_the_digest_of_a_split_is_the_one_that_a_run_records(tmp_path: Path) -> None:

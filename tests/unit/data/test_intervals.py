@@ -106,6 +106,15 @@ def test_the_jackknife_is_that_of_leaving_out_each_unit_in_turn() -> None:
     assert (found.low, found.high, found.n) == (pytest.approx(found.value - half), pytest.approx(found.value + half), items)
 
 
+def test_units_that_are_all_alike_leave_room_for_one_that_is_not() -> None:
+    alike = jackknife(mean_of, [Counter({1: 3})] * 20, -1.0)
+    assert alike is not None
+    assert (alike.value, alike.low, alike.high) == (1.0, pytest.approx(1 - 2 * wilson_interval(0, 20)[1]), 1.0)
+    half = jackknife(mean_of, [Counter({0: 1, 1: 1})] * 20, 0.0)
+    assert half is not None
+    assert (half.low, half.high) == (pytest.approx(0.5 - wilson_interval(0, 20)[1] / 2), pytest.approx(0.5 + wilson_interval(0, 20)[1] / 2))
+
+
 def test_a_jackknife_of_one_unit_knows_nothing_of_another() -> None:
     found = jackknife(mean_of, [Counter({0: 3, 1: 5})], 0.0)
     assert found is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -11,9 +12,13 @@ from accord.data.agreement import wilson_interval
 from accord.training.examples import EncodedPair
 from accord.training.held_out import held_out
 
+_NUMBERS = itertools.count()
 
-def pair(preference: float, chosen: int = 3, rejected: int = 2) -> EncodedPair:
-    return EncodedPair("p", "p", (1,), (2,) * chosen, (3,) * rejected, preference)
+
+def pair(preference: float, chosen: int = 3, rejected: int = 2, prompt: str = "") -> EncodedPair:
+    """A pair with a prompt of its own where none is given."""
+    name = f"p{next(_NUMBERS)}"
+    return EncodedPair(name, prompt or name, (1,), (2,) * chosen, (3,) * rejected, preference)
 
 
 def test_by_hand() -> None:
@@ -45,6 +50,18 @@ def test_huge_margins_are_certain_and_no_overflow() -> None:
     facts = found.facts()
     assert facts["eval_reliability"] == [[pytest.approx(0.95), 1.0, 1.0, 0.5, 2]]
     assert {"eval_length_baseline_low", "eval_accuracy_high", "eval_calibration_error"} <= facts.keys()
+
+
+def test_intervals_draw_prompts_with_all_of_their_pairs() -> None:
+    """A model that gets a prompt right or wrong as a whole has been tried on ten prompts, and not on ninety pairs; so has taking the longer one."""
+    right = [True] * 7 + [False] * 3
+    pairs = [pair(1.0, 3 + hit, 3 + (not hit), f"prompt {place}") for place, hit in enumerate(right) for _ in range(9)]
+    found = held_out([1.0 if hit else -1.0 for hit in right for _ in range(9)], pairs)
+    low, high = wilson_interval(7, 10)
+    for figure in (found.accuracy, found.length_baseline):
+        assert (figure.value, figure.n) == (0.7, 90)
+        assert (figure.low, figure.high) == (pytest.approx(low, abs=0.06), pytest.approx(high, abs=0.03))
+        assert figure.high - figure.low > 2 * (wilson_interval(63, 90)[1] - wilson_interval(63, 90)[0])
 
 
 def test_ties_alone_have_no_accuracy_and_the_widest_interval() -> None:

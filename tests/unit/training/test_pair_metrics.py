@@ -41,6 +41,18 @@ def test_pairs_written_the_other_way_round_with_their_labels_report_the_same(tmp
             torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_held_out_pairs_of_one_prompt_say_nothing_of_another(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+    rows = [{**row, "preference": 1.0, "group": "one"} for row in grouped_rows()]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    context = make_context(tmp_path, tiny_folder, {"batch_size": 6, kind: {"data": data, "eval_data": data}})
+    algorithm: Any = build(context)
+    algorithm.setup()
+    shake(context, context.adapted.names[0])
+    found = algorithm.evaluate(final=False)
+    assert (found["eval_accuracy_low"], found["eval_accuracy_high"], found["eval_pairs"]) == (0.0, 1.0, len(rows))
+
+
 def test_a_tie_has_no_accuracy(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{**row, "preference": 0.5} for row in grouped_rows()]
     context = make_context(tmp_path, tiny_folder, {"batch_size": 6, "dpo": {"data": write_rows(tmp_path / "rows.jsonl", rows)}})
