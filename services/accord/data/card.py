@@ -17,8 +17,9 @@ from accord.data.duplicates import Duplicates
 from accord.data.intervals import share_of_sums
 from accord.data.likeness import prompt_key
 from accord.data.privacy import KINDS, personal_data, swear_words
+from accord.data.ratings import FIRST
 from accord.data.readers import PairStream
-from accord.data.records import PreferencePair, ReadReport, RunningDigest
+from accord.data.records import ANNOTATOR, PreferencePair, ReadReport, RunningDigest
 
 _LONG_CHARACTERS = 32_000
 _FEW = 30
@@ -192,9 +193,11 @@ def _with_notes(card: DataCard) -> DataCard:
 
 def notes_on(card: DataCard) -> Iterable[str]:
     """What a reader should know, in sentences."""
-    lost = card.seen - card.rows
+    lost = card.seen - card.rows - card.rejected.get(FIRST, 0)  # the first rating of a prompt is in the pairs with later ones
     if lost > 0.05 * card.seen:
         yield f"{lost} of {card.seen} rows could not be used."
+    if card.human_labels and ANNOTATOR not in card.metadata:
+        yield "No row says who labelled it. Labels count as people's: where a model gave them, agreement with people is agreement with that model."
     longer = card.longer_is_better
     if longer is not None and longer.n >= _FEW and (longer.low > 0.5 or longer.high < 0.5):
         kind = "longer" if longer.low > 0.5 else "shorter"

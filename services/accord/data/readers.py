@@ -88,7 +88,7 @@ def read_prompts(
 def read_pairs(
     uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None
 ) -> Dataset[PreferencePair]:
-    """The preference pairs of a data set. Identical responses are a tie (preference 0.5). Arguments as `read_prompts`.
+    """The preference pairs of a data set. Identical responses are a tie (preference 0.5, of people too). Arguments as `read_prompts`.
 
     Where several people labelled a pair there is a pair for each of them. Rows that rate one response make pairs with each other, see
     `accord.data.ratings`.
@@ -264,10 +264,12 @@ def _pair(row: Row, row_id: str, split: str, task: Task) -> PreferencePair:
     _with_prompt(row)
     if row.chosen is None or row.rejected is None:
         raise BadRow("chosen or rejected is missing")
-    preference = 0.5 if row.chosen == row.rejected else row.preference
+    preference, human = row.preference, row.human_preference
+    if row.chosen == row.rejected:  # whoever chose has chosen nothing
+        preference, human = 0.5, None if human is None else 0.5
     return PreferencePair(
-        row_id, task, row.messages, row.chosen, row.rejected, preference, _prompt_id(row, row_id), row.human_preference, row.reference,
-        split, row.metadata, row.rating_gap,
+        row_id, task, row.messages, row.chosen, row.rejected, preference, _prompt_id(row, row_id), human, row.reference, split, row.metadata,
+        row.rating_gap,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, BinaryIO
 
@@ -158,13 +158,33 @@ def _parquet_rows(name: str, file: BinaryIO, *, remote: bool) -> Iterator[RawRow
     number = 0
     try:
         for batch in table.iter_batches():
-            for value in batch.to_pylist():
+            for row in _rows_of(batch):
                 number += 1
-                yield RawRow(f"{name}[{number}]", value)
+                yield replace(row, place=f"{name}[{number}]")
     except (pyarrow.ArrowException, OSError) as error:
         if remote:
             raise
         yield RawRow(f"{name}[{number + 1}]", None, f"the file breaks off: {error}")
+
+
+def _rows_of(batch: Any) -> Iterator[RawRow]:
+    """The rows of an Arrow batch. One that Python cannot hold (text that is not UTF-8, a time beyond its years) takes none of the others along."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for place in range(batch.num_rows):
+            yield _row_of(batch.slice(place, 1))
+    else:
+        yield from (RawRow("", value) for value in values)
+
+
+def _row_of(batch: Any) -> RawRow:
+    try:
+        return RawRow("", batch.to_pylist()[0])
+    except UnicodeDecodeError:
+        return RawRow("", None, "not UTF-8")
+    except (ValueError, OverflowError) as error:
+        return RawRow("", None, f"cannot be read: {error}")
 
 
 def _hub_rows(hub: HubName, split: str) -> Iterator[RawRow]:

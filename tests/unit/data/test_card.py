@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from tests.unit.data.test_formats import written
+from tests.unit.data.test_human_formats import axis
 
 from accord.data.agreement import wilson_interval
 from accord.data.card import make_card
 from accord.data.card_text import markdown, sections
+from accord.data.ratings import FIRST
 from accord.data.readers import PairStream, read_pairs
 from accord.data.records import PreferencePair
 from accord.data.writers import PairFile, write_pairs
@@ -92,6 +94,26 @@ def test_pairs_of_one_prompt_are_no_proof_that_the_longer_one_is_better(tmp_path
         assert any("can learn length" in note for note in card.notes) is told
         prompts = 54 if told else 2
         assert card.longer_is_better.low == pytest.approx(wilson_interval(prompts, prompts)[0])
+
+
+def test_the_first_rating_of_a_prompt_is_in_use(tmp_path: Path) -> None:
+    source = written(tmp_path, [axis("w1", "one", 3), axis("w1", "two", 7)])
+    card = make_card(PairStream(source, split="all"), source)
+    assert (card.rows, card.rejected) == (1, {FIRST: 1})
+    assert not any("could not be used" in note for note in card.notes)
+
+
+def test_labels_without_a_name_may_be_a_models(tmp_path: Path) -> None:
+    """TRL's form has no place for who labelled: labels of a judge, written so, come back as people's."""
+    judged = replace(PAIR, human_preference=None, metadata={"judge": "m"})
+    write_pairs(tmp_path / "trl.jsonl", [judged], "trl")
+    write_pairs(tmp_path / "accord.jsonl", [judged])
+    rows = {name: make_card(PairStream(str(tmp_path / f"{name}.jsonl")), name) for name in ("trl", "accord")}
+    assert (rows["trl"].human_labels, rows["accord"].human_labels) == (1, 0)
+    assert any("No row says who labelled it" in note for note in rows["trl"].notes)
+    assert not any("No row says who labelled it" in note for note in rows["accord"].notes)
+    named = written(tmp_path, [row(1, metadata={"annotator": "anna"})])
+    assert not any("No row says who labelled it" in note for note in make_card(PairStream(named), named).notes)
 
 
 def test_the_digest_of_a_split_is_the_one_that_a_run_records(tmp_path: Path) -> None:

@@ -203,8 +203,13 @@ def test_a_missing_group_is_the_prompt_and_not_one_group_for_all(tmp_path: Path)
 
 
 def test_identical_responses_are_a_tie(tmp_path: Path) -> None:
-    (pair,) = read_pairs(written(tmp_path, [{"prompt": "x", "chosen": "same", "rejected": "same"}]), strict=True).rows
-    assert pair.preference == 0.5
+    """Also where people called one of them the better one: their labels would count against every judge that rightly sees a tie."""
+    plain = {"prompt": "x", "chosen": "same", "rejected": "same"}
+    unlabelled = {**ACCORD, "rejected": ACCORD["chosen"], "human_preference": None}
+    (pair,) = read_pairs(written(tmp_path, [plain]), strict=True).rows
+    assert (pair.preference, pair.human_preference) == (0.5, 0.5)
+    (pair,) = read_pairs(written(tmp_path, [unlabelled]), strict=True).rows
+    assert (pair.preference, pair.human_preference) == (0.5, None)
 
 
 def without(row: dict[str, Any], key: str) -> dict[str, Any]:

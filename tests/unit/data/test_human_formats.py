@@ -177,13 +177,39 @@ def test_ratings_of_each_response_are_compared_and_kept_as_gaps(tmp_path: Path, 
     assert len({pair.pair_id for pair in pairs}) == 2
 
 
+def test_of_ratings_of_several_things_the_overall_one_counts_or_their_mean(tmp_path: Path) -> None:
+    """The last question to be read must not take the place of the others: a response rated 5 and 2 is better than one rated 1 and 3."""
+    several = {
+        "helpful response-1": [("u1", 5)],
+        "helpful response-2": [("u1", 1)],
+        "honest response-1": [("u1", 2)],
+        "honest response-2": [("u1", 3)],
+    }
+    (pair,) = read_pairs(written(tmp_path, [nested(**several, **{"tone response-2": [("u1", 1)]})]), strict=True).rows
+    assert (pair.chosen, pair.rating_gap) == ("The Danube.", 1.5)
+    overall = {"overall response-1": [("u1", 1)], "overall response-2": [("u1", 3)]}
+    (pair,) = read_pairs(written(tmp_path, [nested(**overall, **several)]), strict=True).rows
+    assert (pair.chosen, pair.rating_gap) == ("No.", 2.0)
+    (pair,) = read_pairs(written(tmp_path, [nested(**{"stars response-1": [("u1", 1)], "marks response-2": [("u1", 3)]})]), strict=True).rows
+    assert (pair.chosen, pair.rating_gap) == ("No.", 2.0)
+
+
+@pytest.mark.parametrize("name", ["id", "external_id"])
+def test_records_with_numbers_as_ids_and_numbers_beside_their_fields(tmp_path: Path, name: str) -> None:
+    row = {**flat(ranking=[("u1", RANKING)]), "id": "", name: 7, "answer_count": 3, "output.tokens": 81.5}
+    pairs = read_pairs(written(tmp_path, [row]), strict=True).rows
+    assert [pair.pair_id.split("/")[0] for pair in pairs] == ["7"] * 3
+    assert {pair.metadata["field_chosen"] for pair in pairs} == {"response-1", "response-3"}
+
+
 @pytest.mark.parametrize(
     ("value", "better"), [("response-2", {"response-2"}), ("Response 1", {"response-1"}), ("b", {"response-2"}), (3, {"response-3"}), ("tie", set())]
 )  # fmt: skip
-def test_a_choice_beats_the_others_and_leaves_them_even(tmp_path: Path, value: object, better: set[str]) -> None:
+def test_a_choice_beats_the_others_and_says_nothing_of_them(tmp_path: Path, value: object, better: set[str]) -> None:
+    """Who names the best of three has not called the other two equally good; who calls it a tie has said so of all."""
     pairs = read_pairs(written(tmp_path, [nested(preference=[("u1", value)])]), strict=True).rows
     assert {pair.metadata["field_chosen"] for pair in pairs if pair.preference == 1.0} == better
-    assert sum(pair.preference == 0.5 for pair in pairs) == (3 if not better else 1)
+    assert [pair.preference for pair in pairs] == ([1.0, 1.0] if better else [0.5] * 3)
     assert all(pair.human_preference == pair.preference for pair in pairs)
 
 

@@ -123,6 +123,20 @@ def test_a_damaged_or_false_gzip_file(tmp_path: Path) -> None:
         assert any("breaks off" in reason for reason in data.report.rejected)
 
 
+def test_rows_of_parquet_that_python_cannot_hold_take_no_others_along(tmp_path: Path) -> None:
+    """Parquet's writers do not check that text is UTF-8, and Arrow has moments that no calendar here has."""
+    raw = pyarrow.array([b"one", b"t\xff\xfeo", b"three", b"four"], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 4, raw.buffers())
+    moments = pyarrow.array([0, 0, 2**60, 1], pyarrow.timestamp("ms"))
+    table = pyarrow.table({"prompt": text, "chosen": ["a"] * 4, "rejected": ["b"] * 4, "timestamp": moments})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    data = read_pairs(str(tmp_path / "a.parquet"))
+    assert [pair.messages[0].content for pair in data.rows] == ["one", "four"]
+    assert data.report.rejected.pop("not UTF-8") == 1
+    assert [(reason.startswith("cannot be read: "), count) for reason, count in data.report.rejected.items()] == [(True, 1)]
+    assert [example.split(":")[0] for example in data.report.examples] == ["a.parquet[2]", "a.parquet[3]"]
+
+
 def test_damaged_parquet(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"a\.parquet is not Parquet"):
         read_pairs(put(tmp_path, b"PAR1 no", "a.parquet"))

@@ -2,7 +2,7 @@
 
 Three shapes are read: version 2 nested (`fields`, `responses: {question: [{value, user_id}]}`) and flat (`QUESTION.responses`,
 `QUESTION.responses.users`), and version 1 (`QUESTION: [{user_id, value, status}]`). Each person's answers give a row for each two responses, from a
-ranking, from a rating of each response, or from a choice that names one; drafts and discarded answers do not count.
+ranking, from a rating of each response, or from a choice that names one, which says nothing of the others; drafts and discarded answers do not count.
 What does not belong here: what an answer says of the responses (`accord.data.formats.argilla_answers`).
 """
 
@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from accord.data.formats.argilla_answers import Opinion, opinion_of
-from accord.data.formats.row import BadRow, Format, Row, checked, messages, optional_text
+from accord.data.formats.row import BadRow, Format, Row, checked, fact, messages
 from accord.data.records import ANNOTATOR
 from accord.text.chat import Message
 
@@ -34,7 +34,7 @@ def _parse(row: Mapping[str, Any]) -> tuple[Row, ...]:
     if len(names) < 2:
         raise BadRow("fewer than two fields are responses")
     responses = {name: _response(fields[name], name) for name in names}
-    record = optional_text(row, "id") or optional_text(row, "external_id") or ""
+    record = next((fact(row[key], key) for key in ("id", "external_id") if row.get(key) not in (None, "")), "")
     found: list[Row] = []
     for user, answers in sorted(_answers(row).items()):
         opinion = opinion_of(answers, names)
@@ -48,6 +48,8 @@ def _parse(row: Mapping[str, Any]) -> tuple[Row, ...]:
 def _rows(prompt: tuple[Message, ...], responses: Mapping[str, str], opinion: Opinion, user: str, record: str) -> Iterator[Row]:
     scored = [name for name in responses if name in opinion.scores]
     for first, second in combinations(scored, 2):
+        if opinion.only and opinion.only not in (first, second):
+            continue
         gap = opinion.scores[first] - opinion.scores[second]
         better, worse = (first, second) if gap >= 0 else (second, first)
         preference = 0.5 if gap == 0 else 1.0
@@ -80,8 +82,8 @@ def _prompt(fields: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _response_names(fields: Mapping[str, Any]) -> list[str]:
-    """Fields that are responses; response_1_model is what a flat export says of response_1."""
-    names = [name for name in fields if any(word in name.lower() for word in _RESPONSES)]
+    """Fields that are responses; response_1_model is what a flat export says of response_1, and a number is what it says of any."""
+    names = [name for name, value in fields.items() if isinstance(value, str | list) and any(word in name.lower() for word in _RESPONSES)]
     return [name for name in names if not any(name != other and re.match(rf"{re.escape(other)}[^A-Za-z0-9]", name) for other in names)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from accord.data.records import CONFIDENCE, REASON
@@ -19,11 +20,15 @@ _REASONS = ("reason", "comment", "why", "explanation", "rationale", "feedback", 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Scores by response field, higher is better; `rated` says that their differences mean something. `facts` are reason and confidence."""
+    """Scores by response field, higher is better; `rated` says that their differences mean something. `facts` are reason and confidence.
+
+    `only` is the response that a choice named: nothing is said of the others beside each other.
+    """
 
     scores: Mapping[str, float]
     rated: bool
     facts: Mapping[str, str] = field(default_factory=dict)
+    only: str = ""
 
 
 def opinion_of(answers: Mapping[str, Any], names: Sequence[str]) -> Opinion | None:
@@ -39,7 +44,7 @@ def opinion_of(answers: Mapping[str, Any], names: Sequence[str]) -> Opinion | No
     for question, value in answers.items():
         chosen = _choice(question, value, names)
         if chosen is not None:
-            return Opinion({name: float(name in chosen) for name in names}, rated=False, facts=facts)
+            return Opinion({name: float(name in chosen) for name in names}, rated=False, facts=facts, only="".join(chosen))
     return None
 
 
@@ -60,15 +65,25 @@ def _ranking(value: object, names: Sequence[str]) -> dict[str, float]:
 
 
 def _ratings(answers: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """Rating by response, of questions with the response's name in theirs: the longest name, so that response_1 does not take response_10's."""
-    found: dict[str, float] = {}
+    """Rating by response, of questions with the response's name in theirs: the longest name, so that response_1 does not take response_10's.
+
+    What else a question's name says is what it rates: where that is several things, the one with "overall" in its name counts, else the mean of
+    those that rate the most responses.
+    """
+    found: dict[str, dict[str, float]] = {}
     for question, value in answers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         within = [name for name in names if _plain(name) in _plain(question)]
         if within:
-            found[max(within, key=len)] = float(value)
-    return found
+            name = max(within, key=len)
+            found.setdefault(_plain(question).replace(_plain(name), "", 1), {})[name] = float(value)
+    if all(len(rated) < 2 for rated in found.values()):  # questions with nothing in common: each rates its response
+        return {name: value for rated in found.values() for name, value in rated.items()}
+    overall = next((rated for what, rated in found.items() if "overall" in what and len(rated) >= 2), None)
+    widest = max((rated.keys() for rated in found.values()), key=len)
+    counted = [overall] if overall else [rated for rated in found.values() if rated.keys() == widest]
+    return {name: fmean(rated[name] for rated in counted) for name in counted[0]}
 
 
 def _choice(question: str, value: object, names: Sequence[str]) -> set[str] | None:
