@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from accord.client.feedback import Label
@@ -28,25 +29,38 @@ OF_PEOPLE = (ANNOTATOR, REASON, SECONDS, LABELLED_AT, "pair", "content_key")
 class LabelledRows:
     """Rows out of labels, one at a time. `left_out` counts by reason what makes none: abstentions, labels without text, pairs that were there before.
 
-    Of several labels of a pair (of the same id and content) the first counts. What stays in memory are some 100 bytes a row, for that.
+    Of several labels of a pair (of the same id and content) the first counts. Where another pair has an id already, as those of two data sets that
+    count from 1, the end of its id is a digest of its content: whoever reads the rows would take it for the first one again. What stays in memory are
+    some 200 bytes a row, for that.
     """
 
     def __init__(self, records: Iterable[LabelRecord]) -> None:
         self._records = records
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, bytes] = {}
         self.left_out: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[PreferencePair]:
         for record in self._records:
             row = labelled_row(record)
-            known = bytes.fromhex(digest_of(record.label.pair_id or record.content_key))[:16]
             if row is None:
                 self.left_out["abstentions" if record.pair is not None else "whose text is not in the ledger"] += 1
-            elif known in self._known:
-                self.left_out["of pairs that were there before"] += 1
-            else:
-                self._known.add(known)
+                continue
+            if not self._is_free(row.pair_id, record.content_key):
+                row = replace(row, pair_id=f"{row.pair_id}-{record.content_key}")
+            if self._take(row.pair_id, record.content_key):
                 yield row
+            else:
+                self.left_out["of pairs that were there before"] += 1
+
+    def _is_free(self, pair_id: str, content_key: str) -> bool:
+        """Whether no other pair has the id."""
+        return self._known.get(_digest(pair_id), _digest(content_key)) == _digest(content_key)
+
+    def _take(self, pair_id: str, content_key: str) -> bool:
+        """Notes a pair; whether it was not there."""
+        known = len(self._known)
+        self._known.setdefault(_digest(pair_id), _digest(content_key))
+        return len(self._known) > known
 
 
 def labelled_row(record: LabelRecord) -> PreferencePair | None:
@@ -105,6 +119,10 @@ def human_row(record: HumanLabelRecord) -> PreferencePair:
         record.ledger_key, pair.task, pair.messages, chosen, rejected, preference, group=_group(pair.messages), human_preference=preference,
         metadata={name: value for name, value in zip(OF_PEOPLE, values, strict=True) if value},
     )  # fmt: skip
+
+
+def _digest(text: str) -> bytes:
+    return bytes.fromhex(digest_of(text))[:16]
 
 
 def _group(messages: Sequence[Message]) -> str:

@@ -87,6 +87,18 @@ def test_what_makes_no_row_is_counted() -> None:
     assert rows.left_out == {"of pairs that were there before": 2, "abstentions": 1, "whose text is not in the ledger": 1}
 
 
+def test_two_data_sets_that_count_their_pairs_alike_lose_none(tmp_path: Path) -> None:
+    """Both call their first pair p1; each was labelled twice, by two judges."""
+    other = replace(PAIR, response_b="quite another")
+    records = [record(), record(pair=other, content_key="d" * 64), record(), record(0.1, "b", pair=other, content_key="d" * 64)]
+    rows = LabelledRows(records)
+    write_pairs(tmp_path / "l.jsonl", rows)
+    assert rows.left_out == {"of pairs that were there before": 2}
+    found = read_pairs(str(tmp_path / "l.jsonl"), strict=True).rows
+    assert [pair.pair_id for pair in found] == ["p1", "p1-" + "d" * 64]
+    assert "quite another" in (found[1].chosen, found[1].rejected)
+
+
 def write(path: Path, rows: Sequence[PreferencePair]) -> str:
     file = ParquetFile(path, PROVENANCE) if path.suffix == ".parquet" else PairFile(path)
     with file:
