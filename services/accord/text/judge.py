@@ -39,7 +39,16 @@ _DIGIT = rf"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d){_OTHER}"
 _HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
 _GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
 _KEY = r"(?:[\"']?rank[\"']?|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s*[:=]\s*"
-_RANK = re.compile(rf"{_KEY}\[?\s*[\"']?(?:{_NOUN}\s*)?([12])(?!\d|\.\d)[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|\s*if\b)", re.IGNORECASE)
+_OTHER_DIGIT = r"(?!\1)[12]"
+_OR_THE_OTHER = (  # [1 or 2], [1/2], [1 2], [1] or [2], "Response 1 or Response 2": what was asked for, said again
+    rf"(?:[\"' \t]{{0,4}}[ \t]|[\"'\]) \t]{{0,8}}[,/|&=-][\"'\[ \t]{{0,8}}){_OTHER_DIGIT}(?=[\"') \t]{{0,8}}(?:$|[\]\n,.;|}}]))"
+    rf"|[\"'\])(\s]{{0,8}}(?:or|vs|versus)\b[\"'\[(\s]{{0,8}}(?:{_NOUN}\s*)?#?{_OTHER_DIGIT}\b"
+    rf"|[\"'\])(\s]{{0,8}}and\b[\"'\[(\s]{{0,8}}(?:{_OTHER_DIGIT}\b|{_NOUN}\s*#?{_OTHER_DIGIT}[\"'\]])"
+)
+_SUPPOSED = r"\s{0,8}(?:\?|,?\s{0,8}(?:if|when|means|stands)\b)"
+_RANK = re.compile(
+    rf"{_KEY}\[?\s*[\"']?(?:{_NOUN}\s*)?([12])(?!\d|\.\d)(?!{_OR_THE_OTHER})[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|{_SUPPOSED})", re.IGNORECASE
+)
 _RANK_BOTH = re.compile(rf"{_KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
 _TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{_NOUN} )?is better)\b", re.IGNORECASE)
 _NAMED = re.compile(_ONE, re.IGNORECASE)
@@ -57,8 +66,9 @@ _DENIED = re.compile(
     r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
     re.IGNORECASE,
 )
+_CONDITION = re.compile(rf"\bif\s[^.,:;!?\n]*\b(?:{_NOUN}\s*)?#?[12]\b[^.,:;!?\n]*,[^.:;!?\n]*$", re.IGNORECASE)
 _ASKED = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}\?")
-_BARE = re.compile(rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*{_NOUN})\s*(?:is\b|:)\W*)?([12])\W*$", re.IGNORECASE)
+_BARE = re.compile(rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*{_NOUN})\s*(?:is\b|:)\W*)?([12])[^\w?]*$", re.IGNORECASE)
 _ALONE = re.compile(
     rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*answer)\s*(?:is\b|:)\W*)?{_ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b){_OTHER}", re.IGNORECASE
 )
@@ -131,7 +141,7 @@ def parse_verdict(text: str) -> Verdict:
 
 def _ranked(text: str) -> set[str]:
     """Responses that the machine-readable line ranks first, with those that the text behind it calls better."""
-    ranks = list(_RANK.finditer(text))
+    ranks = [match for match in _RANK.finditer(text) if not _is_supposed(text, match)]
     return {match.group(1) for match in ranks} | (_said_better(text[ranks[-1].end() :]) if ranks else set())
 
 
@@ -142,11 +152,18 @@ def _said_better(text: str) -> set[str]:
         meant = (
             match
             for match in pattern.finditer(text)
-            if not (_DENIED.search(text, max(0, match.start() - _SENTENCE), match.start()) or _ASKED.match(text, match.end()))
+            if not (
+                _DENIED.search(text, max(0, match.start() - _SENTENCE), match.start()) or _is_supposed(text, match) or _ASKED.match(text, match.end())
+            )
         )
         return {group for match in meant for group in match.groups() if group}
 
     return said(_BETTER) | said(_CONCLUDED) | {"1" if worse == "2" else "2" for worse in said(_WORSE)}
+
+
+def _is_supposed(text: str, match: re.Match[str]) -> bool:
+    """Whether a verdict holds on a condition that names a response: "If response 1 is better, choose 1"."""
+    return _CONDITION.search(text, max(0, match.start() - _SENTENCE), match.start()) is not None
 
 
 def parse_rating(text: str) -> int | None:

@@ -21,6 +21,16 @@ from accord.text.judge import fenced, parse_rating, parse_verdict, render_conver
         ('{"rationale": "Response 1 is longer, Response 2 is right.", "rank": [2]}', 2),
         ("{'rank': '1'}", 1),
         ("rank: 2", 2),
+        ("rank: 2 (response 2)", 2),
+        ('"rank": [2]\n\n1. It has the point.', 2),
+        ('"rank": [1] > [2]', 1),
+        ('"rank": [2] - response 1 leaves out the date', 2),
+        ('"rank": [2], response 1 leaves out the date', 2),
+        ('"rank": [2] (response 1 is too long)', 2),
+        ('"rank": [2]\nand response 1 is too long', 2),
+        ("rank: 2\n(1) It has the point.", 2),
+        ("If I had to choose, I choose response 1.", 1),
+        ("If accuracy counts, response 2 is better.", 2),
         ("Rank = [ 1 ].", 1),
         ('Both read well.\nSummary 2 misses the question.\n"rank": [1]', 1),
         ('"rank": [2]\n"rank": [2]', 2),
@@ -74,6 +84,19 @@ def test_a_verdict(text: str, choice: int) -> None:
         ("Response 1 and response 2 are different.", "names both responses"),
         ("Response 1 is better. No, response 2 is better.", "names both responses"),
         ("Response 1 is good. Response 2 is good too.", "names both responses"),
+        ('"rank": [1 or 2]', "names no response"),
+        ('"rank": [2/1]', "names no response"),
+        ('"rank": ["1" or "2"]', "names no response"),
+        ('"rank": [1 2]', "names no response"),
+        ('"rank": [1 (or 2)]', "names no response"),
+        ('"rank": [1] or [2]', "names no response"),
+        ("rank: 2 | 1", "names no response"),
+        ('{"verdict": "1 or 2"}', "names no response"),
+        ('{"verdict": "Response 1 or Response 2"}', "names both responses"),
+        ('"rank": [1]?', "names no response"),
+        ("2?", "names no response"),
+        ("If response 1 is better, choose 1.", "gives no verdict"),
+        ('If response 2 is better, "rank": [2]', "gives no verdict"),
         ('"rank": [12]', "names no response"),
         ('"rank": [10]', "names no response"),
         ('"rank": 1.5', "names no response"),
@@ -156,7 +179,19 @@ def test_a_response_cannot_write_a_heading(trick: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["Response 1 is better. ", "the final ", "prefer 1 ", "if not ", "verdict is ", "overall, ", '"rank": [1] ', "is it 1? "]
+    "said",
+    [
+        "Response 1 is better. ",
+        "the final ",
+        "prefer 1 ",
+        "if not ",
+        "verdict is ",
+        "overall, ",
+        '"rank": [1] ',
+        "is it 1? ",
+        "if 1, prefer 1 ",
+        "rank: 1" + " " * 59_000,
+    ],
 )
 def test_a_judge_that_says_the_same_over_and_over_takes_time_in_proportion(said: str) -> None:
     """Small models do; one server reads the answers of all callers."""
