@@ -194,6 +194,19 @@ def test_pairs_without_ratings_keep_the_digests_that_they_had() -> None:
     assert found == "7f4019b903c79b751ebb858a95855b4615fc08f6fef34752aeb75c19b2c56a75"
 
 
+@pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_prompt_that_the_turns_hold_already_is_asked_once(tmp_path: Path, before: list[dict[str, str]]) -> None:
+    """As in ultrafeedback_binarized, whose rows have the prompt as text and again as the first turn of both responses."""
+    turns = [*before, USER, {"role": "assistant", "content": "30 m"}]
+    row = {"prompt": f"{USER['content']} ", "chosen": turns, "rejected": [*turns[:-1], {"role": "assistant", "content": "blue"}]}
+    (pair,) = read_pairs(written(tmp_path, [row]), strict=True).rows
+    assert [(message.role, message.content) for message in pair.messages] == [(turn["role"], turn["content"]) for turn in turns[:-1]]
+    assert (pair.chosen, pair.rejected) == ("30 m", "blue")
+    (other,) = read_pairs(written(tmp_path, [{**row, "prompt": "Look at this tower."}]), strict=True).rows
+    assert other.messages[0].content == "Look at this tower."
+    assert len(other.messages) == len(turns)
+
+
 def test_a_missing_group_is_the_prompt_and_not_one_group_for_all(tmp_path: Path) -> None:
     other = {**ACCORD, "pair_id": "p2", "prompt": [{"role": "user", "content": "How old is it?"}]}
     first, second = read_pairs(written(tmp_path, [{**row, "group": None} for row in (ACCORD, other)]), strict=True).rows

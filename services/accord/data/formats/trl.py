@@ -41,7 +41,7 @@ def _parse(row: Mapping[str, Any]) -> Row:
         (lead, chosen), (other, rejected) = _split(row.get("chosen"), "chosen"), _split(row.get("rejected"), "rejected")
         if lead != other:
             raise BadRow("chosen and rejected differ before the last turn")
-        turns = (prompt or ()) + lead
+        turns = _joined(prompt or (), lead)
         if not turns:
             raise BadRow("prompt is missing")
         gap = rating_gap(row)
@@ -57,7 +57,18 @@ def _parse(row: Mapping[str, Any]) -> Row:
     if key is None:
         return Row(prompt, metadata=metadata)
     lead, response = _split(row[key], key)
-    return Row(prompt + lead, response=response, reference=response, metadata=metadata)
+    return Row(_joined(prompt, lead), response=response, reference=response, metadata=metadata)
+
+
+def _joined(prompt: tuple[Message, ...], lead: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt with the turns that stand before a response; these alone where they hold it already, as in ultrafeedback_binarized."""
+    wanted, turns = _stripped(prompt), _stripped(lead)
+    held = any(turns[start : start + len(wanted)] == wanted for start in range(len(turns) - len(wanted) + 1))
+    return lead if held else prompt + lead
+
+
+def _stripped(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
+    return [(message.role, message.content.strip()) for message in messages]
 
 
 def _parse_text(row: Mapping[str, Any]) -> Row:
