@@ -75,12 +75,12 @@ def reaggregate(
 
 def _made(records: Iterable[LabelRecord], rules: Rules, changes: Changes) -> Iterator[LabelRecord]:
     """The labels under other rules; those whose rule is not known as they were."""
-    from accord.feedback.reaggregate import reaggregated
+    from accord.feedback.reaggregate import options_under, reaggregated
 
     for record in records:
         label = reaggregated(record.label, rules, record.options)
         changes.add(record.label, label)
-        yield record if label is None else replace(record, label=label)
+        yield record if label is None else replace(record, label=label, options=options_under(record.options, rules))
 
 
 def _facts(changes: Changes) -> dict[str, Any]:

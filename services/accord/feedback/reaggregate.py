@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from accord.client.feedback import Judgement, Label
@@ -75,6 +75,15 @@ class Changes:
     def mean_move(self) -> float | None:
         """Mean distance of the preferences before and after; None where no label has both."""
         return self.moved_by / self.compared if self.compared else None
+
+
+def options_under(options: str, rules: Rules) -> str:
+    """A label's options with the rules that it was made anew under, so that rows of other labels do not say that they are the first ones.
+
+    Under its own rules they stay as they were.
+    """
+    other = {name: value for name, value in asdict(rules).items() if value != getattr(Rules(), name)}
+    return json.dumps({**json.loads(options or "{}"), "reaggregated": other}, sort_keys=True) if other else options
 
 
 def reaggregated(label: Label, rules: Rules, options: str) -> Label | None:

@@ -219,6 +219,7 @@ def test_other_rules_ask_no_judge(accord: Accord, address: str, tmp_path: Path) 
     assert {pair_id: (row.chosen[:5], row.preference) for pair_id, row in rows.items()} == {
         "p0": ("answe", 0.9), "p1": ("answe", 0.9), "p2": ("answe", 0.6), "p3": ("answe", 0.7),
     }  # fmt: skip
+    assert all(json.loads(row.metadata["judge_options"])["reaggregated"] == {"orders": "first"} for row in rows.values())
     found = json.loads(accord("labels", "reaggregate", "--tie-margin", "0.1", "--json", "--feedback", address).stdout)
     assert (found["labels"], found["changed"], found["unchangeable"], found["written"]) == (9, 2, 0, None)
     assert {"before": "b", "after": "tie", "labels": 1} in found["moves"]

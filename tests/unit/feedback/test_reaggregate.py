@@ -13,7 +13,7 @@ from tests.unit.feedback.fakes import Bench, FakePolicy
 from accord.client.feedback import Judge, Judgement, Label, LabelPairItem
 from accord.client.ledger import LabelQuery
 from accord.errors import InvalidArgumentError
-from accord.feedback.reaggregate import Changes, Rules, reaggregated
+from accord.feedback.reaggregate import Changes, Rules, options_under, reaggregated
 from accord.feedback.records import Origin
 from accord.text.chat import Message
 from accord.text.tasks import Task
@@ -194,6 +194,14 @@ def test_swapping_a_and_b_turns_p_into_exactly_1_minus_p(rules: Rules) -> None:
         assert one.preference is not None
         assert two.preference == pytest.approx(1.0 - one.preference, abs=1e-15)
         assert {"a": "b", "b": "a", "tie": "tie"}[one.outcome] == two.outcome or abs(one.preference - 0.5) < 1e-12
+
+
+def test_rows_of_other_rules_say_so() -> None:
+    """A file of hard labels with the options of soft ones would say of itself what is not so."""
+    assert options_under(THREE, AS_IT_WAS) == THREE
+    hard = json.loads(options_under('{"tie_margin": 0.0}', Rules(orders="first", hard=True)))
+    assert hard == {"tie_margin": 0.0, "reaggregated": {"orders": "first", "hard": True}}
+    assert json.loads(options_under("", MAJORITY)) == {"reaggregated": {"combine": "majority"}}
 
 
 def test_changes_are_counted() -> None:
