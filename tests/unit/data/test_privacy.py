@@ -15,6 +15,7 @@ from accord.data.privacy import iban, luhn, personal_data, swear_words
         ("write to anna.b+x@mail.example.org, please", "email"),
         ("(a_b-c@example.co.uk)", "email"),
         ("call +49 30 1234567 now", "phone"), ("+15551234567", "phone"), ("(555) 123-4567", "phone"), ("555-123-4567.", "phone"),
+        ("call 1-800-555-0199", "phone"), ("1 (555) 123-4567", "phone"),
         ("030/1234567", "phone"), ("0171 2345678", "phone"),
         ("ping 192.168.0.17!", "ip"), ("at 2001:db8::8a2e:370:7334", "ip"), ("::1 is here", "ip"),
         ("4111 1111 1111 1111", "card"), ("card 5500-0055-5555-5559", "card"), ("378282246310005", "card"),
