@@ -133,11 +133,12 @@ def _held_out(found: dict[str, Any]) -> list[str]:
         return [line]
     for name in ("eval_accuracy", "eval_margin"):
         found.pop(name, None)
-    interval = f"(95 % interval {found.pop('eval_accuracy_low'):.3f} to {found.pop('eval_accuracy_high'):.3f}, {pairs:.0f} pairs)"
+    least, most = found.pop("eval_accuracy_low"), found.pop("eval_accuracy_high")
     longer, low, high = (found.pop(f"eval_length_baseline{end}") for end in ("", "_low", "_high"))
-    beats = "which it beats" if accuracy > longer else "which it does not beat"
+    above = "which it is above, though its interval reaches down to it" if accuracy > longer else "which it does not beat"
+    beats = "which it beats" if least > longer else above
     return [
-        f"{line} {interval}",
+        f"{line} (95 % interval over prompts {least:.3f} to {most:.3f}, {pairs:.0f} pairs)",
         f"- always taking the longer response: {longer:.3f} ({low:.3f} to {high:.3f}), {beats}",
         f"- expected calibration error of sigmoid(raw score of one response - that of the other): {found.pop('eval_calibration_error'):.3f}",
     ]

@@ -113,7 +113,7 @@ class TestRewardModels:
         assert torch.allclose(logits + model.config.score_offset, (raw - facts.mean) / facts.std, atol=1e-4)
         assert said["done"]["score_offset"] == pytest.approx(0.175)
         card = (tmp_path / "out" / "README.md").read_text()
-        assert "accuracy on held-out preference pairs: 0.750 (95 % interval 0.301 to 0.954, 4 pairs)" in card
+        assert "accuracy on held-out preference pairs: 0.750 (95 % interval over prompts 0.301 to 0.954, 4 pairs)" in card
         assert "always taking the longer response: 0.250 (0.046 to 0.699), which it beats" in card
         assert "expected calibration error of sigmoid(raw score of one response - that of the other): 0." in card
         assert "| 0.95 to 1.00 | 0.95 | 1.00 | 1 |" in card
