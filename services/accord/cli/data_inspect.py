@@ -35,6 +35,7 @@ def inspect(
     """
     from accord.data.card import CardMaker
     from accord.data.card_text import markdown, sections
+    from accord.data.files import shown as shown_source
     from accord.data.writers import write_text
 
     if card_file is not None and card_file.suffix not in (".md", ".json"):
@@ -42,7 +43,7 @@ def inspect(
     stream, maker = pairs_of(source, data_format, split, strict=strict), CardMaker()
     for pair in shown("reading", stream):
         maker.add(pair)
-    card = maker.card(source, stream.report)
+    card = maker.card(shown_source(source), stream.report)
     if card_file is not None:
         write_text(card_file, markdown(card) if card_file.suffix == ".md" else json.dumps(plain(card), ensure_ascii=False, indent=1))
     if as_json:

@@ -42,6 +42,7 @@ def split(
         accord data split clean.jsonl splits --shares train=0.8,validation=0.1,test=0.1
         accord data split hh.jsonl.gz splits --by conversation --json
     """
+    from accord.data.files import shown as shown_source
     from accord.data.records import RunningDigest
     from accord.data.splitting import Shares
     from accord.data.writers import PairFile, write_text
@@ -59,7 +60,7 @@ def split(
             digests[name].add(row)
     found = _each_in_each({name: output / f"{name}.jsonl" for name in sorted(files, key=lambda name: files[name].rows)})
     facts = {
-        "source": source, "seed": seed, "by": by, "shares": dict(parts.shares), "account": stream.report.account(),
+        "source": shown_source(source), "seed": seed, "by": by, "shares": dict(parts.shares), "account": stream.report.account(),
         "rejected": stream.report.rejected,
         "splits": {
             name: {"file": str(file.path), "rows": file.rows, "digest": digests[name].hexdigest(), "sha256": file.digest}
@@ -97,9 +98,11 @@ def contamination(
     """
     from accord.data.contamination import Split
     from accord.data.contamination import contamination as measured
+    from accord.data.files import shown as shown_source
 
     def part(uri: str) -> Split:
-        return Split(uri, lambda: shown(f"reading {uri}", pairs_of(uri, data_format, split_name)))
+        name = shown_source(uri)
+        return Split(name, lambda: shown(f"reading {name}", pairs_of(uri, data_format, split_name)))
 
     found = measured(part(source), part(other))
     if as_json:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from accord.data.files import is_url
+from accord.data.files import is_url, shown
 from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 
 _FIELD = "output_uri"
@@ -64,7 +64,7 @@ def output_folder(place: str) -> Iterator[Path]:
         with _folder_of(place) as folder:
             yield folder
     except OSError as error:
-        raise UnavailableError(f"{place} cannot be written: {error.strerror or error}", field=_FIELD, retry_after_seconds=1.0) from error
+        raise UnavailableError(f"{shown(place)} cannot be written: {error.strerror or error}", field=_FIELD, retry_after_seconds=1.0) from error
 
 
 @contextlib.contextmanager
@@ -84,7 +84,9 @@ def _folder_of(place: str) -> Iterator[Path]:
         except AccordError:
             raise
         except Exception as error:  # drivers have classes of their own, which are no OSError
-            raise UnavailableError(f"{place} cannot be written: {type(error).__name__}: {error}", field=_FIELD, retry_after_seconds=5.0) from error
+            raise UnavailableError(
+                f"{shown(place)} cannot be written: {type(error).__name__}: {error}", field=_FIELD, retry_after_seconds=5.0
+            ) from error
 
 
 def _file_system(place: str) -> tuple[Any, str]:
@@ -93,7 +95,7 @@ def _file_system(place: str) -> tuple[Any, str]:
     try:
         file_system, root = fsspec.core.url_to_fs(place)
     except ImportError as error:
-        raise FailedPreconditionError(f"writing to {place} needs a package that is not installed: {error}", field=_FIELD) from error
+        raise FailedPreconditionError(f"writing to {shown(place)} needs a package that is not installed: {error}", field=_FIELD) from error
     except ValueError as error:
-        raise InvalidArgumentError(f"{place} is no folder and no URL that fsspec knows: {error}", field=_FIELD) from error
+        raise InvalidArgumentError(f"{shown(place)} is no folder and no URL that fsspec knows: {error}", field=_FIELD) from error
     return file_system, str(root).rstrip("/")

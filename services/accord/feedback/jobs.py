@@ -190,7 +190,7 @@ class LabelJobs:
         for job in self._jobs.values():
             other = job.run.record
             if other.name != record.name and other.state in ("running", "succeeded") and is_same_place(other.output, record.output):
-                raise FailedPreconditionError(f"{record.output} is the output folder of {other.name}; give another", field="output_uri")
+                raise FailedPreconditionError(f"{shown(record.output)} is the output folder of {other.name}; give another", field="output_uri")
         check_output(record.output)
 
 

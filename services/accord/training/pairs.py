@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accord.data.agreement import Estimate
+from accord.data.files import shown
 from accord.data.intervals import share_of_sums
 from accord.data.readers import read_pairs
 from accord.data.records import LABEL_JOB
@@ -30,7 +31,7 @@ def read_encoded_pairs(context: RunContext, data: DataSpec, *, hard: bool = Fals
     label_jobs = tuple(sorted({row.metadata[LABEL_JOB] for row in found.rows if LABEL_JOB in row.metadata}))
     encoded = replace(encode_pairs(context.base.encoder, found.rows, context.limits), source=found.report.account(), label_jobs=label_jobs)
     encoded = hard_labelled(encoded) if hard else encoded
-    context.events.message(f"{data.uri} ({data.split}): {encoded.account('pairs')}")
+    context.events.message(f"{shown(data.uri)} ({data.split}): {encoded.account('pairs')}")
     return encoded, found.report.digest
 
 

@@ -23,6 +23,7 @@ from accord.algos.masking import masked_mean, whiten
 from accord.algos.normalisation import RunningMoments
 from accord.algos.ppo import behaviour_weights, explained_variance, policy_loss, value_loss
 from accord.checkpoint import Checkpoint
+from accord.data.files import shown
 from accord.data.readers import read_texts
 from accord.errors import FailedPreconditionError
 from accord.models.batching import collate
@@ -298,5 +299,5 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         found = read_texts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
         width = min(spec.max_prompt_tokens + spec.max_response_tokens, self._context.base.context_tokens)
         encoded = replace(encode_texts(self._context.base.encoder, found.rows, width), source=found.report.account())
-        self._context.events.message(f"{data.uri} ({data.split}): {encoded.account('texts')}")
+        self._context.events.message(f"{shown(data.uri)} ({data.split}): {encoded.account('texts')}")
         return encoded.at_least_one("texts", "ppo.ptx_data").rows

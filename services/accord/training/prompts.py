@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from accord.data.files import shown
 from accord.data.readers import read_prompts
 from accord.runspec import DataSpec
 from accord.training.context import RunContext
@@ -19,5 +20,5 @@ def read_encoded_prompts(context: RunContext, data: DataSpec, field: str) -> tup
     """
     found = read_prompts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=context.spec.seed)
     encoded = replace(encode_prompts(context.base.encoder, found.rows, context.limits), source=found.report.account())
-    context.events.message(f"{data.uri} ({data.split}): {encoded.account('prompts')}")
+    context.events.message(f"{shown(data.uri)} ({data.split}): {encoded.account('prompts')}")
     return encoded.at_least_one("prompts", field).rows, found.report.digest

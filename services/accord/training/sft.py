@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from accord.checkpoint import Checkpoint
+from accord.data.files import shown
 from accord.data.readers import read_demonstrations
 from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
@@ -98,7 +99,7 @@ class SupervisedFineTuning:
         found = read_demonstrations(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
         encoded = encode_demonstrations(self._context.base.encoder, found.rows, self._context.limits)
         encoded = replace(encoded, source=found.report.account())
-        self._context.events.message(f"{data.uri} ({data.split}): {encoded.account('demonstrations')}")
+        self._context.events.message(f"{shown(data.uri)} ({data.split}): {encoded.account('demonstrations')}")
         return encoded, found.report.digest
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from tests.unit.cli.conftest import Accord
 from tests.unit.cli.fakes import FakeFeedback, add_feedback, refuse, serving
@@ -225,3 +226,15 @@ def test_who_labelled_must_be_known(accord: Accord, start: Start, tmp_path: Path
     assert (result.exit_code, "--annotator: " in result.stderr) == (2, True)
     assert accord("data", "import", source, "--annotator", "anna", "--feedback", address).exit_code == 0
     assert [request.annotator_id for request in ledger.labels.values()] == ["anna"]
+
+
+def test_a_signature_in_a_url_is_in_no_card_and_no_split(accord: Accord, tmp_path: Path) -> None:
+    """Cards and split.json are handed on; a signed URL lets its reader in."""
+    with fsspec.filesystem("memory").open("/signed/rows.jsonl?signature=s3cr3t", "wb") as file:
+        file.write("".join(json.dumps(comparison(number)) + "\n" for number in range(40)).encode())
+    url = "memory://signed/rows.jsonl?signature=s3cr3t"
+    said = accord("data", "inspect", url, "--card", "card.md").output
+    said += accord("data", "split", url, "parts", "--json").output + accord("data", "contamination", url, url).output
+    said += (tmp_path / "card.md").read_text() + (tmp_path / "parts" / "split.json").read_text()
+    assert "memory://signed/rows.jsonl" in said
+    assert "s3cr3t" not in said

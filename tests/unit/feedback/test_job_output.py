@@ -14,7 +14,9 @@ from tests.unit.feedback.test_cards import judgement, label
 
 from accord.client.feedback import Judge, LabelJobSpec
 from accord.data.writers import write_pairs
+from accord.errors import FailedPreconditionError, InvalidArgumentError
 from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned, rating_gap
+from accord.feedback.job_output import check_output
 
 
 def files_of(folder: str) -> dict[str, bytes]:
@@ -118,3 +120,16 @@ async def test_a_signature_in_a_url_is_shown_to_nobody(make_jobs: Any, spec: Lab
     job = await ended(jobs)
     assert (job.state, job.source_uri) == ("succeeded", "memory://signed/pairs.jsonl")
     assert not [name for name, text in files_of(spec.output_uri).items() if b"s3cr3t" in text]
+
+
+async def test_a_password_in_an_outputs_url_is_in_no_message(make_jobs: Any, spec: LabelJobSpec) -> None:
+    jobs, _ = await make_jobs()
+    output = "memory://anna:s3cr3t@labels/out"
+    await jobs.create(replace(spec, output_uri=output))
+    await ended(jobs)
+    with pytest.raises(FailedPreconditionError, match="memory://labels/out is the output folder") as refused:
+        await jobs.create(replace(spec, output_uri=output, request_id="job-2"))
+    assert "s3cr3t" not in str(refused.value)
+    with pytest.raises(InvalidArgumentError, match="nope://labels is no folder") as unknown:
+        check_output("nope://anna:s3cr3t@labels")
+    assert "s3cr3t" not in str(unknown.value)

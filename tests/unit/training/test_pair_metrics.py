@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from tests.unit.training.surroundings import make_context, shake, write_rows
@@ -60,3 +62,16 @@ def test_a_tie_has_no_accuracy(tmp_path: Path, tiny_folder: Path) -> None:
     algorithm.setup()
     shake(context, "policy")
     assert gradients(algorithm)[1]["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_a_signature_in_a_url_is_in_no_message_of_a_run(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+    """Messages are shown to whoever watches a run; a signed URL lets its reader in."""
+    with fsspec.filesystem("memory").open("/signed/rows.jsonl?signature=s3cr3t", "wb") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in grouped_rows()).encode())
+    data = {"uri": "memory://signed/rows.jsonl?signature=s3cr3t"}
+    context = make_context(tmp_path, tiny_folder, {"batch_size": 2, kind: {"data": data}})
+    build(context).setup()
+    said = "".join(file.read_text() for file in tmp_path.rglob("events*") if file.is_file())
+    assert "memory://signed/rows.jsonl (train)" in said
+    assert "s3cr3t" not in said
