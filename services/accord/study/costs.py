@@ -36,9 +36,8 @@ def lengths_of(recipe: StudyRecipe, prompt_words: float | None, response_words: 
     return Lengths(min(prompt, recipe.max_prompt_tokens), min(response, recipe.max_response_tokens), 0.9 * recipe.max_sampled_tokens)
 
 
-def run_cost(recipe: StudyRecipe, algorithm: str, lengths: Lengths) -> int:
-    """Of a training run, evaluation on held-out pairs included."""
-    size: TrainPart = getattr(recipe, algorithm)
+def run_cost(recipe: StudyRecipe, algorithm: str, size: TrainPart, lengths: Lengths) -> int:
+    """Of a training run of that size, evaluation on held-out pairs included."""
     rows = size.steps * size.batch_size
     held_out = recipe.evaluation.pairs * lengths.pair
     if algorithm == "sft":

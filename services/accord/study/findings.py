@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accord.study.graph import PREFERRED_FT
+
 Json = Mapping[str, Any]
 
 
@@ -17,6 +19,7 @@ def findings(results: Json) -> list[str]:
     for task in results["tasks"]:
         found += _wins(task)
         found += _held_out_wins(task)
+        found += _beside_control(results, task)
     found += [sentence for task in results["tasks"] if (sentence := _feedback(results, task))]
     found += [sentence for task in results["tasks"] if (sentence := _algorithms(task))]
     found += _judges(results)
@@ -64,6 +67,24 @@ def _held_out_wins(task: Json) -> list[str]:
     clear = [name for name, wins in known.items() if wins["low"] > 0.5]
     sentence = f"{task['task'].capitalize()}, wins against SFT by {scorer}: {', '.join(parts)}."
     return [sentence + (f" The interval stays above one half for {', '.join(clear)}." if clear else "")]
+
+
+def _beside_control(results: Json, task: Json) -> list[str]:
+    """Wins of the arms less those of the control, which went on with SFT on chosen responses: what preferences gave beyond more SFT."""
+    control = next((arm for arm in task["arms"] if arm["arm"] == PREFERRED_FT), None)
+    metric, scorer = "win_by_score_held_out", "a reward model of the held-out pairs"
+    if control is not None and metric not in control["metrics"]:
+        metric, scorer = "win_vs_sft", "the judge"
+    wins = control["metrics"].get(metric) if control is not None else None
+    if control is None or not wins or wins.get("value") is None:
+        return []
+    rows = {arm["arm"]: _contrast(results, task["task"], metric, arm["arm"], PREFERRED_FT) for arm in task["arms"] if arm["feedback"]}
+    parts = [f"{arm} {row['difference']:+.0%} ({row['low']:+.0%} to {row['high']:+.0%})" for arm, row in rows.items() if row is not None]
+    sentence = (
+        f"{task['task'].capitalize()}, the control {PREFERRED_FT} ({control['training']['steps']} more steps of SFT on chosen responses) wins "
+        f"{wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%}) against SFT by {scorer}"
+    )
+    return [f"{sentence}; wins beyond it, on the same prompts: {', '.join(parts)}." if parts else f"{sentence}."]
 
 
 def _feedback(results: Json, task: Json) -> str:

@@ -17,7 +17,7 @@ from accord.study.costs import Lengths, lengths_of
 from accord.study.recipe import Feedback, StudyRecipe, TaskPart, TrainPart
 
 StepKind = Literal["train", "label", "generate", "measure", "judge", "evaluate"]
-BASE, SFT, HELD_OUT = "base", "sft", "held_out"
+BASE, SFT, PREFERRED_FT, HELD_OUT = "base", "sft", "preferred-ft", "held_out"
 # Part of every key: a change in how steps are done must not reuse an older result.
 _FORMAT = "1"
 
@@ -87,8 +87,9 @@ def arm_name(feedback: Feedback, algorithm: str) -> str:
 
 
 def arms_of(recipe: StudyRecipe) -> tuple[str, ...]:
-    """All rows of a task's table: base, sft, and the trained arms."""
-    return (BASE, SFT, *(arm_name(feedback, algorithm) for feedback, algorithm in recipe.arms))
+    """All rows of a task's table: base, sft, the control without preferences where there is one, and the trained arms."""
+    control = () if recipe.preferred_ft is None else (PREFERRED_FT,)
+    return (BASE, SFT, *control, *(arm_name(feedback, algorithm) for feedback, algorithm in recipe.arms))
 
 
 def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
@@ -97,6 +98,9 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     labels = _label_steps(builder, part)  # first: a judge that cannot be asked shows before anything is trained
     sft = builder.add(_train(recipe, part, "sft", SFT, {"data": _data(part)}, recipe.sft, lengths))
     adapters: dict[str, str] = {SFT: sft}
+    if recipe.preferred_ft is not None:
+        chosen = {"data": _data(part, limit=recipe.human_pairs)}
+        adapters[PREFERRED_FT] = builder.add(_train(recipe, part, "sft", PREFERRED_FT, chosen, recipe.preferred_ft, lengths, before={"parent": sft}))
     reward_models: dict[Feedback, str] = {}
     for feedback in recipe.feedback:
         data = {"data": _data(part, limit=recipe.human_pairs), "eval_data": _held_out(recipe, part)}
@@ -192,7 +196,7 @@ def _train(
     sources = dict(before or {})
     return Step(
         f"{part.task.value}/{arm}", "train", f"{part.task.value}: train {arm}", {"algorithm": algorithm, "spec": spec, "sources": sources},
-        tuple(dict.fromkeys(sources.values())), tokens=costs.run_cost(recipe, algorithm, lengths),
+        tuple(dict.fromkeys(sources.values())), tokens=costs.run_cost(recipe, algorithm, size, lengths),
     )  # fmt: skip
 
 

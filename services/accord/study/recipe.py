@@ -128,6 +128,11 @@ class StudyRecipe(Spec):
     )
     prices: dict[str, Price] = Field(default={}, description="the price table of these")
     sft: TrainPart
+    preferred_ft: TrainPart | None = Field(
+        None,
+        description="one more arm, without preferences: SFT goes on with the chosen responses of the human-labelled pairs (the baseline Preferred-FT "
+        "of Rafailov et al. 2023), so that what preferences give can be told from what more SFT gives",
+    )
     reward_model: TrainPart
     dpo: DpoPart
     ppo: PpoPart

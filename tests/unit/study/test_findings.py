@@ -37,3 +37,16 @@ def test_a_held_out_reward_model_counts_the_wins_of_all_arms_where_there_is_one(
 def test_nothing_is_said_of_wins_that_were_not_measured() -> None:
     results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), arm("dpo-human")]}], "contrasts": [], "judges": [], "recipe": {}}
     assert findings(results) == []
+
+
+def test_wins_beyond_more_sft_are_those_of_the_same_prompts() -> None:
+    """Whichever way round the evaluation has a contrast."""
+    control = {**arm("preferred-ft", win_by_score_held_out=(0.55, 0.45, 0.65)), "algorithm": None, "feedback": None, "training": {"steps": 24}}
+    human = {**arm("ppo-human", win_by_score_held_out=(0.65, 0.58, 0.72)), "feedback": "human", "algorithm": "ppo"}
+    other = {**arm("dpo-human", win_by_score_held_out=(0.5, 0.4, 0.6)), "feedback": "human", "algorithm": "dpo"}
+    contrast = {"task": "conversation", "metric": "win_by_score_held_out", "difference": -0.1, "low": -0.2, "high": 0.02}
+    contrasts = [contrast | {"a": "preferred-ft", "b": "ppo-human"}, contrast | {"a": "dpo-human", "b": "preferred-ft", "difference": -0.05}]
+    results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), control, human, other]}], "contrasts": contrasts, "judges": [], "recipe": {}}
+    (sentence,) = [each for each in findings(results) if "control" in each]
+    assert "the control preferred-ft (24 more steps of SFT on chosen responses) wins 55% (45% to 65%)" in sentence
+    assert "ppo-human +10% (-2% to +20%), dpo-human -5% (-20% to +2%)" in sentence

@@ -164,3 +164,16 @@ def test_the_held_out_reward_model_learns_from_no_pair_that_an_arm_sees_and_is_m
     measured = [step for step in steps.values() if step.kind == "measure"]
     assert measured
     assert all(step.params["reward_models_from"]["held_out"] == "conversation/rm-held-out" for step in measured)
+
+
+def test_the_control_goes_on_with_sft_on_the_pairs_of_dpo_and_no_other_training_knows_of_it() -> None:
+    recipe = load_recipe("dialogue")
+    steps = {step.name: step for step in build_graph(recipe, {}).steps}
+    control, dpo = steps["conversation/preferred-ft"].params, steps["conversation/dpo-human"].params
+    assert control["sources"] == {"parent": "conversation/sft"}
+    assert control["spec"]["sft"]["data"] == dpo["spec"]["dpo"]["data"]
+    assert [control["spec"][name] for name in ("steps", "batch_size")] == [dpo["spec"][name] for name in ("steps", "batch_size")]
+    assert arms_of(recipe) == ("base", "sft", "preferred-ft", "ppo-human", "dpo-human")
+    without = build_graph(changed(recipe, preferred_ft=None), {})
+    assert not [name for name in without.keys if "preferred-ft" in name]
+    assert {name for name in without.keys if without.keys[name] != build_graph(recipe, {}).keys[name]} == {"conversation/judge", "evaluate"}
