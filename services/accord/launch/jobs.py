@@ -71,7 +71,7 @@ class JobLauncher:
         self._stop_grace_seconds = stop_grace_seconds
         self._peak_bytes = peak_bytes
         self._clock = clock
-        self._may_have_service = any(settings.nodes > 1 for settings in (config.defaults, *config.kinds.values()))
+        self._several_nodes = any(settings.nodes > 1 for settings in (config.defaults, *config.kinds.values()))
         self._features: Features | None = None
         self._watches: dict[str, Reflector] = {}
         self._stuck: dict[str, float] = {}
@@ -115,7 +115,7 @@ class JobLauncher:
             if left:
                 raise NotYetError(f"its earlier attempt has not gone yet: {', '.join(left)}")
             self._cluster.delete("configmaps", name)
-            if self._may_have_service:
+            if self._several_nodes:
                 self._cluster.delete("services", name)
         except NotYetError:
             raise
@@ -177,8 +177,8 @@ class JobLauncher:
         return self._features
 
     def _top(self) -> tuple[str, ...]:
-        """The resources that a run can be."""
-        return ("jobsets", "jobs") if self._features_now().jobset else ("jobs",)
+        """The resources that a run can be. A cluster may have JobSets for others: the Role lets them be read only where runs have several nodes."""
+        return ("jobsets", "jobs") if self._several_nodes and self._features_now().jobset else ("jobs",)
 
     def _watch(self, resource: str) -> Reflector:
         if resource not in self._watches:
