@@ -22,6 +22,7 @@ FATAL_WAITS: Mapping[str, str] = {
     "CreateContainerError": "its container cannot be created",
     "RunContainerError": "its container cannot be started",
 }
+_FINAL_CODES = (EXIT_CONFIGURATION, EXIT_GUARDED)  # another pod would end in the same way
 _DISRUPTIONS: Mapping[str, str] = {
     "PreemptionByScheduler": "made room for a pod of higher priority",
     "DeletionByTaintManager": "its node was tainted (lost, or taken out of service)",
@@ -49,9 +50,9 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
         return _ended(job, finished, newest)
     if job["metadata"].get("deletionTimestamp"):
         return Observation("running", message="is being removed; its pod has time to checkpoint")
-    hopeless = next((pod for pod in pods if exit_code_of(pod) == EXIT_CONFIGURATION), None)
+    hopeless = next((pod for pod in pods if exit_code_of(pod) in _FINAL_CODES), None)
     if hopeless is not None:  # a Job without podFailurePolicy tries again at once, so that the next pod may be there already
-        return Observation("ended", EXIT_CONFIGURATION, message=describe_pod_end(hopeless))
+        return Observation("ended", exit_code_of(hopeless), message=describe_pod_end(hopeless))
     if job["spec"].get("suspend"):
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return Observation("waiting", message=f"admission by the queue {queue}" if queue else "somebody to resume its Job, which is suspended")

@@ -208,8 +208,9 @@ def _client_configuration(config: KubernetesConfig) -> Configuration:
 
 def _own_namespace(config: KubernetesConfig) -> str:
     if config.kubeconfig:
-        _, current = client_config.list_kube_config_contexts(config.kubeconfig)
-        return str(current.get("context", {}).get("namespace") or "default")
+        contexts, current = client_config.list_kube_config_contexts(config.kubeconfig)
+        used = next((each for each in contexts if each["name"] == config.context), current)
+        return str(used.get("context", {}).get("namespace") or "default")
     return _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
 
 

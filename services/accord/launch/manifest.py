@@ -118,7 +118,7 @@ def job_spec(order: RunOrder, config: KubernetesConfig, features: Features, temp
     """A Job's spec around a pod template: how often it is tried again, what does not count, when it is removed.
 
     A disruption of the node and a stop after a checkpoint do not count; an error of the configuration, or a guard, ends the Job at once. Where
-    the API server knows no podFailurePolicy, all count, and the launcher ends the Job after an error of the configuration.
+    the API server knows no podFailurePolicy, all count, and the launcher ends the Job in these two cases.
     """
     settings = config.for_kind(order.run.spec.algorithm)
     spec: Manifest = {

@@ -462,6 +462,34 @@ def test_only_the_promised_permissions_are_used(make: Callable[..., World]) -> N
         assert set(world.api.requests) <= granted, "what the chart's Role does not grant"
 
 
+def test_jobsets_that_others_use_are_not_asked_for(make: Callable[..., World]) -> None:
+    world = make(jobset=True)
+    world.api.forbidden |= {(verb, "jobsets") for verb in ("create", "get", "list", "watch", "delete")}
+    job = world.start()
+    world.api.set_pod(job, RUNNING)
+    world.seen("running")
+    world.launcher.stop(world.directory, force=True)
+    world.api.remove("pods", f"{job['metadata']['name']}-a")
+    world.launcher.forget(world.directory)
+    assert not world.api.names("jobs")
+    assert not [asked for asked in world.api.requests if asked[1] == "jobsets"]
+
+
+@pytest.mark.parametrize(("context", "namespace"), [("", "here"), ("other", "there")])
+def test_the_namespace_is_that_of_the_context_that_is_used(tmp_path: Path, context: str, namespace: str) -> None:
+    contexts = [
+        {"name": name, "context": {"cluster": "one", "user": "me", "namespace": space}} for name, space in (("current", "here"), ("other", "there"))
+    ]
+    file = tmp_path / "kubeconfig"
+    clusters, users = [{"name": "one", "cluster": {"server": "http://127.0.0.1:1"}}], [{"name": "me", "user": {"token": "not-a-secret"}}]
+    file.write_text(
+        json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "current", "clusters": clusters, "contexts": contexts, "users": users})
+    )
+    cluster = Cluster(make_config(kubeconfig=str(file), context=context))
+    assert cluster.namespace == namespace
+    cluster.close()
+
+
 def test_neither_kubeconfig_nor_service_account_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FailedPreconditionError, match="no kubeconfig is named and this is not a pod with a service account"):
         Cluster(make_config())

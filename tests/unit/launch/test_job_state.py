@@ -134,12 +134,16 @@ def test_a_job_that_failed_without_a_pod_says_its_own_reason() -> None:
     assert observe_job(job({"type": "Complete", "status": "True"}), []).exit_code == 0
 
 
-def test_an_error_of_the_configuration_has_ended_before_the_job_says_so() -> None:
-    broken = pod("Failed", terminated(2))
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(2, "found an error in the run's configuration (exit code 2)"), (5, "was stopped by a guard, with a checkpoint (exit code 5)")],
+)
+def test_what_another_pod_would_only_repeat_has_ended_before_the_job_says_so(code: int, words: str) -> None:
+    broken = pod("Failed", terminated(code))
     for pods in ([broken], [pod("Running", {"running": {}}, name="next", created="2026-01-02T00:00:00Z"), broken]):
         found = observe_job(job(), pods)
-        assert (found.state, found.exit_code) == ("ended", 2)
-        assert found.message == "pod accord-x-a found an error in the run's configuration (exit code 2) on node gpu-7"
+        assert (found.state, found.exit_code) == ("ended", code)
+        assert found.message == f"pod accord-x-a {words} on node gpu-7"
 
 
 def test_a_job_that_is_about_to_complete_still_runs() -> None:
