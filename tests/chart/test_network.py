@@ -75,6 +75,16 @@ def test_clients_are_let_in_by_name() -> None:
         assert {"namespaceSelector": {"matchLabels": {"team": "a"}}} in found["ingress"][0]["from"]
 
 
+def test_another_name_leaves_the_jobs_which_the_trainer_labels_by_itself_their_names_of_hosts() -> None:
+    (deny,) = [
+        item["spec"] for item in of_kind(render(None, "nameOverride=tuning"), "NetworkPolicy") if item["metadata"]["name"].endswith("-default-deny")
+    ]
+    selector = deny["podSelector"]
+    assert selector["matchLabels"] == {"app.kubernetes.io/instance": "accord"}
+    (names,) = selector["matchExpressions"]
+    assert (names["key"], names["operator"], set(names["values"])) == ("app.kubernetes.io/name", "In", {"tuning", "accord"})
+
+
 def test_everything_is_closed_before_it_is_opened() -> None:
     (deny,) = [item["spec"] for item in of_kind(render(), "NetworkPolicy") if item["metadata"]["name"] == "accord-default-deny"]
     assert deny["policyTypes"] == ["Ingress", "Egress"]
