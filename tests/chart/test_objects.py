@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.rendering import CASES, COMPONENTS, Object, case_id, containers, named, of_kind, pods, render, tools_package
+from tests.chart.rendering import CASES, COMPONENTS, ROOT, Object, case_id, containers, named, of_kind, pods, render, tools_package
 
 from accord.launch import jobset, manifest
 from accord.rpc.config import parse_config
@@ -234,3 +234,37 @@ def test_devices_placement_and_secrets_reach_the_pod() -> None:
     trainer = named(objects, "Deployment", "accord-trainer")["spec"]["template"]["spec"]["containers"][0]
     assert {"name": "PGPASSWORD", "valueFrom": {"secretKeyRef": {"name": "db", "key": "PGPASSWORD"}}} in trainer["env"]
     assert "device: cuda" in named(objects, "ConfigMap", "accord-policy")["data"]["config.yaml"]
+
+
+@pytest.mark.parametrize("component", ["policy", "reward"])
+def test_the_download_of_a_model_goes_the_way_that_the_values_name(component: str) -> None:
+    settings = (
+        "model.tokenSecret=hub", "model.download=true", f"{component}.env[0].name=HTTPS_PROXY", f"{component}.env[0].value=http://proxy:3128",
+        f"{component}.envFrom[0].configMapRef.name=mirror",
+    )  # fmt: skip
+    pod = named(render(None, *settings), "Deployment", f"accord-{component}")["spec"]["template"]["spec"]
+    (fetch,) = pod["initContainers"]
+    token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}}
+    assert fetch["env"] == [token, {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]
+    assert fetch["envFrom"] == [{"configMapRef": {"name": "mirror"}}]
+
+
+def test_a_variable_of_the_values_takes_the_place_of_the_charts() -> None:
+    studied = ROOT / "deploy" / "examples" / "study-values.yaml"
+    engine = ROOT / "deploy" / "examples" / "gpu-vllm-values.yaml"
+    for case, where in ((None, "policy"), (None, "trainer"), (studied, "study"), (engine, "policy.engine")):
+        objects = render(case, f"{where}.env[0].name=HF_HUB_OFFLINE", f"{where}.env[0].value=no")
+        values = [
+            [each["value"] for each in container["env"] if each["name"] == "HF_HUB_OFFLINE"]
+            for _, pod in pods(objects)
+            for container in pod["containers"]
+            if container["name"] == where.rpartition(".")[2]
+        ]
+        assert values == [["no"]], where
+
+
+def test_what_is_encrypted_is_not_announced_as_plain_http2() -> None:
+    for case, protocol in ((None, "kubernetes.io/h2c"), (ROOT / "deploy" / "examples" / "mtls-values.yaml", "https")):
+        ports = [port for item in of_kind(render(case), "Service") for port in item["spec"]["ports"] if port["name"] == "grpc"]
+        assert len(ports) == 6
+        assert {port["appProtocol"] for port in ports} == {protocol}

@@ -50,6 +50,11 @@ def test_a_scaler_that_cannot_work_is_refused() -> None:
     assert "queueDepth must be at least 1 with keda" in refused("policy.autoscaling.enabled=true", "policy.autoscaling.keda=true")
 
 
+@pytest.mark.parametrize("component", ["feedback", "trainer"])
+def test_a_scaler_of_what_has_one_replica_is_refused(component: str) -> None:
+    assert f"{component}.autoscaling.enabled must be false" in refused(f"{component}.autoscaling.enabled=true")
+
+
 def test_a_monitor_of_metrics_that_are_off_is_refused() -> None:
     assert "metrics.serviceMonitor.enabled needs metrics.enabled" in refused("metrics.serviceMonitor.enabled=true", "metrics.enabled=false")
 

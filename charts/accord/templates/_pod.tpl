@@ -68,17 +68,25 @@ livenessProbe:
 {{- toYaml $resources -}}
 {{- end -}}
 
+{{/* defaults and, in place of those of the same name, own: a server that applies objects refuses a name that is there twice. */}}
+{{- define "accord.mergedEnv" -}}
+{{- $names := list -}}
+{{- range .own }}{{- $names = append $names .name }}{{- end -}}
+{{- $env := list -}}
+{{- range .defaults }}{{- if not (has .name $names) }}{{- $env = append $env . }}{{- end }}{{- end -}}
+{{- concat $env .own | toYaml -}}
+{{- end -}}
+
+{{- define "accord.secretEnv" -}}
+{{- dict "name" .key "valueFrom" (dict "secretKeyRef" (dict "name" .secret "key" .key)) | toYaml -}}
+{{- end -}}
+
 {{- define "accord.env" -}}
-- name: HF_HUB_OFFLINE
-  value: "1"
-{{- if and (eq .component "trainer") .root.Values.database.secret }}
-- name: PGPASSWORD
-  valueFrom:
-    secretKeyRef: {name: {{ .root.Values.database.secret | quote }}, key: PGPASSWORD}
-{{- end }}
-{{- with (index .root.Values .component).env }}
-{{ toYaml . }}
-{{- end }}
+{{- $defaults := list (dict "name" "HF_HUB_OFFLINE" "value" "1") -}}
+{{- if and (eq .component "trainer") .root.Values.database.secret -}}
+{{- $defaults = append $defaults (include "accord.secretEnv" (dict "secret" .root.Values.database.secret "key" "PGPASSWORD") | fromYaml) -}}
+{{- end -}}
+{{- include "accord.mergedEnv" (dict "defaults" $defaults "own" (index .root.Values .component).env) -}}
 {{- end -}}
 
 {{- define "accord.envFrom" -}}
@@ -146,11 +154,18 @@ envFrom:
   image: {{ include "accord.image" (dict "root" .root "component" .component "target" (include "accord.target" .)) | quote }}
   imagePullPolicy: {{ include "accord.pullPolicy" . }}
   command: [python, -m, accord.models.fetch, {{ .root.Values.model.name | quote }}, --link, /var/cache/accord/models/base{{ if .root.Values.model.download }}, --download{{ end }}]
+  {{- $own := index .root.Values .component }}
+  {{- $defaults := list }}
   {{- with .root.Values.model.tokenSecret }}
+  {{- $defaults = list (include "accord.secretEnv" (dict "secret" . "key" "HF_TOKEN") | fromYaml) }}
+  {{- end }}
+  {{- if or $defaults $own.env }}
   env:
-    - name: HF_TOKEN
-      valueFrom:
-        secretKeyRef: {name: {{ . | quote }}, key: HF_TOKEN}
+    {{- include "accord.mergedEnv" (dict "defaults" $defaults "own" $own.env) | nindent 4 }}
+  {{- end }}
+  {{- with $own.envFrom }}
+  envFrom:
+    {{- toYaml . | nindent 4 }}
   {{- end }}
   securityContext:
     {{- include "accord.containerSecurity" . | nindent 4 }}
@@ -170,11 +185,8 @@ envFrom:
   imagePullPolicy: {{ include "accord.pullPolicy" . }}
   args: {{ concat (list "--model" "/var/cache/accord/models/base" "--served-model-name" .root.Values.model.name "--host" "127.0.0.1" "--port" "8000" "--enable-lora") $engine.args | toJson }}
   env:
-    - {name: VLLM_ALLOW_RUNTIME_LORA_UPDATING, value: "True"}
-    - {name: HF_HUB_OFFLINE, value: "1"}
-    {{- with $engine.env }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- $defaults := list (dict "name" "VLLM_ALLOW_RUNTIME_LORA_UPDATING" "value" "True") (dict "name" "HF_HUB_OFFLINE" "value" "1") }}
+    {{- include "accord.mergedEnv" (dict "defaults" $defaults "own" $engine.env) | nindent 4 }}
   securityContext:
     {{- include "accord.containerSecurity" . | nindent 4 }}
   startupProbe:

@@ -68,7 +68,11 @@ spec:
         {{- end }}
       env:
         - {name: ACCORD_ENDPOINTS, value: /etc/accord/endpoints.yaml}
+        {{- $names := list }}
+        {{- range $study.env }}{{- $names = append $names .name }}{{- end }}
+        {{- if not (has "HF_HUB_OFFLINE" $names) }}
         - {name: HF_HUB_OFFLINE, value: "1"}
+        {{- end }}
         {{- with $study.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}

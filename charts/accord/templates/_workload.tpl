@@ -127,7 +127,7 @@ spec:
       targetPort: grpc
       protocol: TCP
       {{- if include "accord.kube" (dict "root" .root "version" "1.20") }}
-      appProtocol: kubernetes.io/h2c
+      appProtocol: {{ ternary "https" "kubernetes.io/h2c" .root.Values.tls.enabled }}
       {{- end }}
     {{- if and .root.Values.metrics.enabled (not .headless) }}
     - name: metrics
