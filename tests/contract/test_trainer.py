@@ -234,6 +234,7 @@ def test_a_list_comes_in_pages_newest_first_whatever_is_created_meanwhile(traine
 def test_a_list_can_be_of_some_states(trainer: Trainer) -> None:
     held = trainer.client.create_run(spec(seed=HOLD), "of-some-state")
     trainer.until_step(held.name, 2)
+    trainer.until(held.name, "running")  # steps are read from the run's folder, the state at the next look of the supervisor
     running = trainer.client.list_runs(states=("running", "checkpointing"))
     assert held.name in [run.name for run in running]
     assert {run.state for run in running} <= {"running", "checkpointing"}
