@@ -73,7 +73,7 @@ def make_recipe(folder: Path, **values: Any) -> StudyRecipe:
         {
             "name": "tiny", "seed": 1, "base_model": str(tiny_model_folder(folder / "model")),
             "tasks": [{"task": "conversation", "uri": str(data)}], "human_pairs": 8, "ai_pairs": 4, "max_prompt_tokens": 100,
-            "max_response_tokens": 60, "max_sampled_tokens": 12, "lora": {"rank": 2}, "sft": size, "reward_model": size, "dpo": size,
+            "max_response_tokens": 60, "max_sampled_tokens": 12, "lora": {"rank": 2}, "sft": size, "preferred_ft": size, "reward_model": size, "dpo": size,
             "ppo": size, "evaluation": {"prompts": 3, "pairs": 4, "bootstrap_samples": 100, "judge_check_pairs": 2},
             **values,
         }
@@ -116,7 +116,7 @@ def test_killed_in_the_middle_it_continues_and_ends_with_a_table_and_a_report(ho
     assert len(steps.known) == done == result.reused
     assert len(steps.done) + done == len(planned.steps)
     assert max(steps.fractions) == 1.0
-    assert [arm for arm, _ in metrics(result.results)] == ["base", "sft", "ppo-human", "dpo-human", "ppo-ai", "dpo-ai"]
+    assert [arm for arm, _ in metrics(result.results)] == ["base", "sft", "preferred-ft", "ppo-human", "dpo-human", "ppo-ai", "dpo-ai"]
     for arm, found in metrics(result.results):
         for name in ("rouge_l", "meteor", "bleu_1", "response_tokens", "kl", "score_human", "score_ai", "win_vs_reference"):
             assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], (arm, name)
@@ -128,6 +128,8 @@ def test_killed_in_the_middle_it_continues_and_ends_with_a_table_and_a_report(ho
     page = result.report_path.read_text()
     assert page.count("<svg") == 6
     assert "ppo-human" in page
+    assert "the control preferred-ft (2 more steps of SFT on chosen responses) wins" in page
+    assert "wins beyond it, on the same prompts: ppo-human" in page
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(home) in " ".join(process.info["cmdline"] or [])]
 
 
