@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
+
 import pytest
+from grpc._cython import cygrpc
 
 from accord.api.reward.v1 import reward_pb2
 from accord.errors import InvalidArgumentError
-from accord.rpc.logs import describe_exception, request_id, without_private
+from accord.rpc.logs import JsonFormatter, describe_exception, request_id, without_private
 from accord.rpc.validation import validate
 
 
@@ -87,3 +92,33 @@ def test_an_exception_is_described_with_its_causes_and_frames() -> None:
     found = describe_exception(caught.value)
     assert found["error"] == ["ValueError: outer", "KeyError: 'inner'"]
     assert any("test_validation_and_logs.py" in frame and "in fails" in frame for frame in found["traceback"])  # type: ignore[attr-defined]
+
+
+def line_of(error: BaseException | None, message: str) -> dict[str, object]:
+    """What the formatter writes of a record by a logger of gRPC, which has to be one line of JSON."""
+    logged = None
+    if error is not None:
+        try:
+            raise error
+        except type(error):
+            logged = sys.exc_info()
+    record = logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, __file__, 1, message, (), logged)
+    written = JsonFormatter().format(record)
+    assert "\n" not in written
+    fields: dict[str, object] = json.loads(written)
+    return fields
+
+
+def test_what_a_library_logs_is_one_line_of_json_whatever_it_holds() -> None:
+    line = line_of(ValueError('a "quoted"\nproblem'), 'it said "no"\nand went')
+    assert line["level"] == "error"
+    assert line["event"] == 'it said "no"\nand went'
+    assert line["error"] == ['ValueError: a "quoted"\nproblem']
+    assert any("in line_of" in frame for frame in line["traceback"])  # type: ignore[attr-defined]  # a list of frames
+    assert line_of(None, "all is well")["event"] == "all is well"
+
+
+def test_an_answer_to_a_client_that_just_left_is_no_error_of_the_server() -> None:
+    line = line_of(cygrpc.ExecuteBatchError("Failed"), "ExecuteBatchError raised in core by servicer method [/a.B/C]")
+    assert (line["level"], "traceback" in line) == ("info", False)
+    assert "/a.B/C" in str(line["detail"])
