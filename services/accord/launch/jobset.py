@@ -108,7 +108,7 @@ def torchrun_command(order: RunOrder, config: KubernetesConfig, rendezvous: str)
         f"--nnodes={nodes}", f"--nproc-per-node={order.run.spec.distribution.processes}", "--node-rank=$(JOB_COMPLETION_INDEX)",
         f"--master-addr={rendezvous}", f"--master-port={RENDEZVOUS_PORT}", "--max-restarts=0",
     ]  # fmt: skip
-    return [python, "-m", "torch.distributed.run", *options, *module, *run_arguments(order)]
+    return [python, "-m", "accord.training.agent", *options, *module, *run_arguments(order)]
 
 
 def _indexed(order: RunOrder, config: KubernetesConfig, features: Features, *, rendezvous: str) -> Manifest:

@@ -158,7 +158,7 @@ def test_several_nodes_meet_at_pod_0() -> None:
     service, job = build_several(several, config(FULL), NEW)
     name = job["metadata"]["name"]
     command = container(job)["command"]
-    assert command[:3] == ["python", "-m", "torch.distributed.run"]
+    assert command[:3] == ["python", "-m", "accord.training.agent"]
     assert {"--nnodes=3", "--nproc-per-node=8", "--node-rank=$(JOB_COMPLETION_INDEX)", f"--master-addr={name}-0.{name}"} <= set(command)
     assert command[command.index("accord.training") - 1] == "-m"
     assert (job["spec"]["completionMode"], job["spec"]["parallelism"], job["spec"]["completions"]) == ("Indexed", 3, 3)
