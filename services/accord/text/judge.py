@@ -63,7 +63,7 @@ _SENTENCE = 400
 _SAYS = r"(?:(?:my|the|final)\s+){0,4}(?:verdict|choice|decision|conclusion|preference|winner)"
 _CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{_SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{_ONE}|{_DIGIT})\W*$", re.IGNORECASE)
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
+    r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|when|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(rf"\bif\s[^.,:;!?\n]*\b(?:{_NOUN}\s*)?#?[12]\b[^.,:;!?\n]*,[^.:;!?\n]*$", re.IGNORECASE)

@@ -110,6 +110,7 @@ def test_a_verdict(text: str, choice: int) -> None:
         ("Response 1 isn't better.", "gives no verdict"),
         ("12", "names no response"),
         ('"rank": [1] if summary 1 is better,', "gives no verdict"),
+        ('"rank": [1] when summary 1 is better', "gives no verdict"),
         ('"rank": [2]. No: response 1 is better.', "names both responses"),
         ("If response 1 is better I would say so.", "gives no verdict"),
         ("Is it that response 1 is better?", "gives no verdict"),
