@@ -18,7 +18,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kit needs root, so .
 def ci(kit: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}  # of the .ci/run that this is part of
     return subprocess.run(
-        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CI_CLUSTER": "1", "ACCORD_CLUSTER_KIT": str(kit), "ACCORD_CLUSTER_HOME": str(kit.parent), **environment}, capture_output=True,
+        [str(ROOT / ".ci" / "cluster"), *words], env={**inherited, "ACCORD_CLUSTER_KIT": str(kit), "ACCORD_CLUSTER_HOME": str(kit.parent), **environment}, capture_output=True,
         text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -55,12 +55,12 @@ def test_without_a_kit_it_says_so_and_ends_well(tmp_path: Path) -> None:
         assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: there is no cluster kit at ")
 
 
-def test_where_nobody_asks_for_it_it_says_so_and_ends_well(tmp_path: Path) -> None:
+def test_where_they_are_left_out_it_says_so_and_ends_well(tmp_path: Path) -> None:
     kit, calls = make_kit(tmp_path, "nothing")
     for word in ("prepare", "test"):
-        done = ci(kit, word, ACCORD_CI_CLUSTER="")
+        done = ci(kit, word, ACCORD_CI_CLUSTER="0")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: they run where ACCORD_CI_CLUSTER=1 asks for them")
+        assert done.stdout.startswith("CLUSTER TESTS DID NOT RUN: ACCORD_CI_CLUSTER=0 leaves them out")
     assert not calls.exists()
 
 
@@ -144,13 +144,7 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     make.write_text(f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n')
     make.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}
-    environment = {
-        **kept,
-        "ACCORD_CI_CLUSTER": "1",
-        "ACCORD_CLUSTER_KIT": str(kit),
-        "ACCORD_CLUSTER_HOME": str(tmp_path),
-        "PATH": f"{make.parent}:{os.environ['PATH']}",
-    }
+    environment = {**kept, "ACCORD_CLUSTER_KIT": str(kit), "ACCORD_CLUSTER_HOME": str(tmp_path), "PATH": f"{make.parent}:{os.environ['PATH']}"}
     done = subprocess.run([str(tmp_path / ".ci" / "run")], env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert calls.read_text().splitlines()[-1] == last
