@@ -42,7 +42,9 @@ torch)
         echo "pip was offered no CPU build of torch: name its index in PIP_EXTRA_INDEX_URL, or its folder in PIP_FIND_LINKS" >&2
         exit 1
     } ;;
-    cuda) locked requirements-torch.lock && locked requirements-cuda.lock ;;
+    cuda) # two commands: `set -e` would let a failed first one of `a && b` pass
+        locked requirements-torch.lock
+        locked requirements-cuda.lock ;;
     *) echo "TORCH is '$2'; allowed: cpu, cuda" >&2 && exit 1 ;;
     esac
     trim ;;
@@ -50,7 +52,10 @@ locks)
     shift
     for lock; do
         case "$lock" in
-        *@*) one "${lock%@*}" "${lock#*@}" > one.lock && [ -s one.lock ] && locked one.lock ;;
+        *@*)
+            one "${lock%@*}" "${lock#*@}" > one.lock
+            [ -s one.lock ] || { echo "${lock#*@} names no package ${lock%@*}" >&2 && exit 1; }
+            locked one.lock ;;
         *) locked "$lock" ;;
         esac
     done

@@ -20,8 +20,16 @@ up() {
     # shellcheck disable=SC2086 # a list of names
     TAG=$tag IMAGE_BUILD="docker build" python3 tools/images.py build $images
     for image in $images; do kind load docker-image --name "$cluster" "accord/$image:$tag"; done
+    again=$(helm status accord --kube-context "$context" --namespace accord > /dev/null 2>&1 && echo yes || true)
     helm upgrade --install accord charts/accord --kube-context "$context" --namespace accord --create-namespace \
         --values charts/accord/ci/cluster-values.yaml --set images.tag="$tag" --wait --timeout 20m
+    if [ "$again" ]; then # the tag is the same, so nothing has told the pods that its images are others
+        deployments="deployment --selector app.kubernetes.io/instance=accord --namespace accord --context $context"
+        # shellcheck disable=SC2086 # options
+        kubectl rollout restart $deployments
+        # shellcheck disable=SC2086
+        kubectl rollout status $deployments --timeout=20m
+    fi
     helm test accord --kube-context "$context" --namespace accord --timeout 20m
     echo "Accord runs in the kind cluster $cluster, and a Generate, a Label, a training run and a Score went through it. Next: make kind-test, or"
     echo "  kubectl --context $context -n accord port-forward service/accord-policy 50051:50051 &"
@@ -36,7 +44,7 @@ check() {
     kubeconfig=$(mktemp)
     trap 'rm -f "$kubeconfig"' EXIT
     kind get kubeconfig --name "$cluster" > "$kubeconfig"
-    KUBECONFIG=$kubeconfig TAG=$tag make cluster-test
+    KUBECONFIG=$kubeconfig TAG=$tag ACCORD_CLUSTER_REQUIRED=1 make cluster-test
 }
 
 down() {

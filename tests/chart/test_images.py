@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,16 +56,20 @@ def test_the_compose_file_configures_services_as_they_want_it() -> None:
         assert service["read_only"] is True
         assert service["user"] == "65532:65532"
         assert service["cap_drop"] == ["ALL"]
+        assert service["pull_policy"] == "never"
         assert service["image"].split(":")[0].removeprefix("accord/") in TARGETS
         assert [port.startswith("127.0.0.1:") for port in service["ports"]] == [True]
-        config = parse_config(yaml.safe_load(stack["configs"][name]["content"]), CONFIG_CLASSES[name], source=name)  # type: ignore[index]
+        (given,) = service["configs"]
+        assert set(stack["configs"][given["source"]]) == {"file"}, "Compose writes no text into a service whose root is read-only"
+        text = (ROOT / "deploy" / stack["configs"][given["source"]]["file"]).read_text()
+        config = parse_config(yaml.safe_load(text), CONFIG_CLASSES[name], source=name)  # type: ignore[index]
         assert config.server.listen == "0.0.0.0:50051"  # type: ignore[attr-defined]
         volumes = {volume.split(":")[0] for volume in service["volumes"]}
         assert volumes <= set(stack["volumes"])
 
 
-def test_builders_are_called_with_what_they_understand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_FIND_LINKS", "folder")
+def test_builders_are_called_with_what_they_understand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", f"https://example.org/wheels {tmp_path}")
     monkeypatch.setenv("TAG", "7")
     code = "import sys; sys.path.insert(0, 'tools'); import images; print(*images.command('policy', sys.argv[1:]))"
     said = [
@@ -72,9 +77,39 @@ def test_builders_are_called_with_what_they_understand(monkeypatch: pytest.Monke
         for builder in (["docker", "build"], ["other", "build"])
     ]
     assert "--target policy --tag accord/policy:7 . --build-arg REVISION=" in said[0]
-    assert "--build-arg PIP_FIND_LINKS=folder" in said[0]
+    assert f"--build-context wheels={tmp_path} --build-arg PIP_FIND_LINKS=https://example.org/wheels /wheels" in said[0]
+    assert "--build-arg VERSION=0.1.0" in said[0]
     assert ". -- --build-arg REVISION=" in said[1]
     assert "PIP_FIND_LINKS" not in said[1]
+    assert "wheels" not in said[1]
+
+
+def test_two_folders_of_wheels_are_one_too_many_for_a_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path} {tmp_path / 'more'}")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.insert(0, 'tools'); import images; images.command('policy', ['docker', 'build'])"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("PIP_FIND_LINKS names 2 folders of this machine; an image's build takes one")
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(("torch", "cuda"), "no such lock"), (("locks", "not-there@one"), "one names no package not-there")],
+)  # fmt: skip
+def test_a_step_of_the_installer_that_fails_ends_it(tmp_path: Path, step: tuple[str, ...], said: str) -> None:
+    """A build would keep the layer of a failed step that ends well."""
+    (tmp_path / "one").write_text("other==1\n")
+    (tmp_path / "python").write_text('#!/bin/sh\ncase "$*" in *--require-hashes*torch.lock*) echo "no such lock" >&2; exit 1 ;; esac\n')
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(ROOT / "deploy" / "images" / "install.sh"), *step], cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert said in done.stderr
 
 
 def test_scripts_are_shell_that_parses() -> None:

@@ -49,7 +49,7 @@ def kind(tmp_path: Path) -> Kind:
 
 
 def test_up_makes_the_cluster_builds_loads_installs_tests_and_says_what_is_next(kind: Kind) -> None:
-    done, calls = kind.run("up")
+    done, calls = kind.run("up", failing="helm status")
     assert done.returncode == 0, done.stderr
     assert f"kind create cluster --name accord --config {FILE.relative_to(ROOT)} --wait 180s" in calls
     order = [word for call in calls for word in ("kind create", "docker build", "kind load", "helm upgrade", "helm test") if call.startswith(word)]
@@ -65,9 +65,23 @@ def test_up_makes_the_cluster_builds_loads_installs_tests_and_says_what_is_next(
     assert "accord generate" in done.stdout
 
 
-def test_up_again_keeps_the_cluster_and_a_failed_test_of_the_release_is_a_failure(kind: Kind) -> None:
+def test_up_again_keeps_the_cluster_and_starts_pods_of_the_new_images(kind: Kind) -> None:
     _, calls = kind.run("up", clusters="accord")
     assert not [call for call in calls if call.startswith("kind create")]
+    upgrade = next(number for number, call in enumerate(calls) if call.startswith("helm upgrade"))
+    assert [call.split(" --")[0] for call in calls[upgrade + 1 :]] == [
+        "kubectl rollout restart deployment",
+        "kubectl rollout status deployment",
+        "helm test accord",
+    ]
+    _, first = kind.run("up", failing="helm status")
+    assert not [call for call in first if call.startswith("kubectl rollout")]
+
+
+def test_a_failed_step_of_up_is_a_failure(kind: Kind) -> None:
+    done, calls = kind.run("up", clusters="accord", failing="kubectl rollout")
+    assert done.returncode != 0
+    assert not [call for call in calls if call.startswith("helm test")]
     done, _ = kind.run("up", clusters="accord", failing="helm test")
     assert done.returncode != 0
     assert "make kind-test" not in done.stdout

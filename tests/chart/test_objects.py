@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def test_every_container_has_a_memory_limit_and_a_fixed_image(case: Path | None)
             assert "memory" in container["resources"]["limits"], f"{name}/{container['name']}"
             image = container["image"]
             assert "@sha256:" in image or (":" in image.rpartition("/")[2] and not image.endswith(":latest")), image
+
+
+@every_case
+def test_a_service_that_holds_weights_has_memory_for_them(case: Path | None) -> None:
+    """Two bytes a weight on a GPU (they come through the pod's memory), four on a CPU, by the size that the base model's name says."""
+    objects = render(case)
+    for component in ("policy", "reward"):
+        config = yaml.safe_load(named(objects, "ConfigMap", f"accord-{component}")["data"]["config.yaml"])
+        size = re.search(r"(\d+)b\b", config["base_model"].lower())
+        if size is None or config.get("backend", "inprocess") != "inprocess":
+            continue
+        (container,) = [found for found in dict(pods(objects))[f"accord-{component}"]["containers"] if found["name"] == component]
+        limits = container["resources"]["limits"]
+        need = int(size.group(1)) * (2 if config.get("device") == "cuda" else 4)
+        assert int(limits["memory"].removesuffix("Gi")) > need, f"{component}: {limits}, but {config['base_model']} takes {need} GB"
 
 
 @every_case

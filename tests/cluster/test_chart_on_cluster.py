@@ -37,8 +37,10 @@ def test_every_pod_is_ready_and_runs_as_nobody(release: Release) -> None:
     for pod in pods:
         assert {"type": "Ready", "status": "True"}.items() <= next(item for item in pod["status"]["conditions"] if item["type"] == "Ready").items()
         assert all(status["restartCount"] == 0 for status in pod["status"]["containerStatuses"])
-    identity = release.kubectl("exec", "deployment/accord-policy", "--", "python", "-c", "import os; print(os.getuid(), os.access('/opt', os.W_OK))")
-    assert identity.stdout.split()[-2:] == ["65532", "False"]
+    code = "import os; print(os.getuid(), bool(os.statvfs('/').f_flag & os.ST_RDONLY))"
+    for component in ("policy", "reward", "feedback", "trainer"):
+        identity = release.kubectl("exec", f"deployment/accord-{component}", "--", "python", "-c", code)
+        assert identity.stdout.split()[-2:] == ["65532", "True"]
 
 
 def test_helm_test_passes(release: Release) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
+import tomllib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.release import ROOT, TAG, run
+from tests.cluster.release import ROOT, TAG, not_at_hand, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 SERVICES = ("policy", "reward", "feedback", "trainer")
 HANDLED = {
     "init", "restart", "read_only", "user", "cap_drop", "security_opt", "stop_grace_period", "tmpfs", "networks", "image", "entrypoint", "command", "volumes",
-    "depends_on", "healthcheck", "configs", "ports",
+    "depends_on", "healthcheck", "configs", "ports", "pull_policy",
 }  # fmt: skip
 
 
@@ -59,17 +61,17 @@ class Stack:
         words += ["--read-only"] * values["read_only"] + ["--init"] * values["init"] + [f"--tmpfs={each}" for each in values["tmpfs"]]
         words += [f"--volume={self.name}-{volume}" for volume in values.get("volumes", [])]
         for config in values.get("configs", []):
-            file = self._folder / f"{config['source']}.yaml"
-            file.write_text(self.file["configs"][config["source"]]["content"])
+            file = self._folder / f"{config['source']}.yaml"  # where the engine sees it, which may not see this checkout
+            shutil.copyfile(ROOT / "deploy" / self.file["configs"][config["source"]]["file"], file)
             words.append(f"--volume={file}:{config['target']}:ro")
         words += ["--entrypoint", entrypoint] if entrypoint else []
-        return [*words, values["image"].replace("${ACCORD_TAG:-0.1.0}", TAG), *first, *values.get("command", [])]
+        return [*words, values["image"].replace("${TAG:-0.1.0}", TAG), *first, *values.get("command", [])]
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if shutil.which("docker") is None or run("docker", "image", "inspect", f"accord/training:{TAG}", check=False).returncode != 0:
-        pytest.skip(f"no Docker engine with the images accord/*:{TAG} is at hand; the compose file was not tried")
+        not_at_hand(f"no Docker engine with the images accord/*:{TAG} is at hand; the compose file was not tried")
     made = Stack(tmp_path_factory.mktemp("compose"))
     try:
         made.start("model", wait=True)
@@ -103,3 +105,33 @@ def test_the_stack_generates_labels_trains_and_scores(stack: Stack) -> None:
     scored = stack.call("feedback", "accord", "score", "Name a river.", "The Danube.", "No.", "--reward-model", "adapters/compose", "--reward",
                         "reward:50051", "--json")  # fmt: skip
     assert json.loads(scored)
+
+
+_INSIDE = """
+import json, os, shutil
+print(json.dumps({
+    "user": os.getuid(),
+    "read_only": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
+    "tools": [name for name in ("gcc", "cc", "ld", "make", "pip", "pip3", "apt", "apt-get", "perl") if shutil.which(name)],
+}))
+"""
+
+
+@pytest.mark.parametrize("image", ["policy", "policy-proxy", "reward", "feedback", "trainer", "training"])
+def test_an_image_runs_as_nobody_on_a_read_only_root_without_tools_and_says_what_it_is(stack: Stack, image: str) -> None:
+    """Without a user or an entrypoint of ours; `stack` says whether there is an engine."""
+    name = f"accord/{image}:{TAG}"
+    said = run("docker", "run", "--rm", "--read-only", "--network", "none", "--entrypoint", "python", name, "-c", _INSIDE).stdout
+    assert json.loads(said) == {"user": 65532, "read_only": True, "tools": []}
+    (labels,) = [found["Config"]["Labels"] for found in json.loads(run("docker", "image", "inspect", name).stdout)]
+    prefix = "org.opencontainers.image."
+    assert labels[f"{prefix}title"] == f"accord-{image}"
+    assert {labels[f"{prefix}version"], labels[f"{prefix}licenses"]} == {version(), "Apache-2.0"}
+    assert re.fullmatch("[0-9a-f]{40}|unknown", labels[f"{prefix}revision"])
+    assert labels[f"{prefix}base.name"]
+
+
+def version() -> str:
+    """The distribution's."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return str(project["version"])

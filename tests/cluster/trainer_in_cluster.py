@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import yaml
 from tests.cluster.forwarding import forwarded
+from tests.cluster.release import make_namespace, not_at_hand
 
 from accord.client.trainer import Run, RunEvent, TrainerClient
 from accord.launch.manifest import PERMISSIONS
@@ -140,10 +140,9 @@ def events(client: TrainerClient, name: str) -> list[RunEvent]:
 def new_namespace() -> Iterator[Namespace]:
     """A namespace with a trainer, which the cluster removes afterwards in its own time; skips, saying so, where no cluster is at hand."""
     if shutil.which("kubectl") is None or run("kubectl", "version", "--request-timeout=10s", check=False, timeout=30).returncode != 0:
-        pytest.skip("no cluster answers kubectl: set KUBECONFIG; cluster tests did not run")
+        not_at_hand("no cluster answers kubectl: set KUBECONFIG; cluster tests did not run")
     namespace = Namespace(f"accord-jobs-{uuid.uuid4().hex[:8]}")
-    run("kubectl", "create", "namespace", namespace.name)
-    run("kubectl", "label", "namespace", namespace.name, "pod-security.kubernetes.io/enforce=restricted")
+    make_namespace(namespace.name)
     try:
         namespace.prepare()
         yield namespace

@@ -91,7 +91,7 @@ def test_with_a_kit_it_builds_tests_and_takes_the_cluster_down(tmp_path: Path) -
     said = calls.read_text().splitlines()
     assert said[0] == "prepare --background"
     assert [line.split("accord/")[1].split(":")[0] for line in said if line.startswith("build")] == list(IMAGES)
-    expected = ["prepare --wait", "up", "exec -- python3 tools/images.py sizes", "exec -- make cluster-test", "down"]
+    expected = ["prepare --wait", "up", "exec -- python3 tools/images.py sizes", "exec -- env ACCORD_CLUSTER_REQUIRED=1 make cluster-test", "down"]
     assert [line for line in said if line in expected] == expected
 
 
@@ -128,7 +128,7 @@ def test_a_kit_that_is_ready_too_late_is_told(tmp_path: Path) -> None:
     ("failing", "code", "last"),
     [
         ("nothing", 0, "down"),
-        ("exec -- make cluster-test", 3, "down"),  # beside the suites, and told at the end
+        ("exec -- env ACCORD_CLUSTER_REQUIRED=1 make cluster-test", 3, "down"),  # beside the suites, and told at the end
         ("test-peers", 2, "down"),  # a suite: what goes on beside it is stopped, and the cluster taken down
         ("lint", 2, "prepare --background"),
     ],

@@ -178,6 +178,7 @@ envFrom:
 {{- end -}}
 
 {{/* vLLM beside the policy service, on loopback; loads adapters out of the same volume. */}}
+{{- /* USER: no engine's image knows the pod's user, and who asks the system for its name gets an error instead. */ -}}
 {{- define "accord.engineContainer" -}}
 {{- $engine := .root.Values.policy.engine -}}
 - name: engine
@@ -185,7 +186,7 @@ envFrom:
   imagePullPolicy: {{ include "accord.pullPolicy" . }}
   args: {{ concat (list "--model" "/var/cache/accord/models/base" "--served-model-name" .root.Values.model.name "--host" "127.0.0.1" "--port" "8000" "--enable-lora") $engine.args | toJson }}
   env:
-    {{- $defaults := list (dict "name" "VLLM_ALLOW_RUNTIME_LORA_UPDATING" "value" "True") (dict "name" "HF_HUB_OFFLINE" "value" "1") }}
+    {{- $defaults := list (dict "name" "VLLM_ALLOW_RUNTIME_LORA_UPDATING" "value" "True") (dict "name" "HF_HUB_OFFLINE" "value" "1") (dict "name" "USER" "value" "accord") }}
     {{- include "accord.mergedEnv" (dict "defaults" $defaults "own" $engine.env) | nindent 4 }}
   securityContext:
     {{- include "accord.containerSecurity" . | nindent 4 }}

@@ -7,6 +7,7 @@ that a Job tells a stop after a checkpoint from an error of the configuration. W
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -47,7 +48,8 @@ def _hand_on(number: int, _: FrameType | None) -> None:
     if not children:  # the nodes have not found each other yet
         raise SystemExit(EXIT_STOPPED)
     for child in children:
-        child.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 if __name__ == "__main__":
