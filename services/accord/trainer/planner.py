@@ -18,6 +18,7 @@ from accord.runspec import DataSpec, RunSpec
 from accord.serving.fields import naming
 from accord.trainer.calibration import Speed
 from accord.trainer.config import TrainerConfig
+from accord.trainer.judging import judging_of
 from accord.trainer.lengths import Lengths, Limits, TokenCounter, measure
 from accord.trainer.shape import ModelShape
 from accord.trainer.workload import PROCESS_BYTES, MemoryItem, Workload
@@ -124,20 +125,25 @@ def make_plan(
         notes = [*notes, "no row of the data is within max_prompt_tokens and max_response_tokens"]
     if speed is None:
         return Plan(plan.memory, plan.available_bytes, rows, (*notes, "no time: the machine is not measured, or not yet"))
-    workload = Workload(spec, ModelShape.read(model_folder), lengths, texts)
+    judging = None if lengths is None else judging_of(spec, TokenCounter(model_folder))
+    workload = Workload(spec, ModelShape.read(model_folder), lengths, texts, judging=judging)
     step = workload.step_seconds(speed, spec.threads or threads)
     whole = spec.steps * step + workload.once_seconds(speed, spec.threads or threads, max(rows, 1)) + _evaluations(spec, workload, speed, threads)
     beside = ", and as many for the services that sample beside it" if spec.ppo is not None and spec.ppo.max_staleness else ""
     notes = [*notes, f"the time is with {spec.threads or threads} threads that nobody else needs{beside}; starting takes some ten seconds more"]
     if workload.passes.samples:
-        if is_judged(spec):
+        if judging is not None:
+            notes.append(
+                "the judge's time is that of the base model in the policy service; one that the feedback service is given instead takes its own"
+            )
+        elif is_judged(spec):
             notes.append("the time leaves the judge out: it is another service's, whose rubric and model are not in the plan")
         notes.append(f"the time is of responses of {spec.max_response_tokens} tokens; shorter ones take less")
     return Plan(plan.memory, plan.available_bytes, rows, tuple(notes), whole, step)
 
 
 def is_judged(spec: RunSpec) -> bool:
-    """Whether each step asks a judge, whose time is in no plan."""
+    """Whether each step asks a judge."""
     return spec.online_dpo is not None or (spec.rollout_part is not None and spec.rollout_part.judge_reward is not None)
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from accord.runspec import ROWS_FOR_EACH_CHECKED, Algorithm, RunSpec
 from accord.trainer.calibration import Speed
+from accord.trainer.judging import Judging
 from accord.trainer.lengths import Lengths, Row
 from accord.trainer.shape import ModelShape
 
@@ -83,6 +84,7 @@ class Workload:
         lengths: of its data; None takes every row at the limits.
         text_lengths: of the pretraining text, where there is some.
         local_scores: whether reward models are in the run's own process.
+        judging: what the default judge reads; None where there is none, or another one.
     """
 
     spec: RunSpec
@@ -90,6 +92,7 @@ class Workload:
     lengths: Lengths | None = None
     text_lengths: Lengths | None = None
     local_scores: bool = False
+    judging: Judging | None = None
 
     @property
     def passes(self) -> Passes:
@@ -132,7 +135,7 @@ class Workload:
         adapter = 4 * shape.adapter_parameters(spec.lora)
         processes = spec.distribution.processes
         weights = shape.weights_bytes if passes.head else shape.weights_bytes - shape.vocabulary_bytes
-        width, responses = self.rows.largest(self.micro, spec.steps * spec.batch_size)
+        width, responses = self.rows.largest(self.micro, spec.steps * spec.batch_size // self._group)
         texts = self._text_tokens()
         kept = shape.kept_floats(spec.lora, max(width, texts))
         adapted = shape.adapted_layers(spec.lora)
@@ -220,6 +223,12 @@ class Workload:
         """Whether the next batch is sampled while a step learns."""
         return self.spec.ppo is not None and self.spec.ppo.max_staleness > 0
 
+    @property
+    def _group(self) -> int:
+        """Rows of a batch that share one row of data: the samples of a group."""
+        size: int = getattr(self.spec.rollout_part, "group_size", 1)
+        return size
+
     def _scorers(self, adapter: int) -> list[MemoryItem]:
         """Reward models on the run's own base, whose rank is in their files: counted as the run's."""
         count = self._reward_models
@@ -240,7 +249,7 @@ class Workload:
         return trained + bool(self.spec.guards.held_out_reward_model)
 
     def _service_seconds(self, speed: Speed, threads: int, rows: int | None = None) -> float:
-        """Sampling and scoring of a batch: prompts read once, then one pass a token, which reads all weights, with every row in it."""
+        """Sampling, scoring and judging of a batch: prompts read once, then one pass a token, which reads all weights, with every row in it."""
         spec, shape, passes = self.spec, self.shape, self.passes
         if not passes.samples:
             return 0.0
@@ -251,8 +260,15 @@ class Workload:
         read = shape.forward_operations(count * prompts, prompts, count, adapter)
         decode = length * shape.forward_operations(sampled, prompts + length / 2, sampled, adapter)
         score = self._reward_models * shape.forward_operations(sampled * (prompts + length), prompts + length, 0, adapter)
-        operations = (read + decode + score) / speed.operations_per_second
+        operations = (read + decode + score + count * self._judge_operations(prompts)) / speed.operations_per_second
         return (operations + length * shape.weights_bytes / speed.bytes_per_second) / threads
+
+    def _judge_operations(self, prompt: float) -> float:
+        """Of the judge for a row of data whose prompt has so many tokens."""
+        if self.judging is None:
+            return 0.0
+        tokens = prompt + self.judging.read
+        return self.shape.forward_operations(tokens, tokens, self.judging.scored, 0)
 
     @property
     def _layers(self) -> int:

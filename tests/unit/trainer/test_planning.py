@@ -277,10 +277,28 @@ class TestTime:
         assert step("grpo", grpo={"group_size": 4}) < ppo[0]
         assert step("dpo") < 1.1 * step("online_dpo")
         rated = {"reward_model": "", "judge_reward": {"task": "summarization"}}
-        assert step("grpo", grpo={"group_size": 4, **rated}) < step("grpo", grpo={"group_size": 4}), "a judge's time is not known, and left out"
-        for spec in (spec_of("grpo", grpo={"group_size": 4, **rated}), spec_of("online_dpo")):
+        elsewhere = {"reward_model": "", "judge_reward": {"task": "summarization", "judge": "another"}}
+        by_base, unknown = (step("grpo", grpo={"group_size": 4, **given}) for given in (rated, elsewhere))
+        assert by_base > step("grpo", grpo={"group_size": 4}) > unknown, "a rubric is longer than what a reward model reads"
+        assert step("online_dpo", online_dpo={"judge": "likelihood"}) > step("online_dpo", online_dpo={"judge": "verdict"})
+        for spec in (spec_of("grpo", grpo={"group_size": 4, **elsewhere}), spec_of("online_dpo", online_dpo={"judge": "verdict"})):
             assert any("leaves the judge out" in note for note in make_plan(spec, folder, PLENTY, speed=FAST).notes)
+        for spec in (spec_of("grpo", grpo={"group_size": 4, **rated}), spec_of("online_dpo")):
+            assert any("the judge's time is that of the base model" in note for note in make_plan(spec, folder, PLENTY, speed=FAST).notes)
         assert not any("leaves the judge out" in note for note in make_plan(spec_of("grpo"), folder, PLENTY, speed=FAST).notes)
+
+    def test_a_run_over_groups_sees_a_prompt_for_each_group(self, folder: Path) -> None:
+        """Of ten rows, two draws leave (10 - 2) / 3 = 2 longer ones: the third longest is expected; eight draws see the longest."""
+        lengths = Lengths(tuple(Row(length, 0, 0) for length in range(10, 110, 10)), 1.0)
+
+        def width(algorithm: str, **part: Any) -> str:
+            spec = spec_of(algorithm, steps=2, batch_size=4, micro_batch_size=4, **({algorithm: part} if part else {}))
+            (found,) = [item for item in Workload(spec, ModelShape.read(folder), lengths).memory() if item.role == "activations"]
+            return found.arithmetic.split(" x ")[1]
+
+        limit = spec_of("rloo").max_response_tokens
+        assert width("rloo", group_size=4) == f"{80 + limit} tokens"
+        assert width("ppo") == f"{100 + limit} tokens"
 
     def test_learning_costs_twice_reading_and_dpo_reads_its_reference_once(self, folder: Path) -> None:
         shape, operations_only = ModelShape.read(folder), Speed(1.0, 1e30)
