@@ -174,17 +174,26 @@ def services(folder: Path, like: Path) -> Iterator[dict[str, str]]:
 
 
 def assert_same_table(found: Any, wanted: Any) -> None:
-    """Bit for bit, but for KL: a sampled logprob depends in its last bits on what else was in the pass (ARCHITECTURE.md), here as there."""
+    """Bit for bit, but for KL and scores: a logprob and a score depend in their last bits on what else was in the pass (ARCHITECTURE.md), here as there."""
     for (arm, here), (other, there) in zip(metrics(found), metrics(wanted), strict=True):
-        assert {name: value for name, value in here.items() if name != "kl"} == {name: value for name, value in there.items() if name != "kl"}, arm
         assert arm == other
+        assert without_last_bits(here) == without_last_bits(there), arm
         assert here["kl"] == pytest.approx(there["kl"], abs=1e-4)
-    exact = [[contrast for contrast in results["contrasts"] if contrast["metric"] != "kl"] for results in (found, wanted)]
+        for name in (name for name in here if name.startswith("score_")):
+            for part in ("value", "low", "high"):
+                assert here[name][part] == pytest.approx(there[name][part], abs=1e-4), (arm, name)
+    contrasts = [[c for c in results["contrasts"] if c["metric"] != "kl"] for results in (found, wanted)]
+    exact = [[c for c in each if not c["metric"].startswith("score_")] for each in contrasts]
     assert exact[0] == exact[1]
-    assert {contrast["metric"] for contrast in exact[0]} >= {"rouge_l", "win_vs_reference", "score_ai"}
+    assert {contrast["metric"] for contrast in contrasts[0]} >= {"rouge_l", "win_vs_reference", "score_ai"}
     for key in ("digests", "examples"):
         assert found[key] == wanted[key], key
     assert judgements_of(found) == judgements_of(wanted)
+
+
+def without_last_bits(values: Any) -> dict[str, Any]:
+    """An arm's metrics that are the same to the last bit."""
+    return {name: value for name, value in values.items() if name != "kl" and not name.startswith("score_")}
 
 
 def judgements_of(results: Any) -> list[Any]:
