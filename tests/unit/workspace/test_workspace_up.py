@@ -196,7 +196,8 @@ def test_a_service_that_dies_is_named_with_its_last_words(
     with pytest.raises(UnavailableError, match=words):
         up(workspace, home)
     assert set(health(workspace).values()) == {"stopped"}
-    assert set(starts()) == {"policy", "reward"}
+    assert "reward" in starts()
+    assert set(starts()) <= {"policy", "reward"}, "the second wave began; that policy had time to write itself down is not said"
     behave({})
     up(workspace, home)
     assert set(health(workspace).values()) == {"serving"}
