@@ -7,7 +7,7 @@ CLUSTER_PROCESSES ?= 3
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
+.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -76,6 +76,11 @@ bench-peers: setup ## the policy server beside vLLM and llama.cpp, PPO beside TR
 vllm-peer: setup ## a real vLLM on this CPU in build/vllm-peer (3.4 GB), and the contract tests against it; not part of make test
 	$(PY) tools/vllm_peer.py install
 	$(PY) -m pytest -q -m slow tests/contract/test_vllm_peer.py
+
+test-exports: setup ## an exported model in a real vLLM, and in llama.cpp after its own converter (3.4 GB, downloaded once); not part of make test
+	$(PY) tools/vllm_peer.py install
+	$(PY) tools/llamacpp_peer.py install
+	$(PY) -m pytest -q -m slow tests/contract/test_exported_model.py
 
 llamacpp-peer: setup ## serves the embedded model's GGUF by llama.cpp on loopback until Ctrl-C
 	$(PY) tools/llamacpp_peer.py

@@ -109,8 +109,10 @@ def environment(python: Path, *, cache_gib: int = 2, cores: str = "auto") -> dic
 
 
 @contextmanager
-def running(*, logprobs_mode: str = "raw_logprobs", bare: bool = False, log: Path | None = None, home: Path = HOME) -> Iterator[str]:
-    """Yields the URL of a server that is ready, and ends it afterwards; for benchmarks.
+def running(
+    *, model: Path | None = None, logprobs_mode: str = "raw_logprobs", bare: bool = False, log: Path | None = None, home: Path = HOME
+) -> Iterator[str]:
+    """Yields the URL of a server of `model` (the embedded one by default) that is ready, and ends it afterwards.
 
     Raises:
         RuntimeError: it ended, or was not ready within START_SECONDS.
@@ -118,7 +120,10 @@ def running(*, logprobs_mode: str = "raw_logprobs", bare: bool = False, log: Pat
     python, port = install(home), _free_port()
     with (log or home / "server.log").open("wb") as output:
         process = subprocess.Popen(
-            command(python, embedded(), port=port, logprobs_mode=logprobs_mode, bare=bare), env=environment(python), stdout=output, stderr=output
+            command(python, model or embedded(), port=port, logprobs_mode=logprobs_mode, bare=bare),
+            env=environment(python),
+            stdout=output,
+            stderr=output,
         )
         try:
             url = f"http://127.0.0.1:{port}"
