@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from accord.feedback.config import FeedbackConfig
+from accord.launch.settings import ResourceName
 from accord.policy.config import PolicyConfig
 from accord.reward.config import RewardConfig
 from accord.study.recipe import StudyRecipe
@@ -96,7 +97,9 @@ class Tls(Part):
     """TLS between the services, and for their clients."""
 
     enabled: bool = False
-    secret: Name = Field("", description="secret with tls.crt, tls.key and ca.crt; its names must cover all services, see deploy/examples/mtls.yaml")
+    secret: Name = Field(
+        "", description="secret with tls.crt, tls.key and ca.crt; its names must cover all services, see deploy/examples/mtls-values.yaml"
+    )
     mutual: bool = Field(False, description="clients must show a certificate of the same ca.crt")
 
 
@@ -131,7 +134,7 @@ class Gpu(Part):
     """Devices of a pod."""
 
     count: int = Field(0, ge=0, le=64)
-    resource: str = Field("nvidia.com/gpu", min_length=1)
+    resource: ResourceName = "nvidia.com/gpu"
 
 
 class Resources(Part):

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 tag=${TAG:-dev}
 cluster=${KIND_CLUSTER:-accord}
 context=kind-$cluster
-images="policy reward feedback trainer training"
+images="policy policy-proxy reward feedback trainer training" # policy-proxy for the test of deploy/compose.yaml, which runs it as it is
 
 need() {
     for program; do

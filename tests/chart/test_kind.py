@@ -12,7 +12,7 @@ import yaml
 from tests.chart.rendering import CHART, CI, ROOT
 
 PROGRAMS = ("docker", "kind", "kubectl", "helm")
-IMAGES = ("policy", "reward", "feedback", "trainer", "training")
+IMAGES = ("policy", "policy-proxy", "reward", "feedback", "trainer", "training")
 FILE = ROOT / "deploy" / "kind" / "cluster.yaml"
 _DOUBLE = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$CALLS"
@@ -53,7 +53,7 @@ def test_up_makes_the_cluster_builds_loads_installs_tests_and_says_what_is_next(
     assert done.returncode == 0, done.stderr
     assert f"kind create cluster --name accord --config {FILE.relative_to(ROOT)} --wait 180s" in calls
     order = [word for call in calls for word in ("kind create", "docker build", "kind load", "helm upgrade", "helm test") if call.startswith(word)]
-    assert order == ["kind create", *["docker build"] * 5, *["kind load"] * 5, "helm upgrade", "helm test"]
+    assert order == ["kind create", *["docker build"] * 6, *["kind load"] * 6, "helm upgrade", "helm test"]
     assert [call.split()[-1] for call in calls if call.startswith("kind load")] == [f"accord/{name}:dev" for name in IMAGES]
     (install,) = [call for call in calls if call.startswith("helm upgrade")]
     assert (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.chart.rendering import CASES, COMPONENTS, ROOT, Object, case_id, containers, named, of_kind, pods, render, tools_package
+from tests.chart.rendering import CASES, COMPONENTS, EXAMPLES, ROOT, Object, case_id, containers, named, of_kind, pods, render, tools_package
 
+from accord.errors import InvalidArgumentError
 from accord.launch import jobset, manifest
 from accord.rpc.config import parse_config
+from accord.runspec import ALGORITHMS
+from accord.trainer.config import TrainerConfig
 from accord.workspace.configuration import CONFIG_CLASSES
 
 VERSIONS = ("1.20", "1.31")
@@ -60,6 +64,34 @@ def test_a_service_that_holds_weights_has_memory_for_them(case: Path | None) -> 
         limits = container["resources"]["limits"]
         need = int(size.group(1)) * (2 if config.get("device") == "cuda" else 4)
         assert int(limits["memory"].removesuffix("Gi")) > need, f"{component}: {limits}, but {config['base_model']} takes {need} GB"
+
+
+@every_case
+def test_runs_of_a_large_model_have_a_device(case: Path | None) -> None:
+    """Of a billion weights and more, by the name; an evaluation loads a sentence encoder."""
+    trainer = yaml.safe_load(named(render(case), "ConfigMap", "accord-trainer")["data"]["config.yaml"])
+    if re.search(r"\d+b\b", trainer["base_model"].lower()) is None:
+        return
+    runs = parse_config(trainer, TrainerConfig, source="trainer").kubernetes
+    assert runs is not None
+    for kind in ALGORITHMS:
+        assert (runs.for_kind(kind).gpus > 0) == (kind != "evaluate"), kind
+
+
+def test_the_example_of_several_nodes_is_what_its_own_command_runs() -> None:
+    """The command in its head, over the objects of the configuration that the chart makes of it."""
+    (example,) = [case for case in EXAMPLES if case.name == "fsdp-jobset-values.yaml"]
+    (line,) = [line for line in example.read_text().splitlines() if "accord train dpo" in line]
+    settings = dict(word.split("=", 1) for word in shlex.split(line.split("accord train dpo", 1)[1]) if "=" in word)
+    runs = parse_config(
+        yaml.safe_load(named(render(example), "ConfigMap", "accord-trainer")["data"]["config.yaml"]), TrainerConfig, source="it"
+    ).kubernetes
+    assert runs is not None
+    processes, batch = int(settings["distribution.processes"]), int(settings["batch_size"])
+    runs.check_processes("dpo", processes, batch)
+    assert (runs.for_kind("dpo").nodes, runs.for_kind("dpo").gpus) == (2, processes)
+    with pytest.raises(InvalidArgumentError, match="it counts the processes of one pod"):
+        runs.check_processes("dpo", 2 * processes, batch)
 
 
 @every_case

@@ -217,11 +217,22 @@ def runs(release: Release, *options: str) -> Any:
     return json.loads(release.kubectl("exec", "deployment/accord-trainer", "--", *command).stdout)
 
 
-@pytest.mark.parametrize("setting", ["tls.secret", "database.secret", "artefacts.secret", "model.tokenSecret", "images.pullSecrets[0]"])
-def test_a_secret_that_is_not_there_stops_an_upgrade_in_one_sentence(release: Release, setting: str) -> None:
+SECRETS = [
+    ("tls.secret", "tls.secret={}"),
+    ("database.secret", "database.secret={}"),
+    ("artefacts.secret", "artefacts.secret={}"),
+    ("model.tokenSecret", "model.tokenSecret={}"),
+    ("images.pullSecrets", "images.pullSecrets[0]={}"),
+    ("policy.env", "policy.env[0].name=KEY,policy.env[0].valueFrom.secretKeyRef.key=key,policy.env[0].valueFrom.secretKeyRef.name={}"),
+    ("feedback.envFrom", "feedback.envFrom[0].secretRef.name={}"),
+    ("trainer.config.kubernetes.secret_environment", "trainer.config.kubernetes.secret_environment[0]={}"),
+]
+
+
+@pytest.mark.parametrize(("value", "setting"), SECRETS, ids=[value for value, _ in SECRETS])
+def test_a_secret_that_is_not_there_stops_an_upgrade_in_one_sentence(release: Release, value: str, setting: str) -> None:
     before = release.helm("history", "accord", "--output", "json").stdout
-    refused = release.helm("upgrade", "accord", *CHART_ARGUMENTS, "--set", f"{setting}=no-such-secret", check=False)
-    value = setting.removesuffix("[0]")
+    refused = release.helm("upgrade", "accord", *CHART_ARGUMENTS, "--set", setting.format("no-such-secret"), check=False)
     assert f'the secret "no-such-secret", which {value} names, is not in namespace {release.namespace}: create it first' in refused.stderr
     assert release.helm("history", "accord", "--output", "json").stdout == before
 

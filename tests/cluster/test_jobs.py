@@ -205,7 +205,10 @@ def test_a_kind_with_other_nodes_waits_for_them_and_one_with_little_memory_is_re
     label = {"nvidia.com/gpu.product": "NVIDIA-of-next-year"}
     namespace.configure(kinds={"sft": {"node_selector": label}, "reward_model": {"memory": "256Mi"}})
     waits_for(namespace, "sft", "node(s) didn't match")
-    with namespace.client() as client, pytest.raises(FailedPreconditionError, match="256 MiB are free"):
+    with (
+        namespace.client() as client,
+        pytest.raises(FailedPreconditionError, match=r"a pod of this kind gets 256 MiB \(kubernetes.kinds.reward_model.memory"),
+    ):
         client.create_run(spec("reward_model"), "little-memory")
 
 

@@ -61,7 +61,10 @@ def build_jobset(order: RunOrder, config: KubernetesConfig, features: Features) 
     details = metadata(order, config)
     spec: Manifest = {
         "network": {"enableDNSHostnames": True, "subdomain": name, "publishNotReadyAddresses": True},
-        "failurePolicy": {"maxRestarts": settings.retries, "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]},
+        "failurePolicy": {
+            "maxRestarts": settings.retries,
+            "rules": [{"name": "configuration", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+        },
         "ttlSecondsAfterFinished": config.ttl_seconds,
         "replicatedJobs": [{
             "name": _GROUP, "replicas": 1,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from accord.errors import InvalidArgumentError
 from accord.rpc.config import FrozenModel
 from accord.runspec import Algorithm
 
@@ -147,6 +148,33 @@ class KubernetesConfig(FrozenModel):
         """Most memory that a run of this kind can get in a pod."""
         settings = self.for_kind(kind)
         return quantity_bytes(settings.memory) if settings.memory else int(quantity_bytes(self.most_memory) / self.memory_headroom)
+
+    def room_in_words(self, kind: Algorithm) -> str:
+        """`available_bytes`, and which setting it comes from."""
+        settings = self.for_kind(kind)
+        size = f"{self.available_bytes(kind) // 2**20:,} MiB"
+        if settings.memory:
+            return f"a pod of this kind gets {size} (kubernetes.kinds.{kind}.memory, or memory of its defaults)"
+        return f"a pod may have {size} (kubernetes.most_memory {self.most_memory} / memory_headroom {self.memory_headroom:g})"
+
+    def check_processes(self, kind: Algorithm, processes: int, batch_size: int, *, prefix: str = "") -> None:
+        """Holds a run's processes, which are those of one pod, to the pod's devices, and its batch to the processes of all pods.
+
+        Raises:
+            InvalidArgumentError: processes without a device or devices without a process, or more processes than rows of a batch.
+        """
+        settings = self.for_kind(kind)
+        if kind != "evaluate" and settings.gpus and processes != settings.gpus:
+            raise InvalidArgumentError(
+                f"must be {settings.gpus}, not {processes}: it counts the processes of one pod, and kubernetes.kinds.{kind}.gpus gives each pod "
+                f"{settings.gpus} devices, one a process",
+                field=f"{prefix}distribution.processes",
+            )
+        if batch_size < settings.nodes * processes:
+            raise InvalidArgumentError(
+                f"must be at least {settings.nodes * processes}, not {batch_size}: {settings.nodes} pods of {processes} processes share it",
+                field=f"{prefix}batch_size",
+            )
 
     def holds(self, path: str) -> bool:
         """Whether a path lies on one of the claims, so that the trainer and the runs see the same files there."""

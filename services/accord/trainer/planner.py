@@ -53,10 +53,10 @@ class Plan:
         """Whether the peak is below what is free now."""
         return self.peak_bytes <= self.available_bytes
 
-    def refusal(self, taken: str = "") -> str:
-        """Why it cannot run, with the arithmetic; `taken` says what is not counted as free."""
+    def refusal(self, taken: str = "", *, room: str = "") -> str:
+        """Why it cannot run, with the arithmetic; `taken` says what is not counted as free, `room` what it can have if not what is free."""
         parts = "; ".join(f"{item.role} {_mib(item.bytes)} ({item.arithmetic})" for item in self.memory)
-        said = f"the run needs about {_mib(self.peak_bytes)}, {_mib(self.available_bytes)} are free{taken}: {parts}"
+        said = f"the run needs about {_mib(self.peak_bytes)}, {room or f'{_mib(self.available_bytes)} are free{taken}'}: {parts}"
         return f"{said}; {self.advice}" if self.advice else said
 
 
@@ -73,6 +73,11 @@ def available_bytes(config: TrainerConfig, spec: RunSpec) -> int:
     return free_memory_bytes()[0] if config.kubernetes is None else config.kubernetes.available_bytes(spec.algorithm)
 
 
+def is_on_gpu(config: TrainerConfig, spec: RunSpec) -> bool:
+    """Whether a run's weights go on to a device of its pod."""
+    return config.kubernetes is not None and config.kubernetes.for_kind(spec.algorithm).gpus > 0
+
+
 def room_for(config: TrainerConfig) -> Callable[[RunFile, int], tuple[int, str]]:
     """What `LocalLauncher` asks before it starts a run: its peak in bytes, and why it has no room now, empty where it has."""
 
@@ -85,21 +90,28 @@ def room_for(config: TrainerConfig) -> Callable[[RunFile, int], tuple[int, str]]
     return room
 
 
-def plan_memory(spec: RunSpec, model_folder: Path | None, available: int, *, local_scores: bool = False) -> Plan:
+def plan_memory(spec: RunSpec, model_folder: Path | None, available: int, *, local_scores: bool = False, on_gpu: bool = False) -> Plan:
     """Memory alone. Where all rows at the limits would not fit into what is available, the data is read to see how long its rows are.
 
     Raises:
         NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
     """
-    plan = _memory_plan(spec, model_folder, available, local_scores=local_scores)
+    plan = _memory_plan(spec, model_folder, available, local_scores=local_scores, on_gpu=on_gpu)
     if plan.fits or model_folder is None or spec.algorithm == "evaluate":
         return plan
     lengths, texts, _ = _lengths(spec, model_folder, _read(spec, spec.algorithm, "data"))
-    return _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores)
+    return _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores, on_gpu=on_gpu)
 
 
 def make_plan(
-    spec: RunSpec, model_folder: Path | None, available: int, *, speed: Speed | None = None, threads: int = 1, local_scores: bool = False
+    spec: RunSpec,
+    model_folder: Path | None,
+    available: int,
+    *,
+    speed: Speed | None = None,
+    threads: int = 1,
+    local_scores: bool = False,
+    on_gpu: bool = False,
 ) -> Plan:
     """The whole plan of a run.
 
@@ -108,6 +120,7 @@ def make_plan(
         speed: of one thread; None leaves the time out.
         threads: of the run and of each service.
         local_scores: whether reward models are in the run's own process.
+        on_gpu: whether the weights go on to a device.
 
     Raises:
         NotFoundError, InvalidArgumentError, FailedPreconditionError: data that cannot be read (see `accord.data.readers`).
@@ -119,7 +132,7 @@ def make_plan(
         plan = _memory_plan(spec, None, available)
         return Plan(plan.memory, plan.available_bytes, data.report.rows, plan.notes)
     lengths, texts, notes = _lengths(spec, model_folder, data)
-    plan = _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores)
+    plan = _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores, on_gpu=on_gpu)
     rows = data.report.rows if lengths is None else round(data.report.rows * lengths.kept)
     if lengths is not None and not lengths.rows:
         notes = [*notes, "no row of the data is within max_prompt_tokens and max_response_tokens"]
@@ -155,14 +168,21 @@ def data_specs(spec: RunSpec) -> dict[str, DataSpec]:
 
 
 def _memory_plan(
-    spec: RunSpec, folder: Path | None, available: int, lengths: Lengths | None = None, texts: Lengths | None = None, *, local_scores: bool = False
+    spec: RunSpec,
+    folder: Path | None,
+    available: int,
+    lengths: Lengths | None = None,
+    texts: Lengths | None = None,
+    *,
+    local_scores: bool = False,
+    on_gpu: bool = False,
 ) -> Plan:
     process = MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured")
     if spec.algorithm == "evaluate":
         return Plan((process,), available, notes=("an evaluation loads a sentence encoder, not the base model",))
     if folder is None:
         return Plan((process,), available, notes=("the base model's files are not at hand, so that its memory is not in the plan",))
-    workload = Workload(spec, ModelShape.read(folder), lengths, texts, local_scores)
+    workload = Workload(spec, ModelShape.read(folder), lengths, texts, local_scores, on_gpu=on_gpu)
     return Plan(tuple(workload.memory()), available, advice=_advice(workload))
 
 

@@ -39,7 +39,7 @@ from accord.trainer.convert import (
     run_path,
     timestamp,
 )
-from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, make_plan, plan_memory
+from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, is_on_gpu, make_plan, plan_memory
 from accord.trainer.registry import Registry, RunRecord
 from accord.trainer.shape import ModelShape
 from accord.trainer.supervisor import Supervisor
@@ -161,9 +161,13 @@ class TrainerServicer(rpc.TrainerServiceServicer):
             return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
         self._check(spec)
         config, begun = self._config, self._as_begun(spec)
-        plan = plan_memory(begun, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores)
+        plan = plan_memory(
+            begun, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores,
+            on_gpu=is_on_gpu(config, spec),
+        )  # fmt: skip
         if not plan.fits:
-            raise FailedPreconditionError(plan.refusal(), field="spec", metadata=_plan_facts(plan))
+            room = config.kubernetes.room_in_words(spec.algorithm) if config.kubernetes is not None else ""
+            raise FailedPreconditionError(plan.refusal(room=room), field="spec", metadata=_plan_facts(plan))
         if validate_only:
             return None
         waiting = len(self._registry.find(("QUEUED",)))
@@ -174,6 +178,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
+        if self._config.kubernetes is not None:
+            self._config.kubernetes.check_processes(spec.algorithm, spec.distribution.processes, spec.batch_size, prefix="spec.")
         judge = spec.online_dpo.judge_adapter if spec.online_dpo is not None else ""
         rating = spec.rollout_part.judge_reward if spec.rollout_part is not None else None
         adapters = {"parent_adapter": spec.parent_adapter, "online_dpo.judge_adapter": judge}
@@ -222,7 +228,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         speed = self._calibration.speed(_CALIBRATION_SECONDS) if config.kubernetes is None else None
         return make_plan(
             spec, find_model_folder(config, spec), available_bytes(config, spec), speed=speed, threads=config.threads,
-            local_scores=config.endpoints.local_scores,
+            local_scores=config.endpoints.local_scores, on_gpu=is_on_gpu(config, spec),
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ What does not belong here: which passes an algorithm makes (`accord.trainer.work
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ _VOCABULARY_TENSORS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "
 class ModelShape:
     """A decoder: L `layers` of width H `hidden`, attention of width A `attention` with keys of width `key_value`, an MLP of width I `inner`.
 
-    A row has at most `context` tokens. `weights_bytes` is the size of the safetensors, `vocabulary_bytes` of the tables in it that are as long
-    as the vocabulary.
+    A row has at most `context` tokens. `weights_bytes` is the size of the safetensors and `parameters` the count of numbers in them,
+    `vocabulary_parameters` of those in the tables that are as long as the vocabulary.
     """
 
     layers: int
@@ -35,7 +36,8 @@ class ModelShape:
     vocabulary: int
     context: int
     weights_bytes: int
-    vocabulary_bytes: int
+    parameters: int
+    vocabulary_parameters: int
 
     @classmethod
     def read(cls, folder: Path) -> ModelShape:
@@ -55,7 +57,12 @@ class ModelShape:
         except (KeyError, TypeError, ValueError) as error:
             raise FailedPreconditionError(f"{folder}/config.json does not tell the model's sizes: {error!r}", field="base_model") from error
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return cls(layers, hidden, heads * head, groups * head, heads, inner, vocabulary, context, weights, _vocabulary_bytes(folder))
+        return cls(layers, hidden, heads * head, groups * head, heads, inner, vocabulary, context, weights, *_parameters(folder))
+
+    def held_bytes(self, size: int | None, *, head: bool = True) -> int:
+        """Bytes of the weights in memory, with `size` bytes a number (None: as in the files), with or without the vocabulary's tables."""
+        size = size or round(self.weights_bytes / max(self.parameters, 1))
+        return size * (self.parameters if head else self.parameters - self.vocabulary_parameters)
 
     @property
     def linear(self) -> int:
@@ -104,15 +111,17 @@ class ModelShape:
         return 2.0 * tokens * self.vocabulary * self.hidden
 
 
-def _vocabulary_bytes(folder: Path) -> int:
-    """Bytes of embeddings and head in the folder's safetensors, out of their headers."""
-    total = 0
+def _parameters(folder: Path) -> tuple[int, int]:
+    """Numbers in the folder's safetensors, out of their headers: all, and those of embeddings and head."""
+    total = vocabulary = 0
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(length))
         for name, entry in header.items():
-            if name.endswith(_VOCABULARY_TENSORS):
-                first, last = entry["data_offsets"]
-                total += last - first
-    return total
+            if name == "__metadata__":
+                continue
+            count = math.prod(entry["shape"])
+            total += count
+            vocabulary += count if name.endswith(_VOCABULARY_TENSORS) else 0
+    return total, vocabulary

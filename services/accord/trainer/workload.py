@@ -85,6 +85,7 @@ class Workload:
         text_lengths: of the pretraining text, where there is some.
         local_scores: whether reward models are in the run's own process.
         judging: what the default judge reads; None where there is none, or another one.
+        on_gpu: whether the weights go on to a device, so that they are in memory as their files have them.
     """
 
     spec: RunSpec
@@ -93,6 +94,7 @@ class Workload:
     text_lengths: Lengths | None = None
     local_scores: bool = False
     judging: Judging | None = None
+    on_gpu: bool = False
 
     @property
     def passes(self) -> Passes:
@@ -134,7 +136,9 @@ class Workload:
         size = 2 if spec.dtype == "bfloat16" else 4
         adapter = 4 * shape.adapter_parameters(spec.lora)
         processes = spec.distribution.processes
-        weights = shape.weights_bytes if passes.head else shape.weights_bytes - shape.vocabulary_bytes
+        weights = shape.held_bytes(None if self.on_gpu else size, head=passes.head)
+        mapped = self.on_gpu or shape.held_bytes(None) == shape.held_bytes(size)
+        read = "mapped from the safetensors files" if mapped else f"read from the safetensors files into {size} B a number"
         width, responses = self.rows.largest(self.micro, spec.steps * spec.batch_size // self._group)
         texts = self._text_tokens()
         kept = shape.kept_floats(spec.lora, max(width, texts))
@@ -153,7 +157,7 @@ class Workload:
         heap = self._in_heap(activations.bytes, tokens * size) + (of_logits.bytes if of_logits.bytes <= alive * _LARGEST_HEAP_BLOCK else 0)
         items = [
             MemoryItem("process", PROCESS_BYTES, "Python, torch and transformers, measured"),
-            MemoryItem("base weights", weights, "mapped from the safetensors files" + ("" if passes.head else ", without the vocabulary's tables")),
+            MemoryItem("base weights", weights, read + ("" if passes.head else ", without the vocabulary's tables")),
             MemoryItem("adapters", self._held * adapter, f"{self._held} adapters x {_mib(adapter)} (rank {spec.lora.rank})"),
             *self._scorers(adapter),
             MemoryItem("gradients and Adam moments", 3 * passes.trained * adapter, f"3 x {passes.trained} trained adapters x {_mib(adapter)}"),
@@ -164,7 +168,9 @@ class Workload:
         if processes == 1:
             return items
         return [
-            item if item.role == "base weights" else MemoryItem(item.role, processes * item.bytes, f"{processes} processes x {item.arithmetic}")
+            item
+            if item.role == "base weights" and mapped
+            else MemoryItem(item.role, processes * item.bytes, f"{processes} processes x {item.arithmetic}")
             for item in items
         ]
 

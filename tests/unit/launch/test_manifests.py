@@ -175,7 +175,10 @@ def test_a_jobset_restarts_all_pods_and_not_after_an_error_of_the_configuration(
     name, spec = jobset["metadata"]["name"], jobset["spec"]
     job = spec["replicatedJobs"][0]["template"]
     assert f"--master-addr={name}-node-0-0.{spec['network']['subdomain']}" in container(job)["command"]
-    assert spec["failurePolicy"] == {"maxRestarts": 2, "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]}
+    assert spec["failurePolicy"] == {
+        "maxRestarts": 2,
+        "rules": [{"name": "configuration", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+    }
     assert job["spec"]["backoffLimit"] == 0
     assert spec["ttlSecondsAfterFinished"] == 86400
     assert "ttlSecondsAfterFinished" not in job["spec"]
@@ -219,3 +222,25 @@ def test_a_configuration_that_cannot_work_is_refused_by_field(change: dict[str, 
 def test_an_image_by_digest_or_from_a_registry_with_a_port_is_taken() -> None:
     for image in ("accord/training@sha256:" + "a" * 64, "registry:5000/accord/training:1.0", "training:v2_rc.1"):
         assert config(image=image).image == image
+
+
+def test_processes_are_those_of_a_pod_one_a_device() -> None:
+    several = config(kinds={"dpo": {"nodes": 2, "gpus": 8}, "sft": {"nodes": 3}}, defaults={"gpus": 4})
+    for processes in (1, 16):
+        with pytest.raises(
+            InvalidArgumentError, match=f"must be 8, not {processes}: it counts the processes of one pod, and .*kinds.dpo.gpus"
+        ) as error:
+            several.check_processes("dpo", processes, 32, prefix="spec.")
+        assert error.value.field == "spec.distribution.processes"
+    with pytest.raises(InvalidArgumentError, match="must be at least 16, not 8: 2 pods of 8 processes share it") as error:
+        several.check_processes("dpo", 8, 8)
+    assert error.value.field == "batch_size"
+    several.check_processes("dpo", 8, 16)
+    several.check_processes("evaluate", 1, 8)
+    config(kinds={"sft": {"nodes": 3}}).check_processes("sft", 2, 6)
+
+
+def test_a_refusal_names_the_setting_that_gives_a_pod_its_memory() -> None:
+    small = config(kinds={"dpo": {"memory": "256Mi"}}, most_memory="10Gi")
+    assert small.room_in_words("dpo") == "a pod of this kind gets 256 MiB (kubernetes.kinds.dpo.memory, or memory of its defaults)"
+    assert small.room_in_words("sft") == "a pod may have 8,192 MiB (kubernetes.most_memory 10Gi / memory_headroom 1.25)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from accord.cli.recipes import load_train_recipe, shipped_recipes
@@ -123,7 +125,7 @@ def test_the_adapter_has_as_many_parameters_as_told(folder: Path, last_layers: i
     assert shape.adapter_parameters(lora) == sum(parameter.numel() for parameter in adapted.parameters("a"))
     layers = sum(module.weight.numel() for path, module in adapted.module.named_modules() if path.endswith("base_layer"))
     assert shape.linear * shape.adapted_layers(lora) == layers * shape.layers
-    assert shape.vocabulary_bytes == 4 * shape.vocabulary * shape.hidden
+    assert shape.vocabulary_parameters == shape.vocabulary * shape.hidden
 
 
 class TestLengths:
@@ -186,7 +188,7 @@ class TestMemory:
         assert found["activations"] == 2 * (20 + RESPONSE) * shape.layers * shape.kept_floats(LORA, 20 + RESPONSE) * 4
         assert found["logits"] == 2 * RESPONSE * shape.vocabulary * 4 * 3
         assert found["holes"] == round(0.7 * (found["activations"] + found["logits"]))
-        assert found["base weights"] == (folder / "model.safetensors").stat().st_size
+        assert found["base weights"] == 4 * sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
 
     def test_large_blocks_leave_no_holes(self, folder: Path) -> None:
         shape = ModelShape.read(folder)
@@ -236,6 +238,23 @@ class TestMemory:
         assert found[2, 0]["activations"] == found[1, 0]["activations"]
         assert found[3, 0]["activations"] * 8 == found[1, 0]["activations"] * 9, "three times three rows of eight"
         assert found[2, 0]["adapters"] == 2 * found[1, 0]["adapters"]
+
+    def test_weights_in_16_bits_are_read_into_32_on_a_cpu_by_every_process(self, folder: Path, tmp_path: Path) -> None:
+        """A pod of a 7B model whose files are in bfloat16 was planned with half of what it then took."""
+        half = shutil.copytree(folder, tmp_path / "half")
+        tensors = load_file(half / "model.safetensors")
+        save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, half / "model.safetensors")
+        two = {"distribution": {"processes": 2}}
+
+        def weights(values: dict[str, Any], of: Path = half, *, on_gpu: bool = False) -> tuple[int, str]:
+            (found,) = [item for item in plan_memory(spec_of("sft", **values), of, PLENTY, on_gpu=on_gpu).memory if item.role == "base weights"]
+            return found.bytes, found.arithmetic
+
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        assert weights({}) == (4 * numbers, "read from the safetensors files into 4 B a number")
+        assert weights(two) == (8 * numbers, "2 processes x read from the safetensors files into 4 B a number")
+        assert weights({"dtype": "bfloat16"}) == weights({}, on_gpu=True) == (2 * numbers, "mapped from the safetensors files")
+        assert weights(two, folder)[0] == weights({}, folder)[0] == 4 * numbers
 
     def test_data_decides_where_rows_at_the_limits_do_not_fit(self, folder: Path) -> None:
         wide = spec_of("sft", max_prompt_tokens=100_000, max_response_tokens=2000, steps=1000)
