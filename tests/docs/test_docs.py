@@ -52,11 +52,13 @@ def test_each_command_of_the_readme_is_one_and_takes_its_options(command: list[s
 
 def test_the_endpoints_of_the_readme_are_endpoints(tmp_path: Path) -> None:
     (text,) = [block for block in blocks("yaml") if "shared_folder:" in block]
-    (tmp_path / "endpoints.yaml").write_text(text, encoding="utf-8")
+    (tls,) = re.findall(r"`(tls: \{ca: [^`]+\})`", README)
+    (tmp_path / "endpoints.yaml").write_text(f"{text}\n{tls}\n", encoding="utf-8")
     found = read_endpoints(tmp_path / "endpoints.yaml")
     assert all((found.policy, found.reward, found.feedback, found.trainer, found.shared_folder))
     assert found.tls is not None
     assert found.tls.ca == tmp_path / "ca.crt"
+    assert found.tls.server_name == "accord-policy.accord.svc"
 
 
 def test_the_judges_of_the_readme_are_judges() -> None:
