@@ -100,11 +100,11 @@ def test_a_guarded_stub_takes_only_grpc_methods() -> None:
 
 def test_importing_rpc_brings_no_torch_and_is_quick() -> None:
     program = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys, time; began = time.process_time()\n"
         "import accord.rpc.server, accord.rpc.channels, accord.rpc.stubs, accord.rpc.worker\n"
         "heavy = {'torch', 'transformers', 'numpy', 'kubernetes', 'sqlalchemy'} & set(sys.modules)\n"
-        "print(sorted(heavy), time.perf_counter() - began)"
+        "print(sorted(heavy), time.process_time() - began)"
     )
     outputs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     assert outputs[0][0] == "[]"
-    assert min(float(output[1]) for output in outputs) < 3.0, "under a second on an idle machine"
+    assert min(float(output[1]) for output in outputs) < 5.0, "0.7 s of a processor on a fast machine"
