@@ -49,7 +49,7 @@ def main(name: str, config: Path) -> None:
     if behaviour != "hangs":
         board.set("", SERVING)
         print(json.dumps({"level": "info", "event": "serving"}), flush=True)
-    if behaviour == "faulty" and not over.wait(0.5):
+    if behaviour == "faulty" and not over.wait(2):
         board.set("", NOT_SERVING)
     over.wait()
     server.stop(0)

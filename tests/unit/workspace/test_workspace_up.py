@@ -37,14 +37,17 @@ def health(workspace: Workspace) -> dict[str, str]:
 
 
 def kill(workspace: Workspace, name: str) -> None:
-    """kill -9, and wait until it is gone."""
-    pid = pids(workspace)[name]
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    """kill -9, and wait until it is gone and its port free: an `up` that found the port taken would choose another."""
+    found = next(status for status in workspace.status() if status.name == name)
+    assert found.pid is not None
+    os.kill(found.pid, signal.SIGKILL)
     give_up = time.monotonic() + 10
     while health(workspace)[name] != "stopped":
         assert time.monotonic() < give_up
         time.sleep(0.02)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bind_when_free(probe, int(found.address.rpartition(":")[2]))
 
 
 def bind_when_free(taker: socket.socket, port: int) -> None:
@@ -243,18 +246,20 @@ def test_status_of_a_service_that_starts_and_of_one_at_fault(workspace: Workspac
     said: list[str] = []
     thread = threading.Thread(target=lambda: up_in_vain(workspace, home, said))
     thread.start()
+    wanted = {("policy", "starting"), ("reward", "not_serving"), ("feedback", "serving")}
     seen: set[tuple[str, str]] = set()
-    while thread.is_alive():
+    while thread.is_alive() and not wanted <= seen:
         seen |= set(health(workspace).items())
         time.sleep(0.05)
-    assert ("policy", "starting") in seen
-    assert ("reward", "not_serving") in seen
-    assert ("feedback", "serving") in seen
+    assert wanted <= seen
+    kill(workspace, "policy")  # so that the `up` ends now
+    thread.join()
 
 
 def up_in_vain(workspace: Workspace, home: Path, said: list[str]) -> None:
+    """For half a minute, or until a service that it waits for is killed."""
     with contextlib.suppress(UnavailableError):
-        said += up(workspace, home, timeout_seconds=3)
+        said += up(workspace, home, timeout_seconds=30)
 
 
 def check_unreachable(workspace: Workspace) -> None:
@@ -320,6 +325,7 @@ def test_waiting_for_the_lock_ends(workspace: Workspace, home: Path, behave: Beh
         time.sleep(0.05)
     with pytest.raises(DeadlineExceededError, match=f"process {os.getpid()} has been starting or stopping services"):
         Workspace(home).down(timeout_seconds=0.5)
+    kill(workspace, "policy")  # so that the `up` ends now
     thread.join()
 
 
