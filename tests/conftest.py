@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """End-to-end files first: two processes that share the files (`make test`) then end together, because the last files are short.
 
-    ACCORD_TEST_TIMEOUT_FACTOR multiplies the time that each test may take, for machines that others work on too (.ci/run beside the cluster tests).
+    ACCORD_TEST_TIMEOUT_FACTOR multiplies the time that each test may take, for slow machines and those that others work on too (.ci/run).
     """
     items.sort(key=lambda item: "e2e" not in item.path.parts)
     factor = float(os.environ.get("ACCORD_TEST_TIMEOUT_FACTOR", "1"))

@@ -31,7 +31,7 @@ def test_ci_begins_what_takes_long_first_and_tests_it_beside_what_measures_no_ti
     ]
     assert lines[:2] == ["export ACCORD_CI_STARTED", ".ci/cluster prepare"]
     assert lines[-4:] == [
-        "part make test",
+        "ACCORD_TEST_TIMEOUT_FACTOR=3 part make test",
         ".ci/cluster test > build/cluster.log 2>&1 &",
         "ACCORD_TEST_TIMEOUT_FACTOR=4 part make test-peers test-training",
         'part wait "$cluster" || failed=$?',
@@ -141,7 +141,10 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     kit, calls = make_kit(tmp_path, failing)
     made, make = tmp_path / "made", tmp_path / "bin" / "make"
     make.parent.mkdir()
-    make.write_text(f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n')
+    begun = f"for _ in $(seq 300); do grep -q '^up' {calls} && break; sleep 0.1; done"  # from then on the cluster is taken down
+    make.write_text(
+        f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *test-peers*) {begun} ;; esac\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n'
+    )
     make.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}
     environment = {**kept, "ACCORD_CLUSTER_KIT": str(kit), "ACCORD_CLUSTER_HOME": str(tmp_path), "PATH": f"{make.parent}:{os.environ['PATH']}"}
