@@ -21,7 +21,7 @@ def test_a_server_that_serves_is_well_and_an_unknown_service_is_not(tmp_path: Pa
     with ServerProcess("tests.contract.echo_server", {}, tmp_path) as server:
         for service in ("", SERVICE, "live"):
             assert probe(server.address, "--service", service).returncode == 0, service
-        unknown = probe(server.address, "--service", "accord.api.Nobody", "--timeout", "0.5")
+        unknown = probe(server.address, "--service", "accord.api.Nobody", "--timeout", "2")
         assert unknown.returncode == 1
         assert "last state: unknown to this server" in unknown.stderr
     gone = probe(server.address, "--timeout", "0.5")
@@ -32,7 +32,7 @@ def test_a_server_that_serves_is_well_and_an_unknown_service_is_not(tmp_path: Pa
 def test_a_server_that_still_loads_is_alive_and_not_ready(tmp_path: Path) -> None:
     with ServerProcess("tests.contract.echo_server", {"warm_seconds": 30.0}, tmp_path, wait="announced") as server:
         assert probe(server.address, "--service", "live", "--timeout", "10").returncode == 0
-        loading = probe(server.address, "--timeout", "0.5")
+        loading = probe(server.address, "--timeout", "2")
         assert loading.returncode == 1
         assert "NOT_SERVING" in loading.stderr
 
