@@ -59,9 +59,10 @@ async def test_a_stuck_pass_is_a_fault_that_says_what_was_computed_and_passes(en
 
     monkeypatch.setattr(engine._stepper, "step", step)
     (item,) = engine.submit([request()], Terms())
-    await asyncio.sleep(0.4)
-    fault = engine.fault()
-    assert fault is not None
+    give_up = time.monotonic() + 8
+    while (fault := engine.fault()) is None:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.02)
     assert "1 prompts being read" in fault
     assert "the bare base model" in fault
     assert "0.2 s are allowed" in fault
@@ -98,7 +99,8 @@ async def test_a_pause_that_cannot_come_in_time_says_so(engine: InProcessEngine,
     stuck, real = threading.Event(), engine._stepper.step
     monkeypatch.setattr(engine._stepper, "step", lambda: (stuck.wait(10), real()))
     (item,) = engine.submit([request()], Terms())
-    await asyncio.sleep(0.1)
+    while engine._pass_since is None:  # a request that is still queued would hold up no pause
+        await asyncio.sleep(0.01)
     with pytest.raises(DeadlineExceededError, match="did not stop in time"):
         await engine.pause("wait", timeout_seconds=0.2)
     engine.resume()
@@ -117,13 +119,13 @@ async def test_what_nobody_waits_for_leaves_before_the_next_pass(engine: InProce
         real()
 
     monkeypatch.setattr(engine._stepper, "step", step)
-    (item,) = engine.submit([request(500)], Terms(deadline=None if cancelled else time.monotonic() + 0.2))
+    (item,) = engine.submit([request(500)], Terms(deadline=None if cancelled else time.monotonic() + 1.0))
     while passes == 0:
         await asyncio.sleep(0.01)
     if cancelled:
         item.cancel()
     else:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.2)
     ends.set()
     if not cancelled:
         with pytest.raises(DeadlineExceededError, match="during compute"):
