@@ -183,7 +183,7 @@ class Server:
     def _answer(self) -> None:
         self.calls += 1
         if self.hang is not None:
-            self.hang.wait(5)
+            self.hang.wait(60)
         if self.away:
             raise ConnectionError("connection refused\nand more")
 
@@ -319,7 +319,7 @@ def test_one_that_hangs_does_not_hold_up_a_step(tmp_path: Path, tiny_folder: Pat
         server.hang = threading.Event()
         started = time.monotonic()
         train(context, build(context))
-        assert time.monotonic() - started < 4.5, "a call hangs for 5 s"
+        assert time.monotonic() - started < 50, "a call hangs for 60 s"
     server.hang.set()
     assert "it is slow" in said(context, "never got")[0]
 
