@@ -371,12 +371,12 @@ def test_a_watch_outlives_the_servers_deadlines(tmp_path: Path) -> None:
     judge = FakeJudge()
     judge.hold_after(0)
     try:
-        config = {"server": {"default_deadline_seconds": 0.5, "max_deadline_seconds": 0.5}}
+        config = {"server": {"default_deadline_seconds": 2.0, "max_deadline_seconds": 2.0}}
         with start(judge.address, tmp_path, **config) as server, server.channel() as channel, client(server) as feedback:
             feedback.create_label_job(job_spec(tmp_path))
             watching = rpc.FeedbackServiceStub(channel).WatchLabelJob(pb.WatchLabelJobRequest(name="labelJobs/job-1"))
             assert next(watching).job.state == pb.LABEL_JOB_STATE_RUNNING
-            time.sleep(1.2)
+            time.sleep(2.5)
             judge.release()
             assert list(watching)[-1].job.state == pb.LABEL_JOB_STATE_SUCCEEDED
     finally:
