@@ -19,6 +19,7 @@ from tests.contract.doubles.process import Double
 from tests.contract.entries import feedback_config
 from tests.contract.fake_judge import FakeJudge
 from tests.contract.harness import ServerProcess, eventually
+from tests.contract.test_feedback import verdicts_in
 from tests.unit.feedback.fakes import FakePolicy, rating_shares
 
 from accord.api.common.v1 import common_pb2
@@ -429,7 +430,7 @@ def test_a_killed_job_of_an_ensemble_buys_nothing_twice(endpoint: Double, small:
         feedback.create_label_job(spec)
         eventually(lambda: len(chats(endpoint)) == kill_after + 1, timeout_seconds=30)  # the last one has no answer yet
         eventually(lambda: len(small.answered) - before == 12, timeout_seconds=30)
-        time.sleep(0.5)  # the small judge's last answers reach the ledger
+        eventually(lambda: verdicts_in(tmp_path) == 12 + kill_after - 1, timeout_seconds=30)  # the last answers reach the ledger
         server.signal(signal.SIGKILL)
         server.wait(10)
     left = chats(endpoint)
