@@ -280,7 +280,7 @@ def test_full_weights_are_replaced_by_digest_after_what_is_in_flight(tmp_path: P
     update = tiny_model_folder(tmp_path / "update", seed=5)
     wanted = load_base_model(str(update), threads=1).digests
     narrow = load_base_model(str(tiny_model_folder(tmp_path / "narrow", hidden=64)), threads=1)
-    item = ids((9, 10, 11), replace(DRAWN, max_tokens=200, ignore_eos=True))
+    item = ids((9, 10, 11), replace(DRAWN, max_tokens=450, ignore_eos=True))  # outlasts the reading of the new weights
     config = {**policy_config(tmp_path), "max_batch_rows": 1, "interactive_rows": 0}
     with ServerProcess(POLICY.module, config, tmp_path) as own, client(own) as policy, ThreadPoolExecutor(1) as pool:
         before = policy.generate([item]).results[0].samples[0]
