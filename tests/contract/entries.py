@@ -28,10 +28,10 @@ ECHO = ServiceEntry(
     config=_echo_config,
     services=(SERVICE,),
     quick=RpcCase(f"/{SERVICE}/Echo", lambda text: EchoRequest(prompts=[text]), EchoReply),
-    slow=RpcCase(f"/{SERVICE}/Echo", lambda text: EchoRequest(prompts=[text], steps=120), EchoReply),
+    slow=RpcCase(f"/{SERVICE}/Echo", lambda text: EchoRequest(prompts=[text], steps=400), EchoReply),
     empty=RpcCase(f"/{SERVICE}/Echo", lambda _: EchoRequest(), EchoReply, field="prompts"),
     compute_metric="accord_echo_steps_total",
-    full_config=lambda folder: {**_echo_config(folder), "queue_items": 1},
+    full_config=lambda _: {"warm_seconds": 3.0, "queue_items": 1},  # so that it is seen before it serves
 )
 
 FEEDBACK_SERVICE = "accord.api.feedback.v1.FeedbackService"
