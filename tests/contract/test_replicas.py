@@ -274,7 +274,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         ThreadPoolExecutor(1) as pool,
     ):
         client.pause("keep")
-        waiting = pool.submit(client.generate, [item(9)] * 6, timeout_seconds=110)
+        waiting = pool.submit(client.generate, [item(9)] * 6, timeout_seconds=550)  # outlives all tests of the module
         eventually(lambda: server.metric("accord_queue_depth") == 6)
         yield server
         client.resume()
