@@ -23,7 +23,8 @@ from accord.rundir import EXIT_CONFIGURATION, EXIT_STOPPED
 from accord.training.agent import telling_code
 from accord.training.distribution import World
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
+START_SECONDS = 300  # of four processes that import torch, on two slow cores
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa")
 
 
@@ -56,7 +57,7 @@ def agents() -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_it_publishes_what_two_processes_of_the_launcher_do(root: Path, agents: list[subprocess.Popen[bytes]], strategy: str, nodes: int) -> None:
     run = TrainingRun(root, f"torchrun-{strategy}", root / "model", spec_of(root, strategy))
     start(run, agents, nodes)
-    codes = [agent.wait(200) for agent in agents]
+    codes = [agent.wait(START_SECONDS) for agent in agents]
     assert set(codes) == {0}, logs(run, nodes)
     (straight, _) = on_ranks(root, 2, _straight, root, strategy, strategy=strategy)
     assert run.published()["adapter_model.safetensors"] == straight
@@ -65,13 +66,13 @@ def test_it_publishes_what_two_processes_of_the_launcher_do(root: Path, agents: 
 def test_a_stop_of_one_node_stops_all_after_a_checkpoint(root: Path, agents: list[subprocess.Popen[bytes]]) -> None:
     run = TrainingRun(root, "torchrun-stopped", root / "model", {**spec_of(root, "ddp"), "steps": 2000, "checkpoint_every_steps": 2000})
     start(run, agents, 2)
-    give_up = time.monotonic() + 100
+    give_up = time.monotonic() + START_SECONDS
     while run.last_step() < 1:
         assert {agent.poll() for agent in agents} == {None}, logs(run, 2)
         assert time.monotonic() < give_up, logs(run, 2)
         time.sleep(0.05)
     agents[1].send_signal(signal.SIGTERM)  # the second node's pod is asked to go, and knows nobody else
-    assert [agent.wait(100) for agent in agents] == [EXIT_STOPPED, EXIT_STOPPED], logs(run, 2)
+    assert [agent.wait(START_SECONDS) for agent in agents] == [EXIT_STOPPED, EXIT_STOPPED], logs(run, 2)
     result = run.directory.result()
     assert result is not None
     assert result.exit_code == EXIT_STOPPED
@@ -83,7 +84,7 @@ def test_an_error_of_the_configuration_has_its_own_code(root: Path, agents: list
     wrong = {**spec_of(root, "fsdp"), "dpo": {"data": {"uri": str(root / "nothing.jsonl")}}}
     run = TrainingRun(root, "torchrun-wrong", root / "model", wrong)
     start(run, agents, 1)
-    assert agents[0].wait(100) == EXIT_CONFIGURATION, logs(run, 1)
+    assert agents[0].wait(START_SECONDS) == EXIT_CONFIGURATION, logs(run, 1)
 
 
 @pytest.mark.parametrize(
