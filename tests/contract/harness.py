@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from accord.rpc.channels import ChannelConfig, open_channel, wait_ready
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 MAX_MESSAGE_BYTES = 2**20
 
 

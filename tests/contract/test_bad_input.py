@@ -44,7 +44,7 @@ from accord.text.chat import Message
 
 MODEL = f"adapters/{tiny.REWARD_MODEL}"
 MEGABYTE = "x" * 1_000_000
-AT_ONCE_SECONDS = 60.0  # most of it for a server that imports torch on a slow machine; downloads are off, so nothing waits for a network
+AT_ONCE_SECONDS = 120.0  # most of it for a server that imports torch on a slow machine; downloads are off, so nothing waits for a network
 HUB_NAME = "nobody-has-this/no-such-model"
 Shared = Callable[[ServiceEntry], ServerProcess]
 
