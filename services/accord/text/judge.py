@@ -3,7 +3,8 @@
 Responses are data, never instructions: `fenced` quotes every line of them, so that none can close its own block or open another, and takes
 apart what a chat server would read as a control token. The fence is fixed: one drawn at random would make prompts that neither the prefix cache
 nor the ledger finds again, and a secret is needed only where data could write the fence, which no line of it can. Parsing never guesses: what
-names no response, or both, is no verdict. What does not belong here: rubric files (`accord.prompts`) and calls (`accord.feedback`).
+names no response, or both, is no verdict. What does not belong here: which response a sentence calls better
+(`accord.text.claims`), rubric files (`accord.prompts`) and calls (`accord.feedback`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from accord.text.chat import Message
+from accord.text.claims import NOUN, ONE, OTHER, SAYS, is_supposed, said_better
 
 Outcome = Literal["a", "b", "tie"]
 RATINGS = tuple(str(number) for number in range(1, 11))
@@ -32,49 +34,27 @@ _CONTROL = re.compile(  # shapes of control tokens, full-width forms too, which 
     rf"{_OPEN}(?=/?{_CAPITAL}(?:{_CAPITAL}|[_\uff3f])+{_CLOSE}|{_BAR}[^\[\]\n\uff3b\uff3d]{{1,64}}{_BAR}{_CLOSE}|[gs]MASK{_CLOSE})|"  # [INST]
     rf"(?:{_OPEN}|{_CLOSE})(?=(?:[!~]\w{{0,16}}~?|\w{{1,16}}~)(?:{_OPEN}|{_CLOSE}))"  # ]~b] [e~[
 )
-_NOUN = r"(?:response|summary|reply|answer|option)"
-_ONE = rf"\b{_NOUN}\s*#?\s*([12])\b"
-_OTHER = rf"(?!\s*(?:,|/|&|and\b|or\b|vs\b)\s*(?:{_NOUN}\s*)?#?[12]\b)"
-_DIGIT = rf"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d){_OTHER}"
-_HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
-_GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
 _KEY = r"(?:[\"']?rank[\"']?|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s*[:=]\s*"
 _OTHER_DIGIT = r"(?!\1)[12]"
 _OR_THE_OTHER = (  # [1 or 2], [1/2], [1 2], [1] or [2], "Response 1 or Response 2": what was asked for, said again
     rf"(?:[\"' \t]{{0,4}}[ \t]|[\"'\]) \t]{{0,8}}[,/|&=-][\"'\[ \t]{{0,8}}){_OTHER_DIGIT}(?=[\"') \t]{{0,8}}(?:$|[\]\n,.;|}}]))"
-    rf"|[\"'\])(\s]{{0,8}}(?:or|vs|versus)\b[\"'\[(\s]{{0,8}}(?:{_NOUN}\s*)?#?{_OTHER_DIGIT}\b"
-    rf"|[\"'\])(\s]{{0,8}}and\b[\"'\[(\s]{{0,8}}(?:{_OTHER_DIGIT}\b|{_NOUN}\s*#?{_OTHER_DIGIT}[\"'\]])"
+    rf"|[\"'\])(\s]{{0,8}}(?:or|vs|versus)\b[\"'\[(\s]{{0,8}}(?:{NOUN}\s*)?#?{_OTHER_DIGIT}\b"
+    rf"|[\"'\])(\s]{{0,8}}and\b[\"'\[(\s]{{0,8}}(?:{_OTHER_DIGIT}\b|{NOUN}\s*#?{_OTHER_DIGIT}[\"'\]])"
 )
 _SUPPOSED = r"\s{0,8}(?:\?|,?\s{0,8}(?:if|when|means|stands)\b)"
 _RANK = re.compile(
-    rf"{_KEY}\[?\s*[\"']?(?:{_NOUN}\s*)?([12])(?!\d|\.\d)(?!{_OR_THE_OTHER})[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|{_SUPPOSED})", re.IGNORECASE
+    rf"{_KEY}\[?\s*[\"']?(?:{NOUN}\s*)?([12])(?!\d|\.\d)(?!{_OR_THE_OTHER})[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|{_SUPPOSED})", re.IGNORECASE
 )
 _RANK_BOTH = re.compile(rf"{_KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
-_TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{_NOUN} )?is better)\b", re.IGNORECASE)
-_NAMED = re.compile(_ONE, re.IGNORECASE)
-_BETTER = re.compile(
-    rf"{_ONE}\W*(?:(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|wins(?=\s*(?:[.!\n]|$)))|"
-    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{_NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{_ONE}{_OTHER}|{_DIGIT})",
-    re.IGNORECASE,
-)
-_WORSE = re.compile(rf"{_ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker|less helpful|more harmful)\b(?!\s+or\b)", re.IGNORECASE)
-_SENTENCE = 400
-"""Characters of a sentence that are looked at around a verdict: a judge that says the same over and over must take no time in the square of it."""
-_SAYS = r"(?:(?:my|the|final)\s+){0,4}(?:verdict|choice|decision|conclusion|preference|winner)"
-_CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{_SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{_ONE}|{_DIGIT})\W*$", re.IGNORECASE)
-_DENIED = re.compile(
-    r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|when|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
-    re.IGNORECASE,
-)
-_CONDITION = re.compile(rf"\bif\s[^.,:;!?\n]*\b(?:{_NOUN}\s*)?#?[12]\b[^.,:;!?\n]*,[^.:;!?\n]*$", re.IGNORECASE)
-_ASKED = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}\?")
-_BARE = re.compile(rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*{_NOUN})\s*(?:is\b|:)\W*)?([12])[^\w?]*$", re.IGNORECASE)
+_TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{NOUN} )?is better)\b", re.IGNORECASE)
+_NAMED = re.compile(ONE, re.IGNORECASE)
+_BARE = re.compile(rf"^\W*(?:(?:{SAYS}|(?:(?:my|the|final)\s+)*{NOUN})\s*(?:is\b|:)\W*)?([12])[^\w?]*$", re.IGNORECASE)
 _ALONE = re.compile(
-    rf"^\W*(?:(?:{_SAYS}|(?:(?:my|the|final)\s+)*answer)\s*(?:is\b|:)\W*)?{_ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b){_OTHER}", re.IGNORECASE
+    rf"^\W*(?:(?:{SAYS}|(?:(?:my|the|final)\s+)*answer)\s*(?:is\b|:)\W*)?{ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b){OTHER}", re.IGNORECASE
 )
-_ORDINAL = re.compile(rf"\b(?:the\s+)?(first|second)\s+(?:{_NOUN}|one)\b(?!\s*#?\s*[12])|(?<=prefer )the\s+(first|second)\b(?=\W*$)", re.IGNORECASE)
-_LETTERED = re.compile(rf"^\W*[AB]\W*$|\b{_NOUN}\s+[AB]\b", re.IGNORECASE)
-_RATING = re.compile(r"(?<![\w.-])(10|[1-9])\b(?!\.\d)")
+_ORDINAL = re.compile(rf"\b(?:the\s+)?(first|second)\s+(?:{NOUN}|one)\b(?!\s*#?\s*[12])|(?<=prefer )the\s+(first|second)\b(?=\W*$)", re.IGNORECASE)
+_LETTERED = re.compile(rf"^\W*[AB]\W*$|\b{NOUN}\s+[AB]\b", re.IGNORECASE)
+_RATING = re.compile(r"(?<![\w.-])(10|[1-9])\b(?!\.\d|\s{0,8}(?:[%\uff05\ufe6a]|per\s?cent\b))", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +97,9 @@ def render_template(template: str, values: Mapping[str, str]) -> str:
 def parse_verdict(text: str) -> Verdict:
     """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", a conclusion, or a beginning with one name.
 
-    "The second summary" is summary 2. Ambiguous text (both named, two ranks, a rank that what follows contradicts), a verdict that is denied, asked
-    or conditional, a response that is only mentioned, letters that the judge was not shown, and text without any give no choice, with the reason.
+    "The second summary" is summary 2. Ambiguous text (both named, two ranks, a rank that what follows contradicts), a verdict that is denied, asked,
+    conditional, reported of others, limited ("better written") or set against the other response, a response that is only mentioned, letters that the
+    judge was not shown, and text without any give no choice, with the reason.
     """
     if not text.strip():
         return Verdict(None, reason="empty answer")
@@ -127,7 +108,7 @@ def parse_verdict(text: str) -> Verdict:
     text = _ORDINAL.sub(lambda match: "response " + ("1" if (match.group(1) or match.group(2)).lower() == "first" else "2"), text)
     named = set(_NAMED.findall(text))
     alone = set(_ALONE.findall(text)) if len(named) == 1 else set()
-    for found in (_ranked(text), set(_BARE.findall(text)), _said_better(text), alone):
+    for found in (_ranked(text), set(_BARE.findall(text)), said_better(text), alone):
         if len(found) == 1:
             return Verdict(1 if found == {"1"} else 2)
         if found:
@@ -141,29 +122,8 @@ def parse_verdict(text: str) -> Verdict:
 
 def _ranked(text: str) -> set[str]:
     """Responses that the machine-readable line ranks first, with those that the text behind it calls better."""
-    ranks = [match for match in _RANK.finditer(text) if not _is_supposed(text, match)]
-    return {match.group(1) for match in ranks} | (_said_better(text[ranks[-1].end() :]) if ranks else set())
-
-
-def _said_better(text: str) -> set[str]:
-    """Responses that the text calls better, or the other one worse, or concludes with, where it does not deny, ask or suppose it."""
-
-    def said(pattern: re.Pattern[str]) -> set[str]:
-        meant = (
-            match
-            for match in pattern.finditer(text)
-            if not (
-                _DENIED.search(text, max(0, match.start() - _SENTENCE), match.start()) or _is_supposed(text, match) or _ASKED.match(text, match.end())
-            )
-        )
-        return {group for match in meant for group in match.groups() if group}
-
-    return said(_BETTER) | said(_CONCLUDED) | {"1" if worse == "2" else "2" for worse in said(_WORSE)}
-
-
-def _is_supposed(text: str, match: re.Match[str]) -> bool:
-    """Whether a verdict holds on a condition that names a response: "If response 1 is better, choose 1"."""
-    return _CONDITION.search(text, max(0, match.start() - _SENTENCE), match.start()) is not None
+    ranks = [match for match in _RANK.finditer(text) if not is_supposed(text, match.start())]
+    return {match.group(1) for match in ranks} | (said_better(text[ranks[-1].end() :]) if ranks else set())
 
 
 def parse_rating(text: str) -> int | None:

@@ -1,0 +1,128 @@
+"""Which of two responses a text calls better, in sentences: as its own opinion, of the whole response, and left standing.
+
+A claim that is denied, asked, supposed, reported of others, limited to one merit, or set against the other response is none: a guess is worse than an
+abstention. Time is in proportion to the text. What does not belong here: a judge's whole answer (`accord.text.judge`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+NOUN = r"(?:response|summary|reply|answer|option)"
+ONE = rf"\b{NOUN}\s*#?\s*([12])\b"
+OTHER = rf"(?!\s*(?:,|/|&|and\b|or\b|vs\b)\s*(?:{NOUN}\s*)?#?[12]\b)"
+DIGIT = rf"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d){OTHER}"
+SAYS = r"(?:(?:my|the|final)\s+){0,4}(?:verdict|choice|decision|conclusion|preference|winner)"
+_HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
+_GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
+_BETTER = re.compile(
+    rf"{ONE}\W*(?:(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|wins(?=\s*(?:[.!\n]|$)))|"
+    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{ONE}{OTHER}|{DIGIT})",
+    re.IGNORECASE,
+)
+_WORSE = re.compile(rf"{ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker|less helpful|more harmful)\b(?!\s+or\b)", re.IGNORECASE)
+_SENTENCE = 400
+"""Characters of a sentence that are looked at around a verdict: a judge that says the same over and over must take no time in the square of it."""
+_CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{ONE}|{DIGIT})\W*$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|when|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(rf"\bif\s[^.,:;!?\n]*\b(?:{NOUN}\s*)?#?[12]\b[^.,:;!?\n]*,[^.:;!?\n]*$", re.IGNORECASE)
+_ASKED = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}\?")
+_THINK = r"(?:say|argue|claim|believe|think|feel|insist|maintain|contend|assume|suppose)"
+_THINKS = r"(?:says|said|argue[sd]|claim(?:s|ed)|believe[sd]|thinks|insist(?:s|ed)|contend(?:s|ed))"
+_OTHERS = r"(?:some|others?|many|most|people|critics|readers?|users?|humans?|one|anyone|someone|they|you|who)"
+_UNTRUE = r"(?:false|wrong|untrue|incorrect|mistaken?|doubtful|debatable|questionable|unlikely|unclear|a mistake|a myth|an error)"
+_REPORT = 120
+"""Characters before a claim in which what reports it is looked for."""
+_DISOWNED = re.compile(  # "I would say" is the judge's own, "they would say" is not
+    r"\b(?=[abcdfimnoprstuvwy])(?:"
+    rf"{_UNTRUE}\s+(?:that|to)|(?<!without )(?<!without a )(?<!without any )doubt(?:s|ed|ing)?|den(?:y|ies|ied)|disagree[sd]?|disputes?|allegedly|"
+    rf"supposedly|reportedly|{_THINKS}|{_OTHERS}\b[^.,;:!?\n]{{0,30}}\b{_THINK}|(?:claim|idea|notion|view|belief|assertion)s?\s+that)\b"
+    r"(?:(?!\b(?:so|thus|hence|therefore)\b)[^.!?\n]){0,60}$",  # "response 2 says too much so response 1 is better" reports nothing
+    re.IGNORECASE,
+)
+_THOUGH = re.compile(r"\b(?:al)?though\b", re.IGNORECASE)
+_WHILE = re.compile(r"\W{0,4}(?:while|whilst|whereas)\b", re.IGNORECASE)
+_REFUTED = re.compile(  # what stands behind one
+    rf"\W{{0,4}}(?:(?:is|was|would be|seems)\s+(?:\w+\s+)?{_UNTRUE}\b|(?:or so\s+)?{_OTHERS}\s+(?:\w+\s+)?{_THINK}\b)", re.IGNORECASE
+)
+_WHOLE = r"(?:every|all|any|each|both|general|my|this|that|comparison|fact|short|total|balance|the\s+(?:whole|end))"
+_REASON = r"(?:its|their|being|me|this|these|those|that|several|two|three|many|all|the)"
+_LIMITED = re.compile(  # better written, better in tone, preferred by many: one merit, or someone else's opinion, and no verdict
+    rf"(?:\s+(?:one|choice|{NOUN})\b)?(?:\s+than\s+(?:it\b|the\s+other(?:\s+one)?\b|{NOUN}\s*#?[12]\b))?(?:['\u2019]s\s|[\s-]{{1,4}}(?:"
+    r"(?:\w+ly\s+)?(?!(?:based|compared|indeed)\b)(?:\w+ed|written|put|laid|told|said|spoken|made|built|known|done)\b|"
+    rf"(?:in|at|on|regarding|concerning)\b(?!\s+{_WHOLE}\b)|with\s+(?:regard|respect)\b|as\s+far\s+as\b|as\s+regards\b|"
+    r"(?:only|merely|stylistically|grammatically|structurally|visually|technically)\b|"
+    rf"by\b(?!\s+(?:far|a|me)\b)|for\b(?!\s+{_REASON}\b)))",
+    re.IGNORECASE,
+)
+_SENTENCE_REST = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}")
+_SENTENCE_END = re.compile(r"[.!?\s]{1,8}")
+_BUT = re.compile(r"\b(?:but|yet|however|nevertheless|nonetheless)\b", re.IGNORECASE)
+_AGAINST = re.compile(
+    r"\W{0,4}(?:but|yet|however|nevertheless|nonetheless|still|even so|that said|then again|having said that|on the other hand)\b|"
+    rf"\W{{0,4}}(?:{NOUN}\s*#?\s*[12]|the other(?:\s+(?:one|{NOUN}))?)\W{{1,3}}(?:however|nevertheless|nonetheless|on the other hand)\b",
+    re.IGNORECASE,
+)
+_NAMED_OR_OTHER = re.compile(rf"{ONE}|\bthe\s+other\b", re.IGNORECASE)
+
+
+def said_better(text: str) -> set[str]:
+    """Responses ("1", "2") that the text calls better, or where it calls the other one worse, or with which it concludes."""
+    better = {name for end, name in _meant(text, _BETTER) if not _is_answered(text, end, _other(name))}
+    worse = {_other(name) for end, name in _meant(text, _WORSE) if not _is_answered(text, end, "1", "2")}
+    concluded = {name for _, name in _meant(text, _CONCLUDED)}
+    return better | worse | concluded
+
+
+def is_supposed(text: str, start: int) -> bool:
+    """Whether what begins at `start` holds on a condition that names a response: "If response 1 is better, choose 1"."""
+    return _CONDITION.search(text, max(0, start - _SENTENCE), start) is not None
+
+
+def _meant(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """Where each claim of the pattern that the text makes of its own and of the whole response ends, with the response that it names."""
+    for match in pattern.finditer(text):
+        start, end = match.span()
+        if any(behind.match(text, end) for behind in (_LIMITED, _REFUTED, _ASKED)):
+            continue
+        if _DENIED.search(text, max(0, start - _SENTENCE), start) or _is_disowned(text, start) or is_supposed(text, start):
+            continue
+        yield end, next(group for group in match.groups() if group)
+
+
+def _is_disowned(text: str, start: int) -> bool:
+    """Whether the clause that leads to `start` reports, doubts or concedes what follows; "I doubt, frankly, that" is one clause."""
+    least = max(0, start - _SENTENCE)
+    sentence = max(least, *(text.rfind(mark, least, start) + 1 for mark in ".!?\n"))
+    clause = max(sentence, *(text.rfind(mark, sentence, start) + 1 for mark in ",;:"))
+    if text[clause:start].strip().lower() == "that":
+        clause = sentence
+    if _DISOWNED.search(text, max(clause, start - _REPORT), start) or _THOUGH.search(text, clause, start):
+        return True
+    return clause == sentence and _WHILE.match(text, clause, start) is not None
+
+
+def _other(name: str) -> str:
+    return "1" if name == "2" else "2"
+
+
+def _is_answered(text: str, end: int, *names: str) -> bool:
+    """Whether what stands behind a verdict sets one of these responses against it: "..., but response 2 is right", "... However, response 2 ..."."""
+    rest = _SENTENCE_REST.match(text, end)
+    stop = end if rest is None else rest.end()
+    but = _BUT.search(text, end, stop)
+    if but is not None and _names_one_of(text, but.end(), stop, names):
+        return True
+    gap = _SENTENCE_END.match(text, stop)
+    if gap is None or _AGAINST.match(text, gap.end()) is None:
+        return False
+    following = _SENTENCE_REST.match(text, gap.end())
+    return following is not None and _names_one_of(text, gap.end(), following.end(), names)
+
+
+def _names_one_of(text: str, start: int, stop: int, names: tuple[str, ...]) -> bool:
+    return any(found.group(1) in (None, *names) for found in _NAMED_OR_OTHER.finditer(text, start, stop))
