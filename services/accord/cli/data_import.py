@@ -61,7 +61,7 @@ def import_labels(
         for count, text in rows:
             if count:
                 print_line(f"{count} {text}")
-        for example in done.examples:
-            print_line(f"note: {example}")
+        for note in (*done.examples, *report.misspellings()):
+            print_line(f"note: {note}")
     if done.conflicting or done.refused or not done.recorded:
         raise typer.Exit(FAILED)

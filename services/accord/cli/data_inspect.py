@@ -25,8 +25,9 @@ def inspect(
 ) -> None:
     """Shows what a preference data set holds, and what to know before training on it.
 
-    Rows read and rejected, with the reason; tasks, lengths, labels; how often the longer response is the better one; duplicates; personal data and
-    profanity; how far the annotators agree. The digest of a split is the one that a run's manifest and `accord lineage` name.
+    Rows read and rejected, with the reason; columns that were not read; tasks, lengths, labels; how often the longer response is the better one;
+    duplicates; personal data and profanity; how far the annotators agree. The digest of a split is the one that a run's manifest and
+    `accord lineage` name.
 
     \b
     Example:

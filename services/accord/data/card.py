@@ -52,7 +52,7 @@ class DataCard:
     `labels` counts rows whose chosen response is better, worse or as good; `soft` of them are neither 0, 0.5 nor 1. `longer_is_better` is over
     decided rows of responses of differing length; its interval draws prompts, each with all of its rows. Of duplicates, each but the first is
     counted: `exact` and `near` by prompt, responses and annotator, `contradicting` with another label than the first. `metadata` counts rows by what
-    they tell of themselves.
+    they tell of themselves, `unread` by the columns that nobody read.
     """
 
     source: str
@@ -82,6 +82,7 @@ class DataCard:
     metadata: Mapping[str, int]
     agreement: AgreementCard | None
     notes: tuple[str, ...] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_card(stream: PairStream, source: str) -> DataCard:
@@ -139,9 +140,9 @@ class CardMaker:
             personal_data={kind: Found(self._found[kind], self._found_rows[kind]) for kind in KINDS},
             personal_rows=counts["personal"],
             profanity=Found(self._found["profanity"], self._found_rows["profanity"]), metadata=dict(sorted(self._metadata.items())),
-            agreement=self._annotations.card(),
+            agreement=self._annotations.card(), unread=report.unread,
         )  # fmt: skip
-        return _with_notes(card)
+        return replace(card, notes=(*report.misspellings(), *notes_on(card)))
 
     def _measure(self, pair: PreferencePair) -> None:
         prompt = sum(len(message.content) for message in pair.messages)
@@ -185,10 +186,6 @@ def _lengths(values: array[int]) -> Lengths | None:
         return None
     ordered = sorted(values)
     return Lengths(*(ordered[round(percent / 100 * (len(ordered) - 1))] for percent in _PERCENTILES))
-
-
-def _with_notes(card: DataCard) -> DataCard:
-    return replace(card, notes=tuple(notes_on(card)))
 
 
 def notes_on(card: DataCard) -> Iterable[str]:

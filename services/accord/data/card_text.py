@@ -33,6 +33,7 @@ def sections(card: DataCard) -> list[Section]:
         Section("personal data and profanity", ("kind", "found>", "rows>"), _found(card)),
         *agreement_sections(card.agreement),
         Section("what rows tell of themselves", ("metadata", "rows>"), _counts(card.metadata)),
+        Section("columns that were not read", ("column", "rows>"), _counts(card.unread)),
     ]
     return [section for section in found if section.rows]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
+from accord.data.columns import Columns, WatchedRow
 from accord.data.formats import find_format
 from accord.data.formats.row import BadRow, Format, Row, check_stored
 from accord.data.ratings import FIRST, RatedRows
@@ -49,6 +50,7 @@ class _Account:
     seen: int = 0
     other_splits: int = 0
     repeated: int = 0
+    columns: Columns = field(default_factory=Columns)
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
@@ -61,7 +63,10 @@ class _Account:
 
     def report(self, rows: int, over_limit: int, digest: str) -> ReadReport:
         """The account so far."""
-        return ReadReport(self.seen, rows, self.other_splits, over_limit, dict(self.rejected), tuple(self.examples), digest, self.repeated)
+        return ReadReport(
+            self.seen, rows, self.other_splits, over_limit, dict(self.rejected), tuple(self.examples), digest, self.repeated,
+            dict(self.columns.unread), self.columns.misspelt(),
+        )  # fmt: skip
 
 
 def read_prompts(
@@ -208,15 +213,17 @@ def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> I
             unknown = unknown or error
             account.reject(raw, "no format recognises the row")
             continue
+        watched = WatchedRow(raw.value)
         try:
-            found = candidate.parse(raw.value)
+            found = candidate.parse(watched)
             several = found if isinstance(found, tuple) else (found,)
             for row in several:
                 check_stored(row)
         except BadRow as problem:
-            account.reject(raw, str(problem))
+            account.reject(raw, watched.explained(str(problem), candidate.name))
             continue
         chosen = candidate
+        account.columns.add(watched)
         account.seen += len(several) - 1
         for place, row in enumerate(several):
             if options.split not in (ALL_SPLITS, row.split or options.split):

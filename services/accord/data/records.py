@@ -87,6 +87,7 @@ class ReadReport:
     `seen` counts the rows of the source, one for each label where a row holds several people's;
     `other_splits` and `over_limit` those left out on request; `repeated` those whose prompt was
     there before, where only prompts were asked for; `examples` are "where: reason" lines. `digest` is the sha256 of the rows' canonical JSON.
+    `unread` counts rows by the columns that their format does not read, `misspelt` names the field that such a column nearly has the name of.
     """
 
     seen: int
@@ -97,6 +98,12 @@ class ReadReport:
     examples: tuple[str, ...]
     digest: str
     repeated: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
+    misspelt: Mapping[str, str] = field(default_factory=dict)
+
+    def misspellings(self) -> list[str]:
+        """A sentence for each column that was not read and nearly has a field's name."""
+        return [f"The column {name} was not read, of {self.unread[name]} rows: is it meant to be {near}?" for name, near in self.misspelt.items()]
 
     def account(self) -> str:
         """What was used and why the rest was not, as a sentence."""

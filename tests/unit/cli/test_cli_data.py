@@ -108,6 +108,25 @@ def test_what_is_asked_wrongly(accord: Accord, arguments: tuple[str, ...], line:
     assert result.stderr.startswith(line)
 
 
+def test_a_misspelt_label_is_no_label(accord: Accord, start: Start, tmp_path: Path) -> None:
+    """It was one of people's, by everybody, and import wrote it where nothing is taken back."""
+    turn = [{"role": "assistant", "content": "x"}]
+    row = {"pair_id": "p", "task": "conversation", "prompt": "Why?", "chosen": turn, "rejected": turn, "preferance": 0.2, "human_preference": None}
+    source, ledger = put(tmp_path, [{**row, "prompt": [{"role": "user", "content": "Why?"}], "annotator": "anna"}]), Ledger()
+    for arguments in (("inspect", source), ("import", source, "--feedback", start(ledger))):
+        result = accord("data", *arguments)
+        assert result.exit_code == 1
+        assert "preference is missing: preferance is no field of the format accord" in " ".join(result.stdout.split())
+    assert not ledger.labels
+
+
+def test_inspect_names_columns_that_nobody_read(accord: Accord, tmp_path: Path) -> None:
+    result = accord("data", "inspect", put(tmp_path, [comparison(1, colour="red", workr="w2")]))
+    assert "columns that were not read" in result.stdout
+    assert "colour" in result.stdout
+    assert "note: The column workr was not read, of 1 rows: is it meant to be worker?" in result.stdout
+
+
 def test_nothing_usable_is_a_failure_that_says_why(accord: Accord, tmp_path: Path) -> None:
     result = accord("data", "inspect", put(tmp_path, [comparison(1, better=7)]))
     assert result.exit_code == 1
@@ -158,7 +177,7 @@ def test_dedupe_and_convert(accord: Accord, tmp_path: Path) -> None:
 
 
 def test_convert_merges_the_labels_of_several_people(accord: Accord, tmp_path: Path) -> None:
-    source = put(tmp_path, [comparison(1, better=number == 0, worker=f"w{number}") for number in range(4)] + [comparison(2)])
+    source = put(tmp_path, [comparison(1, better=int(number == 0), worker=f"w{number}") for number in range(4)] + [comparison(2)])
     found = json.loads(accord("data", "convert", source, "merged.jsonl", "--merge", "--json").stdout)
     assert (found["rows"], found["left_out"]) == (2, {"labels of a pair that is there with their mean": 3})
     pairs = read_pairs("merged.jsonl", strict=True).rows

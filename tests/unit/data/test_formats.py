@@ -235,10 +235,10 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         ("sample", {**SAMPLE, "better": 7}, "better is not text"),
         ("sample", {**SAMPLE, "id": "con-x"}, "id does not end in a digit"),
         ("sample", {**SAMPLE, "id": "con-²"}, "id does not end in a digit"),
-        ("sample", without(SAMPLE, "messages"), "messages is not a list of messages"),
+        ("sample", without(SAMPLE, "messages"), "messages is missing"),
         ("sample", {**SAMPLE, "messages": [{"role": "robot", "content": "x"}]}, "messages has a turn without a role"),
         ("sample", {**SAMPLE, "messages": [USER, {"role": "assistant", "content": "x"}]}, "does not end with the user"),
-        ("accord", {**ACCORD, "preference": None}, "preference is not in"),
+        ("accord", {**ACCORD, "preference": None}, "preference is missing"),
         ("accord", {**ACCORD, "preference": "0.5"}, "preference is not in"),
         ("accord", {**ACCORD, "preference": 1.5}, "preference is not in"),
         ("accord", {**ACCORD, "preference": float("nan")}, "preference is not in"),
@@ -250,7 +250,18 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         ("accord", {**ACCORD, "pair_id": 3}, "pair_id is not text"),
         ("accord", {**ACCORD, "chosen": []}, "chosen is not a list of messages"),
         ("accord", {**ACCORD, "chosen": ACCORD["chosen"] * 2}, "not one turn each"),
-        ("accord", without(ACCORD, "preference"), "preference is not in"),
+        ("accord", {**ACCORD, "preference": True}, "preference is not in"),
+        ("accord", without(ACCORD, "task"), "task is missing"),
+        ("accord", without(ACCORD, "preference"), "preference is missing"),
+        ("accord", without({**ACCORD, "preferance": 0.3}, "preference"), "preference is missing: preferance is no field of the format accord"),
+        ("trl", {**TRL, "preference": 0.3}, "preference is a field of the format accord: read the row as accord, or leave the field out"),
+        ("trl", {**TRL, "human_preference": 0.3}, "human_preference is a field of the format accord"),
+        ("trl", ACCORD, "preference is a field of the format accord"),
+        ("trl", {**TRL, "preferance": 0.3}, "preferance is no field of any format: preference is one of accord"),
+        ("trl", {**TRL, "split": 3}, "split is not text"),
+        ("trl", without({**TRL, "rejectd": "blue"}, "rejected"), "rejected is missing: rejectd is no field of the format trl"),
+        ("hh", {**HH, "preference": 0.3}, "preference is a field of the format accord"),
+        ("hh", without({**HH, "rejectd": HH["rejected"]}, "rejected"), "rejected is missing: rejectd is no field of the format hh"),
         ("hh", {**HH, "rejected": None}, "rejected is missing"),
         ("hh", {**HH, "rejected": "Just text"}, "rejected is not a transcript"),
         ("hh", {**HH, "rejected": "\n\nHuman: Another?\n\nAssistant: blue"}, "differ before the last turn"),
@@ -261,6 +272,8 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         ("tldr", {**COMPARISON, "info": {"post": ""}}, "info.post is missing"),
         ("tldr", {**COMPARISON, "info": {"post": "a", "title": "b\x00"}}, "title holds a NUL character"),
         ("tldr", {**COMPARISON, "choice": 2}, "choice is not 0 or 1"),
+        ("tldr", {**COMPARISON, "choice": True}, "choice is not 0 or 1"),
+        ("autoj", {**AUTOJ, "label": True}, "label is not 0, 1 or 2"),
         ("tldr", {**COMPARISON, "choice": None}, "choice is not 0 or 1"),
         ("tldr", {**COMPARISON, "summaries": [{"text": "a"}]}, "summaries are not two"),
         ("tldr", {**COMPARISON, "summaries": [{"text": "a"}, "b"]}, "summaries are not two"),
@@ -293,7 +306,58 @@ def test_a_wrong_row_is_counted_with_its_reason_and_its_place(tmp_path: Path, fo
     assert reason in str(error.value)
 
 
-@pytest.mark.parametrize("choice", [0.0, 1.0, True])
+@pytest.mark.parametrize("choice", [0.0, 1.0])
 def test_numbers_as_parquet_and_others_write_them(tmp_path: Path, choice: float) -> None:
     (pair,) = read_pairs(written(tmp_path, [{**COMPARISON, "choice": choice}]), strict=True).rows
     assert pair.chosen == ("dog is gone" if choice == 0 else "cat is here")
+
+
+def test_a_file_of_both_formats_makes_no_hard_label_of_a_soft_one(tmp_path: Path) -> None:
+    """Whichever row stands first: as TRL's, a row with a preference of 0.75 was a person's label of 1."""
+    found = read_pairs(written(tmp_path, [TRL, ACCORD]))
+    assert (found.report.rows, sum(found.report.rejected.values())) == (1, 1)
+    assert "preference is a field of the format accord" in found.report.examples[0]
+    found = read_pairs(written(tmp_path, [ACCORD, TRL]))
+    assert [row.preference for row in found.rows] == [0.75]
+
+
+@pytest.mark.parametrize("key", ["pair_id", "preference", "human_preference"])
+def test_one_field_that_only_accord_has_makes_a_row_of_accord(tmp_path: Path, key: str) -> None:
+    """And what it does not have is missing, rather than a certainty."""
+    report = read_pairs(written(tmp_path, [{**TRL, key: ACCORD[key]}])).report
+    assert (report.rows, [reason.endswith(" is missing") for reason in report.rejected]) == (0, [True])
+
+
+ALPACA = {"instruction": "How tall is it?", "output_1": "30 m", "output_2": "blue", "preference": 1}
+ARGILLA = {
+    "fields": {"prompt": "How tall is it?", "response_1": "30 m", "response_2": "blue"},
+    "responses": {"better": [{"value": "response_1", "user_id": "u"}]},
+}
+
+
+@pytest.mark.parametrize("row", [TRL, HH, AUTOJ, ALPACA, ARGILLA, {"prompt": "How tall is it?"}, TEXT], ids=str)
+def test_a_row_of_any_format_may_name_its_split(tmp_path: Path, row: dict[str, Any]) -> None:
+    read = read_texts if row is TEXT else read_prompts if len(row) == 1 else read_pairs
+    uri = written(tmp_path, [{**row, "split": "test"}])
+    assert (len(read(uri, split="test").rows), len(read(uri, split="all").rows)) == (1, 1)  # type: ignore[operator]
+    left_out = read(uri, split="train")  # type: ignore[operator]
+    assert (left_out.rows, left_out.report.other_splits) == ((), 1)
+    assert len(read(written(tmp_path, [row]), split="train").rows) == 1  # type: ignore[operator]
+
+
+def test_a_record_of_argilla_may_name_its_split_in_its_metadata(tmp_path: Path) -> None:
+    assert read_pairs(written(tmp_path, [{**ARGILLA, "metadata": {"split": "test"}}]), split="all").rows[0].split == "test"
+
+
+def test_a_task_of_accords_is_read_and_another_ones_is_not(tmp_path: Path) -> None:
+    rows = read_pairs(written(tmp_path, [{**TRL, "task": "summarization"}, {**TRL, "task": "cooking"}]), strict=True).rows
+    assert [row.task for row in rows] == [Task.SUMMARIZATION, Task.CONVERSATION]
+
+
+def test_columns_that_nobody_read_are_counted_and_near_misses_named(tmp_path: Path) -> None:
+    rows = [{**ACCORD, "human_preferance": 0.2, "colour": "red"}, {**ACCORD, "pair_id": "p2", "colour": None}]
+    report = read_pairs(written(tmp_path, rows)).report
+    assert report.unread == {"human_preferance": 1, "colour": 1}
+    assert report.misspelt == {"human_preferance": "human_preference"}
+    assert report.misspellings() == ["The column human_preferance was not read, of 1 rows: is it meant to be human_preference?"]
+    assert read_pairs(written(tmp_path, [TRL, HH])).report.unread == {}

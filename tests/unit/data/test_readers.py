@@ -81,7 +81,7 @@ BROKEN = [
     (b'{"prompt": "a\\u0000b", "chosen": "x", "rejected": "y"}', "prompt holds a NUL character"),
     (b'{"prompt": "\\ud800", "chosen": "x", "rejected": "y"}', "prompt holds a lone surrogate"),
     (b'{"prompt": ["a"], "chosen": "x", "rejected": "y"}', "prompt has a turn without a role system, user or assistant"),
-    (b'{"prompt": "a", "chosen": null, "rejected": "y"}', "chosen is not a list of messages"),
+    (b'{"prompt": "a", "chosen": null, "rejected": "y"}', "chosen is missing"),
     (b"{}", "prompt is missing"),
 ]
 

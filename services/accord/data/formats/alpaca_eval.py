@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, fact, label_facts, optional_text, text
+from accord.data.formats.row import BadRow, Format, Row, fact, label_facts, optional_text, split_of, text
 from accord.data.records import ANNOTATOR, SECONDS
 from accord.text.chat import Message
 from accord.text.tasks import Task
@@ -34,7 +34,7 @@ def _parse(row: Mapping[str, Any]) -> Row:
     prompt = (Message("user", f"{instruction}\n\n{more}" if more else instruction),)
     return Row(
         prompt, chosen=chosen, rejected=text(row, f"output_{worse}"), preference=preference, human_preference=preference if by_person else None,
-        response=chosen, task=Task.CONVERSATION, metadata=facts,
+        response=chosen, task=Task.CONVERSATION, metadata=facts, split=split_of(row),
     )  # fmt: skip
 
 

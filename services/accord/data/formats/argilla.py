@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from accord.data.formats.argilla_answers import Opinion, opinion_of
-from accord.data.formats.row import BadRow, Format, Row, checked, fact, messages
+from accord.data.formats.row import BadRow, Format, Row, checked, fact, messages, split_of
 from accord.data.records import ANNOTATOR
 from accord.text.chat import Message
 
@@ -36,16 +36,17 @@ def _parse(row: Mapping[str, Any]) -> tuple[Row, ...]:
     responses = {name: _response(fields[name], name) for name in names}
     record = next((fact(row[key], key) for key in ("id", "external_id") if row.get(key) not in (None, "")), "")
     found: list[Row] = []
+    split = _split(row)
     for user, answers in sorted(_answers(row).items()):
         opinion = opinion_of(answers, names)
         if opinion is not None:
-            found += _rows(prompt, responses, opinion, user, record)
+            found += _rows(prompt, responses, opinion, user, record, split)
     if not found:
         raise BadRow("no submitted answer compares two responses")
     return tuple(found)
 
 
-def _rows(prompt: tuple[Message, ...], responses: Mapping[str, str], opinion: Opinion, user: str, record: str) -> Iterator[Row]:
+def _rows(prompt: tuple[Message, ...], responses: Mapping[str, str], opinion: Opinion, user: str, record: str, split: str | None) -> Iterator[Row]:
     scored = [name for name in responses if name in opinion.scores]
     for first, second in combinations(scored, 2):
         if opinion.only and opinion.only not in (first, second):
@@ -57,8 +58,14 @@ def _rows(prompt: tuple[Message, ...], responses: Mapping[str, str], opinion: Op
         yield Row(
             prompt, f"{record}/{user}/{first}/{second}" if record else "", chosen=responses[better], rejected=responses[worse],
             preference=preference, human_preference=preference, response=responses[better], metadata=facts,
-            rating_gap=abs(gap) if opinion.rated else None,
+            rating_gap=abs(gap) if opinion.rated else None, split=split,
         )  # fmt: skip
+
+
+def _split(row: Mapping[str, Any]) -> str | None:
+    """The split that the record or its metadata names."""
+    metadata = row.get("metadata")
+    return split_of(row) or (split_of(metadata) if isinstance(metadata, Mapping) else None)
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:

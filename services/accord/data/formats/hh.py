@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, text
+from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, refuse_labels, split_of, text
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -36,9 +36,10 @@ def _parse(row: Mapping[str, Any]) -> Row:
         raise BadRow("the transcripts differ before the last turn")
     if len(chosen) < 2:
         raise BadRow("there is no prompt before the response")
+    refuse_labels(row)
     return Row(
         chosen[:-1], chosen=chosen[-1].content, rejected=rejected[-1].content, response=chosen[-1].content, human_preference=1.0,
-        task=Task.CONVERSATION, metadata=label_facts(row),
+        task=Task.CONVERSATION, metadata=label_facts(row), split=split_of(row),
     )  # fmt: skip
 
 

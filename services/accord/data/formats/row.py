@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from accord.data.records import ANNOTATOR, CONFIDENCE, LABELLED_AT, REASON, SECONDS
@@ -21,6 +22,7 @@ _LABEL_FACTS = {
     REASON: ("reason", "comment"),
     LABELLED_AT: ("labelled_at", "timestamp"),
 }
+_LABELS = ("preference", "human_preference", "pair_id")
 _GAPS = ("rating_gap", "margin")
 _RATINGS = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"))
 
@@ -138,6 +140,29 @@ def rating_gap(row: Mapping[str, Any]) -> float | None:
     return None
 
 
+def split_of(row: Mapping[str, Any]) -> str | None:
+    """The split that the row names; None where it names none, as if it were in all of them.
+
+    Raises:
+        BadRow: as `optional_text`.
+    """
+    return optional_text(row, "split")
+
+
+def refuse_labels(row: Mapping[str, Any]) -> None:
+    """For formats whose `chosen` is always the better response: raises BadRow where the row says something else of its label, or nearly does.
+
+    Only the format accord has such fields; reading on would make a hard label of people out of whatever they say.
+    """
+    for key in _LABELS:
+        if row.get(key) is not None:
+            raise BadRow(f"{key} is a field of the format accord: read the row as accord, or leave the field out")
+    for key, value in row.items():
+        near = get_close_matches(str(key), _LABELS[:2], n=1, cutoff=0.85) if isinstance(value, int | float) else []
+        if near:
+            raise BadRow(f"{key} is no field of any format: {near[0]} is one of accord")
+
+
 def label_facts(row: Mapping[str, Any]) -> dict[str, str]:
     """Who labelled a row, how sure, in how many seconds, when and why, as metadata; what the row does not say in a plain value is left out."""
     found = {}
@@ -177,8 +202,10 @@ def messages(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a list of {role, content}.
 
     Raises:
-        BadRow: it is no such list, or empty, or a role is not known.
+        BadRow: it is missing, no such list, or empty, or a role is not known.
     """
+    if value is None:
+        raise BadRow(f"{name} is missing")
     if not isinstance(value, list | tuple) or not value:
         raise BadRow(f"{name} is not a list of messages")
     turns = []

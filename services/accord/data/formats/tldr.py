@@ -51,7 +51,7 @@ def _comparison(row: Mapping[str, Any], prompt: Any, base: dict[str, Any], facts
     summaries, choice = row["summaries"], row.get("choice")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(item, Mapping) for item in summaries):
         raise BadRow("summaries are not two")
-    if choice not in (0, 1):
+    if isinstance(choice, bool) or choice not in (0, 1):
         raise BadRow("choice is not 0 or 1")
     best, other = summaries[int(choice)], summaries[1 - int(choice)]
     chosen, rejected = (checked(item.get("text"), "summaries text").strip() for item in (best, other))

@@ -1,7 +1,8 @@
 """TRL's conversational formats, and plain rows of text: prompt with chosen and rejected, or with a response.
 
 `prompt` may be text or messages; without one, the turns that chosen and rejected share are the prompt. Ratings are read where they are: `margin` of
-TRL's reward data, or a rating of each response.
+TRL's reward data, or a rating of each response; `split`, and `task` where it is one of Accord's, too. The chosen response is the better one, for sure
+and by a person: a row with a label of another kind is not of this format, and is refused.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, messages, rating_gap, text
+from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, messages, rating_gap, refuse_labels, split_of, text
 from accord.text.chat import Message
+from accord.text.tasks import Task
 
 _RESPONSES = ("response", "completion", "label", "summary", "answer")
 
@@ -37,6 +39,7 @@ def _split(value: object, name: str) -> tuple[tuple[Message, ...], str]:
 def _parse(row: Mapping[str, Any]) -> Row:
     prompt = _turns(row)
     metadata = label_facts(row) | ({"source": str(row["source"])} if isinstance(row.get("source"), str) else {})
+    where: dict[str, Any] = {"split": split_of(row), "task": _task(row)}
     if "chosen" in row:
         (lead, chosen), (other, rejected) = _split(row.get("chosen"), "chosen"), _split(row.get("rejected"), "rejected")
         if lead != other:
@@ -44,20 +47,29 @@ def _parse(row: Mapping[str, Any]) -> Row:
         turns = _joined(prompt or (), lead)
         if not turns:
             raise BadRow("prompt is missing")
+        refuse_labels(row)
         gap = rating_gap(row)
-        return Row(turns, chosen=chosen, rejected=rejected, response=chosen, human_preference=1.0, metadata=metadata, rating_gap=gap)
+        return Row(
+            turns, chosen=chosen, rejected=rejected, response=chosen, human_preference=1.0, metadata=metadata, rating_gap=gap, **where
+        )  # fmt: skip
     if "messages" in row and prompt is None:
         lead, response = _split(row["messages"], "messages")
         if not lead:
             raise BadRow("there is no prompt before the response")
-        return Row(lead, response=response, reference=response, metadata=metadata)
+        return Row(lead, response=response, reference=response, metadata=metadata, **where)
     if prompt is None:
         raise BadRow("prompt is missing")
     key = next((name for name in _RESPONSES if name in row), None)
     if key is None:
-        return Row(prompt, metadata=metadata)
+        return Row(prompt, metadata=metadata, **where)
     lead, response = _split(row[key], key)
-    return Row(_joined(prompt, lead), response=response, reference=response, metadata=metadata)
+    return Row(_joined(prompt, lead), response=response, reference=response, metadata=metadata, **where)
+
+
+def _task(row: Mapping[str, Any]) -> Task | None:
+    """The row's task where it is one of Accord's; other data sets have tasks of their own under the name."""
+    task = row.get("task")
+    return Task(task) if isinstance(task, str) and task in tuple(Task) else None
 
 
 def _joined(prompt: tuple[Message, ...], lead: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -72,7 +84,7 @@ def _stripped(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
 
 
 def _parse_text(row: Mapping[str, Any]) -> Row:
-    return Row((), response=text(row, "text"))
+    return Row((), response=text(row, "text"), split=split_of(row))
 
 
 FORMAT = Format("trl", lambda row: bool({"chosen", "messages"} & row.keys()) or "prompt" in row, _parse)
