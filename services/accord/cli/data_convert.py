@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.data_options import Format, Source, SplitName, Strict, pairs_of, shown
+from accord.cli.data_options import Format, Source, SplitName, Strict, pairs_of, show_nothing_written, shown
 from accord.cli.options import Json
 from accord.cli.output import print_json, print_line
 from accord.errors import InvalidArgumentError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accord.data.readers import PairStream
     from accord.data.writers import PairFile
 
-Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="A file ending in .jsonl or .jsonl.gz; it is replaced.")]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="A file ending in .jsonl or .jsonl.gz; it is replaced where there are rows.")]
 
 
 def convert(
@@ -43,13 +43,13 @@ def convert(
         accord data convert hub:openai/summarize_from_feedback:comparisons pairs.jsonl.gz --to trl
     """
     from accord.data.merging import MeanLabels
-    from accord.data.writers import FORMS, PairFile
+    from accord.data.writers import FORMS, PairFile, unless_empty
 
     if to not in FORMS:
         raise InvalidArgumentError(f"{to!r} is not one of {', '.join(FORMS)}", field="--to")
     labels = MeanLabels(shown("reading labels", pairs_of(source, data_format, split))) if merge else None
     stream, left_out = pairs_of(source, data_format, split, strict=strict), Counter[str]()
-    with PairFile(output, to) as file:  # type: ignore[arg-type]
+    with unless_empty(PairFile(output, to)) as file:  # type: ignore[arg-type]
         for pair in shown("converting", stream):
             row = labels.merged(pair) if labels else pair
             if row is None:
@@ -77,10 +77,10 @@ def dedupe(
         accord data dedupe comparisons.jsonl.gz clean.jsonl
     """
     from accord.data.duplicates import Duplicates
-    from accord.data.writers import PairFile
+    from accord.data.writers import PairFile, unless_empty
 
     stream, known = pairs_of(source, data_format, split), Duplicates()
-    with PairFile(output) as file:
+    with unless_empty(PairFile(output)) as file:
         for pair in shown("comparing", stream):
             if not known.add(pair):
                 file.add(pair)
@@ -90,6 +90,8 @@ def dedupe(
 
 def _end(stream: PairStream, file: PairFile, facts: Mapping[str, Counter[str] | int], *, as_json: bool) -> None:
     report = stream.report
+    if not file.rows:
+        show_nothing_written(file.path, report)
     if as_json:
         print_json({"file": file.path, "rows": file.rows, "sha256": file.digest, "seen": report.seen, "rejected": report.rejected, **facts})
         return

@@ -5,16 +5,19 @@ What does not belong here: options of one command.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from accord.cli.failures import FAILED
 from accord.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from accord.data.readers import PairStream
-    from accord.data.records import PreferencePair
+    from accord.data.records import PreferencePair, ReadReport
 
 _SHOW_EVERY = 200
 
@@ -29,6 +32,14 @@ def pairs_of(source: str, data_format: str, split: str, *, strict: bool = False)
     from accord.data.readers import PairStream
 
     return PairStream(source, format=data_format, split=split, strict=strict)
+
+
+def show_nothing_written(path: Path, report: ReadReport) -> NoReturn:
+    """Says why there is no row to write, and ends the command as failed."""
+    sys.stderr.write(f"error: {report.account()}: there is no row to write, and {path} is left as it was\n")
+    for example in report.examples:
+        sys.stderr.write(f"note: {example}\n")
+    raise typer.Exit(FAILED)
 
 
 def shown(title: str, pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.data_options import Format, Source, SplitName, pairs_of, shown
+from accord.cli.data_options import Format, Source, SplitName, pairs_of, show_nothing_written, shown
 from accord.cli.options import Json
 from accord.cli.output import plain, print_json, print_line, print_table
 from accord.errors import InvalidArgumentError
@@ -45,19 +45,23 @@ def split(
     from accord.data.files import shown as shown_source
     from accord.data.records import RunningDigest
     from accord.data.splitting import Shares
-    from accord.data.writers import PairFile, write_text
+    from accord.data.writers import NoRowsError, PairFile, write_text
 
     if by not in ("prompt", "conversation"):
         raise InvalidArgumentError(f"{by!r} is neither prompt nor conversation", field="--by")
     parts, stream = Shares.parse(shares), pairs_of(source, data_format, split_name)
     digests = {name: RunningDigest() for name in parts.shares}
-    with contextlib.ExitStack() as stack:
+    with contextlib.suppress(NoRowsError), contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(PairFile(output / f"{name}.jsonl")) for name in parts.shares}
         for pair in shown("splitting", stream):
             name = parts.split_of(pair, seed, by)  # type: ignore[arg-type]
             row = replace(pair, split=name)
             files[name].add(row)
             digests[name].add(row)
+        if not any(file.rows for file in files.values()):
+            raise NoRowsError
+    if not any(file.rows for file in files.values()):
+        show_nothing_written(output, stream.report)
     found = _each_in_each({name: output / f"{name}.jsonl" for name in sorted(files, key=lambda name: files[name].rows)})
     facts = {
         "source": shown_source(source), "seed": seed, "by": by, "shares": dict(parts.shares), "account": stream.report.account(),

@@ -79,11 +79,12 @@ def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iter
     """The labels, by a judge where one is given, as the ledger has them.
 
     Raises:
-        NotFoundError: there are such labels, and none is by this judge; names those who gave them.
+        NotFoundError: there are such labels, and none is by this judge; or none is of the job, or under the rubric, at all; names those that are.
     """
     others: set[str] = set()
-    found = False
+    found = any_label = False
     for record in client.labels(query, page_size=_PAGE):
+        any_label = True
         if is_by(record, judge):
             found = True
             yield record
@@ -91,6 +92,35 @@ def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iter
             others.add(f"{record.label.judge} {record.label.judge_digest[:_SHOWN_DIGEST]}")
     if others and not found:
         raise NotFoundError(f"there is no label by {judge!r}; judges of these labels: {', '.join(sorted(others))}", field="--judge")
+    if not any_label:
+        _check_there(client, query)
+
+
+def _check_there(client: LedgerClient, query: LabelQuery) -> None:
+    """Raises NotFoundError where no label at all is of the query's job, or under its rubric."""
+    from accord.client.ledger import LabelQuery
+
+    for name, what in (("job", "of a job"), ("rubric", "under a rubric")):
+        wanted = getattr(query, name)
+        if wanted and next(iter(client.labels(LabelQuery(**{name: wanted}), page_size=1)), None) is None:
+            there = {record.job if name == "job" else record.label.rubric for record in client.labels(LabelQuery(), page_size=_PAGE)}
+            known = ", ".join(sorted(there - {""})) or "none"
+            raise NotFoundError(f"there is no label {what} {wanted!r}; {name}s with labels: {known}", field=f"--{name}")
+
+
+def labels_by_one(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:
+    """As `labels_of_data`, for files that are of one judge where one is asked for.
+
+    Raises:
+        InvalidArgumentError: several judges have the name, or digests that begin so.
+    """
+    names: dict[str, str] = {}
+    for record in labels_of_data(client, query, judge):
+        digest = record.label.judge_digest
+        names[digest] = f"{record.label.judge} {digest[:_SHOWN_DIGEST]}"
+        if judge and len(names) > 1:
+            raise InvalidArgumentError(f"{judge!r} is more than one judge: {', '.join(sorted(names.values()))}", field="--judge")
+        yield record
 
 
 def labels_of_data(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:

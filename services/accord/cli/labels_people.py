@@ -79,11 +79,11 @@ def _rows(records: Iterable[HumanLabelRecord], annotations: Annotations, bar: Pr
 
 def _written(output: Path, rows: Iterable[PreferencePair]) -> tuple[int, PairFile | ParquetFile]:
     from accord.data.parquet import ParquetFile
-    from accord.data.writers import PairFile
+    from accord.data.writers import PairFile, unless_empty
     from accord.feedback.label_rows import OF_PEOPLE
 
     file = ParquetFile(output, OF_PEOPLE) if output.name.endswith(".parquet") else PairFile(output)
-    with file:
+    with unless_empty(file):
         for row in rows:
             file.add(row)
     return file.rows, file

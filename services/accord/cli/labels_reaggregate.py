@@ -11,7 +11,7 @@ import typer
 
 from accord.cli.failures import FAILED
 from accord.cli.labels_export import show_written, write_labels
-from accord.cli.labels_options import Job, Judge, Kind, Rubric, Since, TaskOption, Until, labels_of_data, ledger_at, query_of
+from accord.cli.labels_options import Job, Judge, Kind, Rubric, Since, TaskOption, Until, labels_by_one, ledger_at, query_of
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import print_json, print_line, print_table
 from accord.errors import InvalidArgumentError
@@ -58,7 +58,7 @@ def reaggregate(
     rules, changes = Rules(orders, combine or None, tie_margin, hard), Changes()  # type: ignore[arg-type]
     query = query_of(job=job, judge=judge, kind=kind, task=task, rubric=rubric, since=since, until=until)
     with ledger_at(home, feedback) as client:
-        made = _made(labels_of_data(client, query, judge), rules, changes)
+        made = _made(labels_by_one(client, query, judge), rules, changes)
         written = None if output is None else write_labels(output, made)
         for _ in made:  # nothing is left of it where a file was written
             pass

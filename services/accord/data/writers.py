@@ -14,11 +14,24 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Protocol, Self, TypeVar
 
 from accord.data.records import PreferencePair
 from accord.errors import InvalidArgumentError
 
+
+class RowFile(Protocol):
+    """A file of pairs in the making."""
+
+    rows: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> bool | None: ...
+
+
+FileT = TypeVar("FileT", bound=RowFile)
 PairForm = Literal["accord", "trl"]
 FORMS: tuple[PairForm, ...] = ("accord", "trl")
 
@@ -67,6 +80,19 @@ class PairFile(contextlib.AbstractContextManager["PairFile"]):
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
         self.digest = self._sha.hexdigest()
+
+
+class NoRowsError(Exception):
+    """Ends a block that wrote no row, see `unless_empty`."""
+
+
+@contextlib.contextmanager
+def unless_empty(file: FileT) -> Iterator[FileT]:
+    """The file in the making, `PairFile` or `ParquetFile`; where no row comes nothing is written, and what was there stays as it was."""
+    with contextlib.suppress(NoRowsError), file:
+        yield file
+        if not file.rows:
+            raise NoRowsError
 
 
 def write_text(path: Path, text: str) -> None:

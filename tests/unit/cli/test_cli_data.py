@@ -108,6 +108,23 @@ def test_what_is_asked_wrongly(accord: Accord, arguments: tuple[str, ...], line:
     assert result.stderr.startswith(line)
 
 
+@pytest.mark.parametrize("command", [("convert",), ("convert", "--json"), ("dedupe",), ("split",)], ids=" ".join)
+def test_without_a_row_nothing_is_written_and_what_was_there_stays(accord: Accord, tmp_path: Path, command: tuple[str, ...]) -> None:
+    name, *options = command
+    source, output = put(tmp_path, [comparison(1, better=7)]), "out" if name == "split" else "out.jsonl"
+    kept = tmp_path / output / "train.jsonl" if name == "split" else tmp_path / output
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("what was there")
+    before = sorted(kept.parent.iterdir())
+    result = accord("data", name, source, output, *options)
+    assert (result.exit_code, result.stdout) == (1, "")
+    sentence = f"error: read 0 of 1 rows (1 choice is not 0 or 1): there is no row to write, and {output} is left as it was"
+    assert sentence in result.stderr.splitlines()
+    assert "next:" not in result.stderr
+    assert kept.read_text() == "what was there"
+    assert sorted(kept.parent.iterdir()) == before
+
+
 def test_a_misspelt_label_is_no_label(accord: Accord, start: Start, tmp_path: Path) -> None:
     """It was one of people's, by everybody, and import wrote it where nothing is taken back."""
     turn = [{"role": "assistant", "content": "x"}]

@@ -206,9 +206,50 @@ def test_pairs_that_measure_a_judge_are_listed_and_in_nothing_else(accord: Accor
     assert json.loads(accord("lineage", reward, "--json", "--feedback", address).stdout)[0]["label_jobs"][0]["count"] == 5
 
 
-def test_an_export_of_nothing_fails(accord: Accord, address: str) -> None:
-    result = accord("labels", "export", "l.jsonl", "--job", "labelJobs/none", "--json", "--feedback", address)
-    assert (result.exit_code, json.loads(result.stdout)["rows"]) == (1, 0)
+@pytest.mark.parametrize("name", ["l.jsonl", "l.parquet"])
+def test_an_export_of_nothing_fails_and_leaves_what_was_there(accord: Accord, address: str, tmp_path: Path, name: str) -> None:
+    assert accord("labels", "export", name, "--feedback", address).exit_code == 0
+    before = (tmp_path / name).read_bytes()
+    result = accord("labels", "export", name, "--outcome", "abstain", "--feedback", address)
+    assert (result.exit_code, lines(result.stdout)[-1]) == (1, f"there is no row to write: {name} is left as it was")
+    found = json.loads(accord("labels", "export", name, "--kind", "rating", "--json", "--feedback", address).stdout)
+    assert found["rows"] == 0
+    assert (tmp_path / name).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
+
+
+@pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("export", "x.jsonl"), ("reaggregate", "--output", "x.jsonl")])
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        (("--job", "labelJobs/none"), f"--job: there is no label of a job 'labelJobs/none'; jobs with labels: {JOB}"),
+        (("--rubric", "x/y/1"), "--rubric: there is no label under a rubric 'x/y/1'; rubrics with labels: conversation/detailed/1"),
+    ],
+    ids=["job", "rubric"],
+)
+def test_a_job_or_rubric_without_labels_is_told_which_have_some(
+    accord: Accord, address: str, tmp_path: Path, command: tuple[str, ...], option: tuple[str, ...], problem: str
+) -> None:
+    (tmp_path / "x.jsonl").write_text("what was there")
+    result = accord("labels", *command, *option, "--feedback", address)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"error: {problem}"
+    assert (tmp_path / "x.jsonl").read_text() == "what was there"
+    assert accord("labels", "list", "--job", JOB, "--kind", "rating", "--feedback", address).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("export", "x.jsonl"), ("reaggregate", "--output", "x.jsonl")])
+def test_labels_of_two_judges_of_one_name_are_not_mixed(
+    accord: Accord, address: str, ledger: Ledger, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    other = replace(SMALL, digests=ModelDigests("other", "t", "c"))
+    add_label(ledger, other, 0, (0.9, 0.9))
+    result = accord("labels", *command, "--judge", "small", "--feedback", address)
+    assert result.exit_code == 2
+    names = ", ".join(sorted(f"small {judge.digest[:12]}" for judge in (SMALL, other)))
+    assert result.stderr.splitlines()[-1] == f"error: --judge: 'small' is more than one judge: {names}"
+    assert not (tmp_path / "x.jsonl").exists()
+    assert accord("labels", *command, "--judge", other.digest[:12], "--feedback", address).exit_code == 0
 
 
 def test_other_rules_ask_no_judge(accord: Accord, address: str, tmp_path: Path) -> None:
@@ -225,7 +266,7 @@ def test_other_rules_ask_no_judge(accord: Accord, address: str, tmp_path: Path) 
     assert {"before": "b", "after": "tie", "labels": 1} in found["moves"]
     unchanged = json.loads(accord("labels", "reaggregate", "--json", "--feedback", address).stdout)
     assert (unchanged["changed"], unchanged["mean_move"]) == (0, pytest.approx(0, abs=1e-12))
-    assert accord("labels", "reaggregate", "--job", "labelJobs/none", "--feedback", address).exit_code == 1
+    assert accord("labels", "reaggregate", "--kind", "rating", "--feedback", address).exit_code == 1
 
 
 def test_two_judges_beside_each_other(accord: Accord, address: str) -> None:
