@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import os
 import statistics
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
@@ -267,12 +269,26 @@ def test_the_info_carries_what_the_manifest_says(reward: RewardClient) -> None:
     assert len(info.digests.base_model) == 64
 
 
+def held_out() -> Path:
+    """The pairs of the small data set behind other prompts."""
+    path = tiny.small_dataset().with_name("held-out.jsonl")
+    rows = [json.loads(line) for line in tiny.small_dataset().read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "prompt": f"tell {row['prompt']}"}) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A reward model that accord.training has really trained, published into the store of the server."""
     folder = tmp_path_factory.mktemp("trained")
     data = {"uri": str(tiny.small_dataset())}
-    spec = {"adapter": "trained-reward", "steps": 4, "batch_size": 4, "lora": {"rank": 4}, "reward_model": {"data": data, "eval_data": data}}
+    spec = {
+        "adapter": "trained-reward",
+        "steps": 4,
+        "batch_size": 4,
+        "lora": {"rank": 4},
+        "reward_model": {"data": data, "eval_data": {"uri": str(held_out())}},
+    }
     run = RunFile(
         name="runs/trained-reward", artefacts=tiny.store().uri, base_model=str(tiny.model_folder()), threads=1, spec=parse_spec(spec)
     )  # fmt: skip
@@ -294,7 +310,10 @@ def test_a_trained_model_says_how_good_it_is_and_its_scores_are_centred_on_its_d
     rejected = scores(reward, tuple(ScoreItem(pair.messages, pair.rejected) for pair in pairs), trained)
     assert statistics.mean(chosen + rejected) == pytest.approx(0, abs=1e-3)
     assert statistics.pstdev(chosen + rejected) == pytest.approx(1, abs=1e-3)
-    hits = [a > b for a, b in zip(chosen, rejected, strict=True)]
+    held = read_pairs(str(held_out())).rows
+    better = scores(reward, tuple(ScoreItem(pair.messages, pair.chosen) for pair in held), trained)
+    worse = scores(reward, tuple(ScoreItem(pair.messages, pair.rejected) for pair in held), trained)
+    hits = [a > b for a, b in zip(better, worse, strict=True)]
     assert info.held_out_accuracy == pytest.approx(sum(hits) / len(hits))
     assert info.training_data_digest == tiny.store().manifest(trained).data_digest != ""
     assert info.score_std > 0

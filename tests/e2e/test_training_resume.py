@@ -27,6 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model_folder(folder / "model")
     rows = [{"prompt": f"say {word} " * 6, "chosen": word * (5 + n % 3), "rejected": word[::-1] * (4 + n % 4)} for n, word in enumerate(WORDS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = [{**row, "prompt": f"tell {row['prompt']}"} for row in rows]
+    (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     return folder
 
 
@@ -54,7 +56,7 @@ def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(
     spec: dict[str, Any] = {
         "steps": STEPS, "batch_size": 12, "micro_batch_size": 1, "checkpoint_every_steps": EVERY, "eval_every_steps": 5, "seed": 7,
         "max_prompt_tokens": 200, "max_response_tokens": 60, "lora": {"rank": 4}, "optimizer": {"schedule": "cosine", "warmup_steps": 2},
-        kind: {"data": data, "eval_data": {**data, "limit": 3}},
+        kind: {"data": data, "eval_data": {"uri": str(root / "held.jsonl"), "limit": 3}},
     }  # fmt: skip
     name = kind.replace("_", "-")
     straight = TrainingRun(root, f"{name}-straight", root / "model", spec, nursery=None if kind == "sft" else nursery)

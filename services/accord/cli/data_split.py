@@ -83,7 +83,9 @@ def split(
         print_line("note: --by conversation keeps prompts together that begin with the same turn")
     print_line(stream.report.account())
     first, *others = files
-    held_out = f" --set 'reward_model.eval_data={{uri: {files[others[-1]].path}, split: {others[-1]}}}'" if others else ""
+    held_out = (
+        f" --set 'reward_model.eval_data={{uri: {files[others[-1]].path}, split: {others[-1]}}}'" if others else " --set reward_model.eval_data=null"
+    )
     sys.stderr.write(f"next: accord train reward-model --set 'reward_model.data={{uri: {files[first].path}, split: {first}}}'{held_out}\n")
 
 

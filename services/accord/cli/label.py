@@ -131,8 +131,8 @@ def _one_pair(
 
 
 def _held_out(source: str) -> str:
-    """The setting that measures on held-out pairs of where the labelled ones come from, where it is known that there are some."""
-    return f" --set reward_model.eval_data.uri={source}" if source.startswith("sample:") else ""
+    """The setting that measures on held-out pairs of where the labelled ones come from, where it is known that there are some, or on none."""
+    return f" --set reward_model.eval_data.uri={source}" if source.startswith("sample:") else " --set reward_model.eval_data=null"
 
 
 def _follow(client: FeedbackClient, job: LabelJob, timeout: float | None) -> LabelJob:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from accord.runspec import RunSpec
 
 _FAR = ("sample:", "hub:")
+_ON_PAIRS = ("reward_model", "dpo")
 _SHORT = {"reward": "reward-model"}
 
 
@@ -34,7 +35,8 @@ def load_train_recipe(name_or_path: str, settings: Sequence[str] = ()) -> RunSpe
 
     Raises:
         NotFoundError: there is no such recipe or file; the message lists the names there are.
-        InvalidArgumentError: it is not YAML, a setting is malformed, or a field is unknown, missing or out of range.
+        InvalidArgumentError: it is not YAML, a setting is malformed, a field is unknown, missing or out of range, or other pairs are put in the place
+            of those that the recipe's held-out pairs belong to.
     """
     from accord.rpc.config import parse_config
     from accord.runspec import RunSpec
@@ -42,8 +44,10 @@ def load_train_recipe(name_or_path: str, settings: Sequence[str] = ()) -> RunSpe
     shipped = shipped_recipes()
     path = shipped.get(_SHORT.get(name_or_path, name_or_path), Path(name_or_path))
     values = _read(path, name_or_path, shipped)
+    before = _sources(values)
     for setting in settings:
         _set(values, setting)
+    _check_held_out(before, _sources(values), settings)
     return parse_config(_absolute(values), RunSpec, source=str(path))
 
 
@@ -77,6 +81,29 @@ def _set(values: dict[str, Any], setting: str) -> None:
             raise InvalidArgumentError(f"--set {path}: {key} holds no fields of its own")
         place = below
     place[keys[-1]] = value
+
+
+def _sources(values: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Where the pairs of a run come from, trained on and held out, by the algorithm."""
+    return {name: (_uri(part.get("data")), _uri(part.get("eval_data"))) for name in _ON_PAIRS if isinstance(part := values.get(name), dict)}
+
+
+def _uri(data: object) -> object:
+    return data.get("uri") if isinstance(data, dict) else None
+
+
+def _check_held_out(before: Mapping[str, tuple[object, object]], now: Mapping[str, tuple[object, object]], settings: Sequence[str]) -> None:
+    """Raises InvalidArgumentError where settings leave held-out pairs of one data set beside training pairs of another, without a word of it."""
+    given = [setting.partition("=")[0].strip() for setting in settings]
+    for name, (trained, held_out) in now.items():
+        belonged = before.get(name) == (held_out, held_out)
+        said = any(path in (name, f"{name}.eval_data", f"{name}.eval_data.uri") for path in given)
+        if belonged and held_out is not None and trained != held_out and not said:
+            raise InvalidArgumentError(
+                f"{name}.data.uri is {trained}, and the held-out pairs are still those of {held_out}: set {name}.eval_data.uri to pairs held out of "
+                f"what is trained on, or to {held_out} where that is meant, or {name}.eval_data=null to measure nothing",
+                field=f"{name}.eval_data.uri",
+            )
 
 
 def _absolute(values: Any) -> Any:

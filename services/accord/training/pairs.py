@@ -35,6 +35,12 @@ def read_encoded_pairs(context: RunContext, data: DataSpec, *, hard: bool = Fals
     return encoded, found.report.digest
 
 
+def unseen(pairs: Sequence[EncodedPair], trained: Sequence[EncodedPair]) -> tuple[EncodedPair, ...]:
+    """Those of `pairs` whose prompt, token by token, is none that `trained` has: what a model says of the others it may know by heart."""
+    known = {pair.prompt for pair in trained}
+    return tuple(pair for pair in pairs if pair.prompt not in known)
+
+
 def hard_labelled(encoded: Encoded[EncodedPair]) -> Encoded[EncodedPair]:
     """The pairs with their labels rounded: the better response as chosen with preference 1; ties, which have none, left out."""
     kept = []

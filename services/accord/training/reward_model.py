@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from accord.algos.preference import bradley_terry_loss
 from accord.checkpoint import Checkpoint
+from accord.data.files import shown
+from accord.errors import InvalidArgumentError
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.packing import pack
-from accord.runspec import RewardModelSpec
+from accord.runspec import DataSpec, RewardModelSpec
 from accord.training.adapter_state import load_adapter, save_adapter, start_adapter
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair
@@ -34,6 +36,7 @@ from accord.training.pairs import (
     spread_over_prompts,
     tokens_of,
     toward_labels,
+    unseen,
 )
 
 REWARD = "reward"
@@ -49,7 +52,8 @@ class RewardModelTraining:
         self._head = ScalarHead(context.base.hidden_size, seed=context.spec.seed).to(context.base.device)
         self._facts: dict[str, Any] = {"mean": 0.0, "std": 1.0, "statistics_pairs": 0, "held_out_accuracy": None, "held_out": {}}
         self._parents: tuple[str, ...] = ()
-        self._data_digest = self._eval_digest = ""
+        self._data_digest = ""
+        self._eval_source: dict[str, Any] = {}
         self._labelled_by: dict[str, list[str]] = {}
         self._pairs: Sequence[EncodedPair] = ()
         self._eval_pairs: Sequence[EncodedPair] = ()
@@ -64,9 +68,28 @@ class RewardModelTraining:
         self._labelled_by = {"label_jobs": list(pairs.label_jobs)} if pairs.label_jobs else {}
         self._ratings = read_ratings(self._pairs, margin=self._spec.rating_margin, weights=self._spec.rating_weights, part="reward_model")
         if self._spec.eval_data is not None:
-            held, self._eval_digest = read_encoded_pairs(self._context, self._spec.eval_data)
-            self._eval_pairs = held.at_least_one("pairs", "reward_model.eval_data").rows
+            self._eval_pairs = self._held_out(self._spec.eval_data)
         self._parents = start_adapter(self._context, REWARD, self._context.spec.parent_adapter)
+
+    def _held_out(self, data: DataSpec) -> Sequence[EncodedPair]:
+        """The pairs to measure on, without those whose prompt is trained on.
+
+        Raises:
+            InvalidArgumentError: there is no pair, or none with a prompt of its own.
+        """
+        found, digest = read_encoded_pairs(self._context, data)
+        read = found.at_least_one("pairs", "reward_model.eval_data").rows
+        kept, where = unseen(read, self._pairs), f"{shown(data.uri)} ({data.split})"
+        if not kept:
+            what = f"all {len(read)} pairs of {where} have a prompt that is trained on: they hold nothing out"
+            more = "rows that name no split are in every split" if data.uri == self._spec.data.uri else "give other pairs"
+            raise InvalidArgumentError(f"{what}; {more}, and reward_model.eval_data: null measures nothing", field="reward_model.eval_data")
+        if shared := len(read) - len(kept):
+            self._context.events.message(f"{shared} of {len(read)} pairs of {where} have a prompt that is trained on, and are not measured on")
+        self._eval_source = {
+            "eval_data_uri": shown(data.uri), "eval_data_split": data.split, "eval_data_digest": digest, "eval_pairs_left_out": shared,
+        }  # fmt: skip
+        return kept
 
     def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """Adapter and head."""
@@ -80,7 +103,7 @@ class RewardModelTraining:
             found = held_out((chosen - rejected).tolist(), self._eval_pairs)
             metrics = found.metrics()
             self._facts["held_out_accuracy"] = found.accuracy.value if found.accuracy.n else None
-            self._facts["held_out"] = found.facts() | {"eval_data_digest": self._eval_digest}
+            self._facts["held_out"] = found.facts() | self._eval_source
         if final:
             pairs = spread_over_prompts(self._pairs, _STATISTICS_PAIRS, self._context.spec.seed)
             scores = torch.cat(self._all_scores(pairs)).double()

@@ -170,6 +170,7 @@ def test_split_keeps_prompts_together_and_says_what_stands_in_both(accord: Accor
     assert (tmp_path / "again" / "test.jsonl").read_bytes() == (tmp_path / "out" / "test.jsonl").read_bytes()
     assert "test in train" in shown.stdout
     assert "--set 'reward_model.eval_data={uri: again/test.jsonl, split: test}'" in shown.stderr
+    assert accord("data", "split", source, "whole", "--shares", "all=1").stderr.endswith(" --set reward_model.eval_data=null\n")
 
 
 def test_contamination_between_two_files(accord: Accord, tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_a_data_set_gives_a_card_and_says_what_next(accord: Accord, start: Start
     assert len(feedback.jobs) == 1
 
 
+def test_of_a_file_nothing_is_known_to_be_held_out(accord: Accord, start: Start, tmp_path: Path) -> None:
+    """What the recipe holds out is of another data set."""
+    (tmp_path / "pairs.jsonl").write_text("")
+    job = ("label", "pairs.jsonl", "--task", "conversation", "--output", "labels")
+    assert accord(*job, "--feedback", start(FakeFeedback())).stderr.endswith("labels.jsonl --set reward_model.eval_data=null\n")
+
+
 def test_other_options_and_another_file_are_another_job(accord: Accord, start: Start, tmp_path: Path) -> None:
     feedback = FakeFeedback()
     address = start(feedback)

@@ -54,6 +54,26 @@ def test_settings_are_yaml_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert spec.sft.eval_data.uri == "sample:summarization"
 
 
+@pytest.mark.parametrize("setting", ["data.uri=mine.jsonl", "data={uri: mine.jsonl}", "data.uri=sample:conversation"])
+@pytest.mark.parametrize(("name", "part"), [("reward-model", "reward_model"), ("dpo", "dpo")])
+def test_pairs_of_one_data_set_are_not_held_out_of_another_without_a_word(name: str, part: str, setting: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"held-out pairs are still those of sample:summarization: set {part}.eval_data.uri to") as error:
+        load_train_recipe(name, [f"{part}.{setting}"])
+    assert error.value.field == f"{part}.eval_data.uri"
+    for said in ("eval_data=null", "eval_data.uri=sample:summarization", "eval_data={uri: held.jsonl}"):
+        load_train_recipe(name, [f"{part}.{setting}", f"{part}.{said}"])
+    load_train_recipe(name, [f"{part}.data.limit=3", f"{part}.data.uri=sample:summarization"])
+
+
+def test_a_recipe_of_ones_own_may_hold_out_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("adapter: a\nsteps: 1\nreward_model: {data: {uri: a.jsonl}, eval_data: {uri: b.jsonl}}\n")
+    spec = load_train_recipe(str(path), ["reward_model.data.uri=c.jsonl"]).reward_model
+    assert spec is not None
+    assert spec.eval_data is not None
+    assert (Path(spec.data.uri).name, Path(spec.eval_data.uri).name) == ("c.jsonl", "b.jsonl")
+
+
 def test_a_file_is_read_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text('adapter: a\nsteps: 1\nsft: {data: {uri: "hub:a/b"}, eval_data: {uri: ../x.jsonl}}\n')

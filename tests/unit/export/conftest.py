@@ -72,7 +72,11 @@ def _publish(store: ArtefactStore, base: BaseModel, root: Path) -> None:
     facts = {"algorithm": "dpo", "beta": 0.1, **measured}
     store.publish("dpo", root / "dpo", kind="policy", parents=[sft], run="runs/two", step=5, facts=facts, **more)
     pairs = [EncodedPair(name, name, (1,), (2,) * length, (3,) * 4, 1.0) for name, length in zip("abcd", (3, 5, 3, 3), strict=True)]
-    of_pairs = held_out([2.0, 1.0, 3.0, -0.5], pairs).facts() | {"eval_data_digest": "e" * 64}
+    of_pairs = held_out([2.0, 1.0, 3.0, -0.5], pairs).facts() | {
+        "eval_data_digest": "e" * 64,
+        "eval_data_uri": "held-out.jsonl",
+        "eval_pairs_left_out": 0,
+    }
     facts = HeadFacts(mean=0.25, std=2.0, held_out_accuracy=0.75).to_facts() | {"algorithm": "reward_model"} | of_pairs
     store.publish("rm", root / "rm", kind="reward", parents=[sft], facts=facts, **more)
 

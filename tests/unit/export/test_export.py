@@ -118,6 +118,7 @@ class TestRewardModels:
         assert "expected calibration error of sigmoid(raw score of one response - that of the other): 0." in card
         assert "| 0.95 to 1.00 | 0.95 | 1.00 | 1 |" in card
         assert f'eval_data_digest: "{"e" * 64}"' in card
+        assert 'eval_data_uri: "held-out.jsonl"' in card
         assert "has no constant" in card
 
     def test_a_token_that_ends_turns_never_pads(self, shop: Shop, export: Export, tmp_path: Path) -> None:

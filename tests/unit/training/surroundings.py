@@ -47,6 +47,11 @@ def planted_pairs(words: Sequence[str] = WORDS) -> list[dict[str, Any]]:
     return [{"prompt": f"say {word}", "chosen": word * (1 + n % 2), "rejected": "?" * (4 + n % 3)} for n, word in enumerate(words)]
 
 
+def other_prompts(root: Path) -> dict[str, Any]:
+    """Planted pairs whose prompts are none of `planted_pairs`, to hold out."""
+    return write_rows(root / "held-out.jsonl", [{**row, "prompt": f"tell {row['prompt']}"} for row in planted_pairs()])
+
+
 def make_context(
     root: Path, model: Path, values: Mapping[str, Any], *, name: str = "run", endpoints: Endpoints | None = None, world: World = ALONE,
 ) -> RunContext:  # fmt: skip

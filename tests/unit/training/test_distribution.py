@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.unit.training import test_group_steps, test_ppo_steps
 from tests.unit.training.ranked import on_ranks
-from tests.unit.training.surroundings import make_context, metrics_of, planted_pairs, write_rows
+from tests.unit.training.surroundings import make_context, metrics_of, other_prompts, planted_pairs, write_rows
 from tests.unit.training.test_algorithms import ALGORITHMS, gradients, prepared
 from torch import nn
 
@@ -113,7 +113,7 @@ def _spec(root: Path, kind: str, **values: Any) -> dict[str, Any]:
     data = write_rows(root / "rows.jsonl", planted_pairs())
     return {
         "steps": 6, "batch_size": 5, "micro_batch_size": 2, "checkpoint_every_steps": 2, "eval_every_steps": 3, **values,
-        kind: {"data": data, "eval_data": {**data, "limit": 5}},
+        kind: {"data": data, "eval_data": {**other_prompts(root), "limit": 5}},
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.unit.training.surroundings import TIMINGS, VersionSource, even_share, make_context, make_ppo, planted_pairs, write_rows
+from tests.unit.training.surroundings import TIMINGS, VersionSource, even_share, make_context, make_ppo, other_prompts, planted_pairs, write_rows
 
 from accord.artefacts.store import ArtefactStore
 from accord.rundir import RunDirectory
@@ -127,7 +127,7 @@ class Kind:
             context, algorithm, _ = make_ppo(self._root, self._model, {**values, "max_response_tokens": 6}, ppo, name=name)
             algorithm._source = VersionSource(context, even_share)
         else:
-            values[self._kind] = {"data": self._data, "eval_data": {**self._data, "limit": 4}}
+            values[self._kind] = {"data": self._data, "eval_data": {**other_prompts(self._root), "limit": 4}}
             context = make_context(self._root, self._model, values, name=name)
             algorithm = build(context)
         train(context, algorithm)

@@ -15,6 +15,11 @@ from tests.unit.training.test_algorithms import gradients, grouped_rows
 from accord.training.__main__ import build
 
 
+def asked_otherwise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same pairs behind other prompts: held out of the run that learns from `rows`."""
+    return [{**row, "prompt": [{**turn, "content": f"tell {turn['content']}"} for turn in row["prompt"]]} for row in rows]
+
+
 @pytest.mark.parametrize("kind", ["dpo", "reward_model"])
 def test_pairs_written_the_other_way_round_with_their_labels_report_the_same(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
     """One pair in two is turned, as a judge's labels are that say how likely the first of two samples is the better one."""
@@ -23,7 +28,7 @@ def test_pairs_written_the_other_way_round_with_their_labels_report_the_same(tmp
     found: list[Any] = []
     for name, data in (("there", rows), ("back", turned), ("mixed", [pair[n % 2] for n, pair in enumerate(zip(rows, turned, strict=True))])):
         uri = write_rows(tmp_path / f"{name}.jsonl", data[1:])  # the first is a tie, of which there is no better response
-        eval_rows = write_rows(tmp_path / f"{name}-eval.jsonl", data[1:])
+        eval_rows = write_rows(tmp_path / f"{name}-eval.jsonl", asked_otherwise(data[1:]))
         context = make_context(tmp_path, tiny_folder, {"batch_size": 5, kind: {"data": uri, "eval_data": eval_rows}}, name=name)
         algorithm: Any = build(context)
         algorithm.setup()
@@ -46,8 +51,8 @@ def test_pairs_written_the_other_way_round_with_their_labels_report_the_same(tmp
 @pytest.mark.parametrize("kind", ["dpo", "reward_model"])
 def test_held_out_pairs_of_one_prompt_say_nothing_of_another(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
     rows = [{**row, "preference": 1.0, "group": "one"} for row in grouped_rows()]
-    data = write_rows(tmp_path / "rows.jsonl", rows)
-    context = make_context(tmp_path, tiny_folder, {"batch_size": 6, kind: {"data": data, "eval_data": data}})
+    data, held = write_rows(tmp_path / "rows.jsonl", rows), write_rows(tmp_path / "held.jsonl", asked_otherwise(rows))
+    context = make_context(tmp_path, tiny_folder, {"batch_size": 6, kind: {"data": data, "eval_data": held}})
     algorithm: Any = build(context)
     algorithm.setup()
     shake(context, context.adapted.names[0])

@@ -20,13 +20,15 @@ from tests.unit.training.surroundings import (
     make_context,
     make_ppo,
     metrics_of,
+    other_prompts,
     planted_pairs,
     run_here,
     write_rows,
 )
 
 from accord import checkpoint
-from accord.errors import UnavailableError
+from accord.data.readers import read_pairs
+from accord.errors import InvalidArgumentError, UnavailableError
 from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory
 from accord.training import __main__ as entry
 from accord.training.__main__ import build
@@ -49,7 +51,7 @@ def spec_of(root: Path, kind: str, **values: Any) -> dict[str, Any]:
         "checkpoint_every_steps": 2,
         "eval_every_steps": 2,
         **values,
-        kind: {"data": data, "eval_data": {**data, "limit": 4}, **KINDS[kind]},
+        kind: {"data": data, "eval_data": {**other_prompts(root), "limit": 4}, **KINDS[kind]},
     }
 
 
@@ -465,6 +467,28 @@ def test_a_reward_model_learns_what_is_planted(tmp_path: Path, tiny_folder: Path
     assert accuracy[-1] > 0.9
     assert metrics_of(events, "eval_accuracy_low")[-1] > 0.6
     assert metrics_of(events, "loss")[-1] < metrics_of(events, "loss")[0]
+
+
+def test_held_out_pairs_whose_prompt_is_trained_on_are_not_measured_on(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = planted_pairs()
+    data, held = write_rows(tmp_path / "train.jsonl", rows[:8]), write_rows(tmp_path / "held.jsonl", rows[5:])
+    context = make_context(tmp_path, tiny_folder, {"steps": 1, "reward_model": {"data": data, "eval_data": held}})
+    result = train(context, build(context))
+    facts = context.store.manifest(result.adapter_version).facts
+    assert (facts["eval_pairs"], facts["eval_pairs_left_out"]) == (len(rows) - 8, 3)
+    assert (facts["eval_data_uri"], facts["eval_data_split"]) == (held["uri"], "train")
+    assert facts["eval_data_digest"] == read_pairs(held["uri"]).report.digest
+    said = f"3 of {len(rows) - 5} pairs of {held['uri']} (train) have a prompt that is trained on, and are not measured on"
+    assert said in [event.text for event in context.directory.events()]
+
+
+def test_nothing_held_out_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    """Rows that name no split are in each of them: the same file was trained on, and held out."""
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    context = make_context(tmp_path, tiny_folder, {"steps": 1, "reward_model": {"data": data, "eval_data": {**data, "split": "test"}}})
+    with pytest.raises(InvalidArgumentError, match=r"all 12 pairs of .*rows\.jsonl \(test\) have a prompt that is trained on: .* no split") as error:
+        build(context).setup()
+    assert error.value.field == "reward_model.eval_data"
 
 
 def test_dpo_raises_the_margin_on_held_out_pairs(tmp_path: Path, tiny_folder: Path) -> None:
