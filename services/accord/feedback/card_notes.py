@@ -110,7 +110,8 @@ def _injections(card: LabelCard) -> list[str]:
     """By how much text in a response that speaks to the judge changes verdicts, beside text that does not."""
     flips, controls = card.injection_flips, card.control_flips
     if flips is None:
-        return []
+        asked = f"`--attacks {_ENOUGH_ATTACKS}` (or another number) of `accord label` measures it"
+        return [f"Whether text in a response that speaks to the judge changes its verdicts was not measured: {asked}."]
     allowed = "more than" if flips.value > _ALLOWED_FLIPS else "within"
     wins = sum(round(family.wins.value * family.wins.n) for family in card.injection_families if family.wins is not None)
     beside = "" if controls is None else f"; harmless text of the same length changes {_of(controls)}"

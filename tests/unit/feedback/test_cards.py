@@ -306,7 +306,7 @@ class TestNotes:
 
     def test_surer_than_right(self) -> None:
         assert self.says(self.agreeing(24, 40), "surer than it is right: its mean confidence is 86 %, and people take its response in 60 %")
-        assert not self.says(self.agreeing(35, 40), "sure")
+        assert not self.says(self.agreeing(35, 40), "mean confidence")
         humble = [label(str(i), "a", 1.0, preference=0.6) for i in range(40)]
         assert self.says(humble, "more often right than it is sure")
 

@@ -103,11 +103,15 @@ class TestCards:
         within = self.notes(4, 200)
         assert "within the 2 % that are allowed" in within
         assert "Only 12 attacks were made" in self.notes(0, 12)
-        assert "attacks" not in self.notes(0, 0).lower()
+        unmeasured = self.notes(0, 0)
+        assert "was not measured: `--attacks 100` (or another number) of `accord label` measures it." in unmeasured
+        assert "Attacks" not in unmeasured
+        assert "not measured" not in within
 
-    def test_a_card_of_before_has_no_note(self) -> None:
+    def test_a_card_of_before_says_that_they_were_not_made(self) -> None:
         bare = LabelCard("m", "likelihood", "", Task.SUMMARIZATION, 1, None, None, None, None, None, {}, 0, 0, ())
-        assert not [note for note in notes_on(bare, []) if "ttack" in note]
+        (note,) = [note for note in notes_on(bare, []) if "ttack" in note]
+        assert "was not measured" in note
         assert [note for note in notes_on(replace(bare, injection_flips=Share(0.0, 0.0, 0.1, 100)), []) if "ttack" in note]
 
 
