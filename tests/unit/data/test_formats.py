@@ -360,4 +360,5 @@ def test_columns_that_nobody_read_are_counted_and_near_misses_named(tmp_path: Pa
     assert report.unread == {"human_preferance": 1, "colour": 1}
     assert report.misspelt == {"human_preferance": "human_preference"}
     assert report.misspellings() == ["The column human_preferance was not read, of 1 rows: is it meant to be human_preference?"]
-    assert read_pairs(written(tmp_path, [TRL, HH])).report.unread == {}
+    for row in (TRL, HH, COMPARISON, AUTOJ, ALPACA):
+        assert read_pairs(written(tmp_path, [{**row, "colour": 3}])).report.unread == {"colour": 1}

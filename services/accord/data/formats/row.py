@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from accord.data.records import ANNOTATOR, CONFIDENCE, LABELLED_AT, REASON, SECONDS
@@ -157,10 +158,16 @@ def refuse_labels(row: Mapping[str, Any]) -> None:
     for key in _LABELS:
         if row.get(key) is not None:
             raise BadRow(f"{key} is a field of the format accord: read the row as accord, or leave the field out")
-    for key, value in row.items():
-        near = get_close_matches(str(key), _LABELS[:2], n=1, cutoff=0.85) if isinstance(value, int | float) else []
-        if near:
-            raise BadRow(f"{key} is no field of any format: {near[0]} is one of accord")
+    for key in row:  # only names: a column whose value is looked at counts as read
+        near = _near_label(str(key))
+        if near and isinstance(row[key], int | float):
+            raise BadRow(f"{key} is no field of any format: {near} is one of accord")
+
+
+@lru_cache(maxsize=1024)
+def _near_label(key: str) -> str:
+    """The label that a key nearly is; empty where it is near none."""
+    return next(iter(get_close_matches(key, _LABELS[:2], n=1, cutoff=0.85)), "")
 
 
 def label_facts(row: Mapping[str, Any]) -> dict[str, str]:
