@@ -184,22 +184,34 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         moments, averages = copy(self._moments), Averages(self._context.world)
         targets, metrics = self._targets(step, rollouts, tensors, averages, moments)
         for epoch in range(self._spec.epochs):
-            learnt = 0  # rollouts of this epoch
-            for number, members in enumerate(self._minibatches(step * self._spec.epochs + epoch, len(rollouts))):
-                if epoch or number:
-                    self._learn_values(members, rollouts, tensors.mask, targets, averages)
-                approx_kl = self._learn_policy(members, rollouts, tensors, targets, averages)
-                self._pretraining((step * self._spec.epochs + epoch) * len(rollouts) + learnt, len(members), averages)
-                learnt += len(members)
-                averages.add("grad_norm", self._apply(optimizer))
-            averages.end_epoch()
-            if self._spec.target_kl and approx_kl > self._spec.target_kl:
-                self._context.events.message(f"epochs ended early: KL to the old policy {approx_kl:.4f} is over target_kl {self._spec.target_kl}")
+            learnt = self._learn_epoch(step * self._spec.epochs + epoch, rollouts, tensors, targets, averages, optimizer)
+            averages.end_epoch(learnt / len(rollouts))
+            if learnt < len(rollouts):
                 break
         self._moments = moments
         if before is not None:
             self._ahead.remember(step, before)
         return averages.values() | metrics | {"kl_coef": self._controller.value, "staleness": float(self._staleness)}
+
+    def _learn_epoch(
+        self, place: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets, averages: Averages, optimizer: Optimizer
+    ) -> int:  # fmt: skip
+        """Learns from a batch in minibatches, `place` counting the epochs of the whole run; returns from how many rollouts: all, unless the policy has
+        come further than target_kl from the old one. The minibatch that saw it so is left out, as everything behind it is."""
+        learnt, bound = 0, self._spec.target_kl
+        for members in self._minibatches(place, len(rollouts)):
+            seen = self._learn_policy(members, rollouts, tensors, targets)
+            if self._learnt and bound and seen["approx_kl"] > bound:  # the same number in all processes
+                optimizer.zero_grad()
+                self._context.events.message(f"epochs ended early: KL to the old policy {seen['approx_kl']:.4f} is over target_kl {bound}")
+                break
+            averages.add_minibatch(seen)
+            if self._learnt:  # the first minibatch's values are learnt by `_old_values`
+                self._learn_values(members, rollouts, tensors.mask, targets, averages)
+            self._pretraining(place * len(rollouts) + learnt, len(members), averages)
+            learnt += len(members)
+            averages.add("grad_norm", self._apply(optimizer))
+        return learnt
 
     def _targets(
         self, step: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, averages: Averages, moments: RunningMoments
@@ -260,9 +272,9 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             averages.add_part(name, float(tensor.detach()) * share)
 
     def _learn_policy(
-        self, members: Sequence[int], rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets, averages: Averages
-    ) -> float:  # fmt: skip
-        """Accumulates the policy's gradient of one minibatch; returns the KL to the old policy that it saw."""
+        self, members: Sequence[int], rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets
+    ) -> dict[str, float]:  # fmt: skip
+        """Accumulates the policy's gradient of one minibatch; returns its loss and how far the policy was from the old one, of all processes' parts."""
         tokens = int(tensors.mask[torch.tensor(list(members))].sum())
         world, seen = self._context.world, self._context.world.sums()
         for part in self._parts(rollouts, members):
@@ -274,9 +286,8 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             share = int(mask.sum()) / tokens
             policy = policy_loss(self._model.logprobs(each, POLICY)[0], old, advantages, mask, clip_range=self._spec.clip_range, weights=weights)
             world.backward(policy.loss * share)
-            seen.add(kl=float(policy.approx_kl) * share)
-            averages.add_policy({"policy_loss": float(policy.loss.detach()) * share, **movement(policy, share)})
-        return seen.total()["kl"]
+            seen.add(policy_loss=float(policy.loss.detach()) * share, **movement(policy, share))
+        return seen.total()
 
     def _pretraining(self, before: int, members: int, averages: Averages) -> None:
         """Accumulates the gradient of the pretraining term for the next `members` rollouts after `before`, counted over all epochs of the run; with

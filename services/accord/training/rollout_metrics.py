@@ -35,7 +35,7 @@ class Averages:
         self._parts = world.sums()
         self._whole: dict[str, float] = {}
         self._minibatches = 0
-        self._epoch = 0
+        self._epochs = 0.0
 
     def add_policy(self, parts: Mapping[str, float]) -> None:
         """Takes note of parts of a minibatch that say how far the policy is from the one that sampled."""
@@ -43,6 +43,13 @@ class Averages:
             self.add_part(name, value)
             if self._minibatches == 0:
                 self.add_part(f"first_{name}", value)
+
+    def add_minibatch(self, means: Mapping[str, float]) -> None:
+        """As `add_policy`, of a whole minibatch, whose means over all processes are known."""
+        for name, value in means.items():
+            self._whole[name] = self._whole.get(name, 0.0) + value
+            if self._minibatches == 0:
+                self._whole[f"first_{name}"] = value
 
     def add_part(self, name: str, value: float) -> None:
         """Takes note of a part of a minibatch."""
@@ -53,16 +60,16 @@ class Averages:
         self._whole[name] = self._whole.get(name, 0.0) + value
         self._minibatches += 1
 
-    def end_epoch(self) -> None:
-        """Takes note that an epoch is over."""
-        self._epoch += 1
+    def end_epoch(self, share: float = 1.0) -> None:
+        """Takes note that an epoch is over, of which `share` was learnt from, in [0, 1]."""
+        self._epochs += share
 
     def values(self) -> dict[str, float]:
-        """The means, and the epochs that were done."""
+        """The means, and the epochs that were done, the last one as far as it went."""
         count = max(1, self._minibatches)
         sums = self._parts.total() | self._whole
         means = {name: total if name.startswith("first_") else total / count for name, total in sums.items()}
-        return means | {"epochs": float(self._epoch)}
+        return means | {"epochs": self._epochs}
 
 
 def observed(rollouts: Sequence[Rollout], tensors: RolloutTensors) -> dict[str, float]:

@@ -110,9 +110,12 @@ class GradientKeeper:
     def apply(self) -> float:
         self._world.reduce_gradients(self.parameters)
         self.steps.append([torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in self.parameters])
+        self.zero_grad()
+        return float(torch.stack([gradient.norm() for gradient in self.steps[-1]]).norm())
+
+    def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
-        return float(torch.stack([gradient.norm() for gradient in self.steps[-1]]).norm())
 
 
 class LocalSource:

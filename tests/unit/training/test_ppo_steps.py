@@ -241,17 +241,6 @@ def test_a_sampler_that_computes_another_policy_is_refused(tmp_path: Path, tiny_
     assert error.value.field == "endpoints.policy"
 
 
-def test_epochs_end_early_at_the_target_divergence(tmp_path: Path, tiny_folder: Path) -> None:
-    from accord.training.optim import Optimizer
-
-    context, algorithm, _ = ready(tmp_path, tiny_folder, {"epochs": 8, "target_kl": 0.01})
-    optimizer = Optimizer(algorithm.parameters(), context.spec.optimizer, learning_rate=0.05, total_steps=3)
-    optimizer.set_step(0)
-    metrics = algorithm.step(0, optimizer)
-    assert 1 < metrics["epochs"] < 8
-    assert any("epochs ended early" in event.text and "target_kl 0.01" in event.text for event in context.directory.events())
-
-
 def test_the_adaptive_coefficient_and_the_moments_are_in_the_state(tmp_path: Path, tiny_folder: Path) -> None:
     _, algorithm, _ = ready(
         tmp_path, tiny_folder, {"kl_controller": "adaptive", "kl_target": 0.01, "kl_horizon": 40, "kl_coef": 0.1, "normalize_scores": True}

@@ -31,6 +31,17 @@ def test_means_weigh_micro_batches_by_their_share_and_minibatches_alike() -> Non
     assert values["epochs"] == 1
 
 
+def test_whole_minibatches_count_as_the_sum_of_their_parts_and_a_cut_epoch_as_far_as_it_went() -> None:
+    averages = Averages(World())
+    for value in (4.0, 10.0):
+        averages.add_minibatch({"ratio_mean": value})
+        averages.add("grad_norm", 2.0)
+    averages.end_epoch()
+    averages.end_epoch(0.25)
+    values = averages.values()
+    assert (values["ratio_mean"], values["first_ratio_mean"], values["epochs"]) == (7, 4, 1.25)
+
+
 def test_the_spread_of_an_ensemble_is_the_mean_over_rollouts_and_absent_without_one() -> None:
     mask = torch.ones(2, 1, dtype=torch.bool)
     tensors = RolloutTensors(mask, torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, 2.0]), torch.zeros(2, 1), (0, 1))
