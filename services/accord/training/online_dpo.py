@@ -31,11 +31,10 @@ from accord.training.pair_loss import PairLoss
 from accord.training.pairs import hard_labelled, read_encoded_pairs
 from accord.training.prompts import read_encoded_prompts
 from accord.training.reference import ReferenceLogprobs
-from accord.training.rollout import Draw, kept_rows, put_aside, write_rows
+from accord.training.rollout import Draw, check_sampler_gap, kept_rows, write_rows
 from accord.training.rollout_algorithm import rollout_seed
 from accord.training.rollout_versions import publish_rollout_version
 from accord.training.sampled_pairs import SAME_RESPONSES, PairSource, SampledPair, pair_of
-from accord.training.stopping import OtherPolicyError
 
 _SAMPLER_GAP_BOUND = 0.05
 _JUDGE_FACTS = ("judge", "judge_digest", "judge_kind", "rubric")
@@ -182,14 +181,9 @@ class OnlineDirectPreferenceOptimization:
         sequences = [(pair.prompt_ids, response.token_ids) for response in pair.responses]
         with torch.no_grad():
             mine = response_logprobs(self._context.adapted, sequences, adapter=POLICY, temperature=self._spec.temperature)
-        gap = max(
-            float((row - torch.tensor(response.logprobs, device=row.device)).abs().max()) for row, response in zip(mine, pair.responses, strict=True)
-        )
-        if not gap <= _SAMPLER_GAP_BOUND:  # a gap of NaN too
-            put_aside(self._context.directory.rollouts, step, self._context.world)
-            raise OtherPolicyError(
-                f"logprobs of the policy service and of this run differ by up to {gap:.3g} nats a token; {_SAMPLER_GAP_BOUND} are allowed: "
-                "they do not compute the same policy (precision, adapter or temperature)",
-                field="endpoints.policy",
-            )
+        gaps = [
+            (row - torch.tensor(response.logprobs, device=row.device)).abs().max() for row, response in zip(mine, pair.responses, strict=True)
+        ]  # fmt: skip
+        gap = float(torch.stack(gaps).max())  # NaN where any is, which Python's max hides behind a number
+        check_sampler_gap(self._context, step, gap, _SAMPLER_GAP_BOUND)
         return gap

@@ -30,6 +30,7 @@ from accord.training.judge_scores import JudgeScorer, OneJudge
 from accord.training.local_scores import LocalScores
 from accord.training.scorers import Response, RewardScorer, Score, Scorer
 from accord.training.services import CALL_SECONDS, check_digests, check_endpoints, one_attempt
+from accord.training.stopping import OtherPolicyError
 from accord.training.waiting import Errand, accompany, with_patience
 
 _TRAINED, _HELD_OUT = "trained", "held_out"
@@ -381,6 +382,23 @@ def put_aside(folder: Path, first: int, world: World) -> None:
                 path.replace(path.with_suffix(".refused"))
 
     world.from_first(rename)
+
+
+def check_sampler_gap(context: RunContext, step: int, gap: float, bound: float) -> None:
+    """Refuses a batch where the policy service's logprobs are further than `bound` from this process's, nats a token, or one is NaN; says so.
+
+    Raises:
+        OtherPolicyError: they do not compute the same policy; the rollouts of the step, and of later ones, are sampled anew when it is resumed.
+    """
+    if gap <= bound:
+        return
+    reason = (
+        f"logprobs of the policy service and of this run differ by up to {gap:.3g} nats a token; {bound:g} are allowed: they do not compute the "
+        "same policy (precision, adapter or temperature)"
+    )
+    context.events.message(f"alarm: {reason}; the run stops before it learns from them, and samples them anew when it is resumed")
+    put_aside(context.directory.rollouts, step, context.world)
+    raise OtherPolicyError(reason, field="endpoints.policy")
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:

@@ -29,12 +29,12 @@ from accord.training.judge_scores import OneJudge
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
-from accord.training.rollout import Draw, Rollout, RolloutSource, kept_rollouts, put_aside, read_rollouts, write_rollouts
+from accord.training.rollout import Draw, Rollout, RolloutSource, check_sampler_gap, kept_rollouts, read_rollouts, write_rollouts
 from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
 from accord.training.scorers import scored_ids
-from accord.training.stopping import OtherPolicyError, RunStopped
+from accord.training.stopping import RunStopped
 
 _SAMPLER_GAP_BOUND = 0.05
 
@@ -232,14 +232,7 @@ class RolloutAlgorithm(ABC):
         metrics = observed(rollouts, tensors)
         if self._judge is not None:
             metrics["unrated"] = sum(not rollout.judge for rollout in rollouts) / len(rollouts)
-        if not metrics["sampler_gap_max"] <= self._sampler_gap_bound:  # a gap of NaN too
-            reason = (
-                f"logprobs of the policy service and of this run differ by up to {metrics['sampler_gap_max']:.3g} nats a token; "
-                f"{self._sampler_gap_bound:g} are allowed: they do not compute the same policy (precision, adapter or temperature)"
-            )
-            self._context.events.message(f"alarm: {reason}; the run stops before it learns from them, and samples them anew when it is resumed")
-            put_aside(self._context.directory.rollouts, self._step, self._context.world)
-            raise OtherPolicyError(reason, field="endpoints.policy")
+        check_sampler_gap(self._context, self._step, metrics["sampler_gap_max"], self._sampler_gap_bound)
         return metrics
 
     def _penalised(self, scores: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
