@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,24 +25,30 @@ from accord.errors import (
 )
 from accord.models.packing import group_logprobs
 from accord.rundir import Endpoints
-from accord.training import rollout, sampled_pairs
+from accord.training import online_dpo, rollout, sampled_pairs
 from accord.training.__main__ import build
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at
 from accord.training.loop import train
 from accord.training.rollout import Draw, read_rows
 from accord.training.sampled_pairs import SAME_RESPONSES, SampledPair, pair_of
+from accord.training.stopping import OtherPolicyError
 
 NOWHERE = Endpoints(policy="127.0.0.1:1", feedback="127.0.0.1:2")
 RUBRIC = "conversation/detailed/1"
 
 
 class FakePolicy:
-    """Samples from the context's own policy; `same` prompts get one response twice, `shift` is added to all logprobs but those of `right` prompts."""
+    """Samples from the context's own policy; `same` prompts get one response twice, `shift` is added to all logprobs but those of `right` prompts.
+
+    With `awaits`, the last answer is withheld until that has happened, for a moment at most; `awaited` says whether it did.
+    """
 
     def __init__(self) -> None:
         self.context: RunContext | None = None
         self.same, self.right, self.shift = set[tuple[int, ...]](), set[tuple[int, ...]](), 0.0
+        self.awaits: threading.Event | None = None
+        self.awaited: bool | None = None
         self.asked: list[tuple[list[GenerateItem], str]] = []
 
     def model_info(self) -> Any:
@@ -56,6 +63,8 @@ class FakePolicy:
         draw = Draw(items[0].sampling.max_tokens or 0, items[0].sampling.temperature or 0.0, seeds)
         found = LocalSource(self.context, lambda _: 0.0).collect([EncodedPrompt("", prompt) for prompt in ids], draw, adapter)
         for index in reversed(range(len(items))):
+            if index == 0 and self.awaits is not None:
+                self.awaited = self.awaits.wait(5.0)
             each = found[index]
             logprobs = tuple(value + (0.0 if ids[index] in self.right else self.shift) for value in each.sampler_logprobs)
             text = self.context.base.encoder.decode(each.response_ids)
@@ -74,6 +83,7 @@ class FakeFeedback:
         self.answers: dict[str, AccordError | float | None] = {}
         self.die_after: int | None = None
         self.lose = False
+        self.reached = threading.Event()
 
     def list_rubrics(self) -> Any:
         return (SimpleNamespace(id=RUBRIC),)
@@ -85,6 +95,7 @@ class FakeFeedback:
                 self.die_after = None
                 raise UnavailableError("gone")
             self.asked.append(pair)
+            self.reached.set()
             answer = self.answers.get(pair.messages[-1].content, taste(pair.response_a) - taste(pair.response_b))
             if self.lose:
                 continue
@@ -182,6 +193,14 @@ def test_two_samples_of_each_prompt_are_labelled_in_both_orders_under_the_curren
         assert pair.preference == pytest.approx(1 / (1 + math.exp(taste(texts[1]) - taste(texts[0]))))
         assert (pair.judge, pair.judge_kind, pair.rubric) == ("fake", "verdict", RUBRIC)
     assert algorithm.publication()["facts"]["judge_digest"] == "j" * 64
+
+
+def test_pairs_are_labelled_while_others_are_still_being_sampled(services: Services) -> None:
+    context, algorithm = services.ready()
+    services.policy.awaits = services.feedback.reached
+    one_step(algorithm)
+    assert services.policy.awaited, "the feedback service was asked nothing before the policy service's last answer"
+    assert all(pair.preference is not None for pair in pairs_of(context))
 
 
 def _weights(context: RunContext, version: str) -> dict[str, torch.Tensor]:
@@ -345,6 +364,28 @@ def test_a_sampler_that_computes_another_policy_is_refused(services: Services) -
         one_step(algorithm)
     assert caught.value.field == "endpoints.policy"
     assert [path.name for path in context.directory.rollouts.iterdir()] == ["00000000.refused"], "a resumed run samples them anew"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_logprob_that_is_no_number_stops_the_run_in_words_in_whichever_response(
+    services: Services, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:  # fmt: skip
+    """The sampler's are numbers, which `Sampler` sees to; this process's policy may give none. The loss of the other response is fine."""
+    context, algorithm = services.ready()
+    computed = online_dpo.response_logprobs
+
+    def broken(*arguments: Any, **more: Any) -> list[torch.Tensor]:
+        rows = list(computed(*arguments, **more))
+        rows[place] = torch.full_like(rows[place], math.nan)
+        return rows
+
+    monkeypatch.setattr(online_dpo, "response_logprobs", broken)
+    before = context.adapted.state("policy")
+    with pytest.raises(OtherPolicyError, match=r"differ by up to nan nats a token; 0\.05 are allowed"):
+        one_step(algorithm)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in context.adapted.state("policy").items())
+    assert "alarm: logprobs of the policy service and of this run differ by up to nan" in said(context)
+    assert "the run stops before it learns from them, and samples them anew when it is resumed" in said(context)
 
 
 def test_another_pair_is_compared_at_each_step(services: Services) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +36,16 @@ ONE = RewardModel(("adapters/rm/versions/1",))
 
 
 class FakePolicy:
-    """Answers each prompt with its seed as the only token and an end, last prompt first; `lose` prompts get no answer."""
+    """Answers each prompt with its seed as the only token and an end, last prompt first; `lose` prompts get no answer.
+
+    With `awaits`, the last answer is withheld until that has happened, for a moment at most; `awaited` says whether it did.
+    """
 
     def __init__(self) -> None:
         self.end = 2
         self.digests, self.lose, self.errors = DIGESTS, set[int](), list[AccordError]()
+        self.awaits: threading.Event | None = None
+        self.awaited: bool | None = None
         self.aborts = 0
         self.dies_after = 1_000
         self.broken = dict[int, int]()
@@ -56,6 +62,8 @@ class FakePolicy:
         for count, index in enumerate(reversed(range(len(items)))):
             if count == self.dies_after:
                 raise UnavailableError("gone in the middle")
+            if index == 0 and self.awaits is not None:
+                self.awaited = self.awaits.wait(5.0)
             seed = items[index].sampling.seed or 0
             if self.broken.get(index, 0):
                 self.broken[index] -= 1
@@ -80,6 +88,7 @@ class FakeReward:
         self.described: list[str] = []
         self.until = dict[str, list[Any]]()
         self.dies_after = 1_000
+        self.reached = threading.Event()
         self.asked, self.answered, self.read = list[list[str]](), list[str](), dict[str, tuple[int, ...]]()
 
     def reward_model_info(self, name: str) -> Any:
@@ -91,6 +100,7 @@ class FakeReward:
         self.asked.append(asked)
         for item in items:
             asked.append(item.item_id)
+            self.reached.set()
             self.read[item.item_id] = item.response.ids  # type: ignore[union-attr]
             if len(asked) > self.dies_after:
                 raise UnavailableError("gone in the middle")
@@ -134,6 +144,30 @@ def test_rollouts_are_in_the_order_of_the_prompts_with_their_own_scores(context:
     ((items, adapter),) = services[0].asked
     assert adapter == "adapters/a-rollout/versions/4"
     assert [(item.sampling.temperature, item.sampling.max_tokens, item.sampling.seed) for item in items] == [(0.7, 5, 11), (0.7, 5, 22), (0.7, 5, 33)]
+
+
+def test_responses_are_scored_while_others_are_still_being_sampled(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
+    policy, reward = services
+    policy.awaits = reward.reached
+    found = RolloutSource(context, ONE).collect(PROMPTS, DRAW, "v")
+    assert policy.awaited, "the reward service was asked nothing before the policy service's last answer"
+    assert [each.score for each in found] == [11, 22, 33]
+
+
+def test_a_group_is_given_as_soon_as_its_last_response_is_there() -> None:
+    """As a judge is asked: in groups, none of which waits for the responses of another one."""
+    batch = rollout._Batch([EncodedPrompt(f"p{n}", (1,)) for n in range(5)], Draw(5, 0.7, tuple(range(5))), "v", ())
+    log: list[Any] = []
+
+    def places() -> Iterator[int]:
+        for place in (3, 0, 2, 4, 1):
+            batch.keep_sample(place, Sample(0, "", (place, 2), (-0.5, -0.25), "eos", place))
+            log.append(place)
+            yield place
+
+    for group in batch.groups(places(), 2):
+        log.append([response.place for response in group])
+    assert log == [3, 0, 2, [2, 3], 4, [4], 1, [0, 1]]
 
 
 def test_a_cut_response_is_scored_with_an_end_where_the_context_has_room(context: RunContext, services: tuple[FakePolicy, FakeReward]) -> None:
