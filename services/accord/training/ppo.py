@@ -196,8 +196,8 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
     def _learn_epoch(
         self, place: int, rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets, averages: Averages, optimizer: Optimizer
     ) -> int:  # fmt: skip
-        """Learns from a batch in minibatches, `place` counting the epochs of the whole run; returns from how many rollouts: all, unless the policy has
-        come further than target_kl from the old one. The minibatch that saw it so is left out, as everything behind it is."""
+        """Learns from a batch in minibatches, `place` counting the epochs of the whole run; returns from how many rollouts: all, unless the policy
+        has come further than target_kl from the old one. The minibatch that saw it so is left out, as everything behind it is."""
         learnt, bound = 0, self._spec.target_kl
         for members in self._minibatches(place, len(rollouts)):
             seen = self._learn_policy(members, rollouts, tensors, targets)
@@ -274,7 +274,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
     def _learn_policy(
         self, members: Sequence[int], rollouts: Sequence[Rollout], tensors: RolloutTensors, targets: Targets
     ) -> dict[str, float]:  # fmt: skip
-        """Accumulates the policy's gradient of one minibatch; returns its loss and how far the policy was from the old one, of all processes' parts."""
+        """Accumulates the policy's gradient of one minibatch; returns its loss and `movement`, of all processes' parts."""
         tokens = int(tensors.mask[torch.tensor(list(members))].sum())
         world, seen = self._context.world, self._context.world.sums()
         for part in self._parts(rollouts, members):
