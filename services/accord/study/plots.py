@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"human": "#b8552b", "ai": "#2a6f97", None: "#6b6b6b"}
 _MARKERS = {"ppo": "o", "dpo": "s", None: "D"}
-_LINES = {"ppo": "-", "dpo": "--", None: ":"}
+_LINES = {"ppo": "-", "dpo": "--", "grpo": "-.", "rloo": (0, (6, 1.5)), "online_dpo": (0, (1, 1)), None: ":"}
 _STYLE = {
     "font.family": "sans-serif", "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
     "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "bold",
@@ -28,6 +28,19 @@ _STYLE = {
 }  # fmt: skip
 _HELD_OUT = "win_by_score_held_out"
 _WITH_ROLLOUTS = ("ppo", "grpo", "rloo", "online_dpo")
+_LOGGED = (
+    (("sft",), "loss", "SFT\nloss, nats a token"), (("reward_model",), "loss", "Reward models\nloss"),
+    (("dpo", "online_dpo"), "margin", "DPO\nimplicit margin"), (_WITH_ROLLOUTS, "score_mean", "With rollouts\nscore"),
+    (_WITH_ROLLOUTS, "kl", "With rollouts\nKL to SFT, nats"),
+)  # fmt: skip
+_WATCHED = {
+    "entropy": "entropy, nats a token", "clip_fraction": "clipped share of tokens", "explained_variance": "explained variance of the critic",
+    "response_tokens": "tokens a response", "eos_rate": "share with an end", "tokens_per_second": "tokens a second",
+}  # fmt: skip
+_SHARES = ("clip_fraction", "eos_rate")
+_PHASES = {"seconds_rollout": ("sampling", "#7a9e7e"), "seconds_score": ("scoring", "#d8b365"), "seconds_train": ("learning", "#5a5f8a")}
+_PANELS = 4  # beside one another
+_FEW = 30  # points of a line that are marked one by one
 Json = Mapping[str, Any]
 
 
@@ -98,23 +111,52 @@ def frontiers(results: Json) -> str:
 
 
 def curves(results: Json) -> str:
-    """What each run logged: SFT loss, reward model loss, DPO margin, PPO score and KL, by step."""
-    wanted: Sequence[tuple[str, str, str]] = (
-        ("sft", "loss", "SFT\nloss, nats a token"), ("reward_model", "loss", "Reward models\nloss"), ("dpo", "margin", "DPO\nimplicit margin"),
-        ("ppo", "score_mean", "PPO\nscore of rollouts"), ("ppo", "kl", "PPO\nKL to SFT, nats"),
-    )  # fmt: skip
-    wanted = [each for each in wanted if any(curve["algorithm"] == each[0] for curve in results["curves"])]
+    """What each run logged, by step: SFT loss, reward model loss, DPO's margin, and of algorithms with rollouts their score and KL."""
+    wanted = [each for each in _LOGGED if any(_logs(curve, each[0], each[1]) for curve in results["curves"])]
+    if not wanted:
+        return ""
     figure, axes = _figure(len(results["tasks"]), len(wanted), height=2.3)
     for place, (row, task) in enumerate(zip(axes, results["tasks"], strict=True)):
-        for axis, (algorithm, metric, title) in zip(row, wanted, strict=True):
+        for axis, (algorithms, metric, title) in zip(row, wanted, strict=True):
             for curve in results["curves"]:
-                if (curve["task"], curve["algorithm"]) == (task["task"], algorithm):
-                    _line(axis, curve, metric)
+                if curve["task"] == task["task"] and curve["algorithm"] in algorithms:
+                    _line(axis, curve, metric, named=True)
             if place == 0:
                 axis.set_title(title, fontsize=9.5)
             axis.margins(x=0.12, y=0.18)
             axis.xaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylabel(task["task"].capitalize(), fontsize=10)
+    return _svg(figure)
+
+
+def health(results: Json) -> str:
+    """How runs with rollouts went, a block of panels a task: what says by step that one goes wrong, and the mean time of a step by phase. A panel
+    is there where a run has its metric; empty where no run has rollouts."""
+    runs = [curve for curve in results["curves"] if curve["algorithm"] in _WITH_ROLLOUTS]
+    shown = [metric for metric in _WATCHED if any(_logs(curve, _WITH_ROLLOUTS, metric) for curve in runs)]
+    timed = any(_logs(curve, _WITH_ROLLOUTS, phase) for curve in runs for phase in _PHASES)
+    panels = len(shown) + timed
+    if not panels:
+        return ""
+    columns, tasks = min(_PANELS, panels), [task["task"] for task in results["tasks"] if any(curve["task"] == task["task"] for curve in runs)]
+    rows = -(-panels // columns)
+    figure, axes = _figure(rows * len(tasks), columns, height=1.9)
+    for place, task in enumerate(tasks):
+        block, own = list(axes[rows * place : rows * (place + 1)].flat), [curve for curve in runs if curve["task"] == task]
+        for axis, metric in zip(block, shown, strict=False):
+            for curve in own:
+                _line(axis, curve, metric, named=False)
+            axis.set_title(_WATCHED[metric], fontsize=9, fontweight="normal")
+            axis.margins(x=0.06, y=0.18)
+            if metric in _SHARES:
+                axis.set_ylim(bottom=0.0)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        if timed:
+            _phases(block[len(shown)], own)
+        for axis in block[panels:]:
+            axis.set_axis_off()
+        block[0].set_ylabel(task.capitalize(), fontsize=10)
+    _health_legend(figure, runs, timed=timed)
     return _svg(figure)
 
 
@@ -207,14 +249,45 @@ def _cross(axis: Axes, x: Json, y: Json, arm: Json, *, filled: bool) -> None:
         axis.annotate(arm["arm"], (x["value"], y["value"]), textcoords="offset points", xytext=(7, 5), fontsize=8, color=colour)
 
 
-def _line(axis: Axes, curve: Json, metric: str) -> None:
+def _line(axis: Axes, curve: Json, metric: str, *, named: bool) -> None:
     points = [(row["step"], row["values"][metric]) for row in curve["curve"] if _number(row["values"].get(metric))]
     if not points:
         return
-    feedback = _feedback_of(curve["arm"])
+    colour, style = COLOURS[_feedback_of(curve["arm"])], _LINES[curve["algorithm"] if curve["algorithm"] in _LINES else None]
     steps, values = zip(*points, strict=True)
-    axis.plot(steps, values, _LINES[curve["algorithm"] if curve["algorithm"] in _LINES else None], color=COLOURS[feedback], linewidth=1.6, marker=".")
-    axis.annotate(curve["arm"], (steps[-1], values[-1]), textcoords="offset points", xytext=(2, 5), fontsize=7.5, color=COLOURS[feedback], ha="right")
+    axis.plot(steps, values, linestyle=style, color=colour, linewidth=1.6, marker="." if len(points) <= _FEW else None)
+    if named:
+        axis.annotate(curve["arm"], (steps[-1], values[-1]), textcoords="offset points", xytext=(2, 5), fontsize=7.5, color=colour, ha="right")
+
+
+def _phases(axis: Axes, runs: Sequence[Json]) -> None:
+    """A bar a run: the mean seconds of a step, by what they went to."""
+    for place, curve in enumerate(reversed(runs)):
+        start = 0.0
+        for phase, (_, colour) in _PHASES.items():
+            seconds = [row["values"][phase] for row in curve["curve"] if _number(row["values"].get(phase))]
+            mean = sum(seconds) / len(seconds) if seconds else 0.0
+            axis.barh(place, mean, left=start, height=0.55, color=colour)
+            start += mean
+    axis.set_yticks(range(len(runs)), [curve["arm"] for curve in reversed(runs)], fontsize=8)
+    axis.set_ylim(-0.6, len(runs) - 0.4)
+    axis.set_title("seconds a step", fontsize=9, fontweight="normal")
+
+
+def _health_legend(figure: Figure, runs: Sequence[Json], *, timed: bool) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    known = {curve["arm"]: curve["algorithm"] for curve in runs}
+    handles: list[Any] = [
+        Line2D([], [], color=COLOURS[_feedback_of(arm)], linestyle=_LINES[algorithm], linewidth=1.6, label=arm) for arm, algorithm in known.items()
+    ]
+    handles += [Patch(color=colour, label=name) for name, colour in _PHASES.values()] if timed else []
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 8), frameon=False, fontsize=8.5, handlelength=2.6)
+
+
+def _logs(curve: Json, algorithms: Sequence[str], metric: str) -> bool:
+    return curve["algorithm"] in algorithms and any(_number(row["values"].get(metric)) for row in curve["curve"])
 
 
 def _frontier(axis: Axes, curve: Json) -> None:
@@ -282,5 +355,5 @@ def _number(value: object) -> bool:
 
 PICTURES: Mapping[str, Callable[[Json], str]] = {
     "win_rates": win_rates, "quality": quality, "reward_against_kl": reward_against_kl, "frontiers": frontiers, "curves": curves,
-    "judges": judges,
+    "health": health, "judges": judges,
 }  # fmt: skip
