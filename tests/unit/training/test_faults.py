@@ -80,6 +80,10 @@ class AwayTen(Away):
     seconds = 10.0
 
 
+class AwaySixty(Away):
+    seconds = 60.0
+
+
 class Full(Away):
     """Refuses for half a minute, and says when to come again."""
 
@@ -239,7 +243,7 @@ def same_as_straight(world: World, context: RunContext) -> None:
 
 
 @pytest.mark.parametrize("service", ["policy", "reward"])
-@pytest.mark.parametrize("faults", [Away, AwayTen, Full, Flapping, Slow])
+@pytest.mark.parametrize("faults", [Away, AwayTen, AwaySixty, Full, Flapping, Slow])
 def test_a_service_that_goes_away_changes_nothing(world: World, context: RunContext, service: str, faults: Callable[[Clock], Faults]) -> None:
     assert world.main(context, **{service: faults(world.clock)}) == EXIT_DONE
     said = waits(context)
