@@ -200,7 +200,11 @@ class RlooSpec(RolloutSpec):
 
 
 class PpoSpec(RolloutSpec):
-    """PPO with InstructGPT's pretraining term; defaults of Huang et al. 2024 (arXiv:2403.17031)."""
+    """PPO with InstructGPT's pretraining term; defaults of Huang et al. 2024 (arXiv:2403.17031).
+
+    With `reuse_sampler_logprobs` a killed run goes on bit for bit from rollouts that were on disk; a batch that was lost before has the same tokens
+    again, and logprobs that may differ in their last bits. Without it resumption is always bit-identical.
+    """
 
     value_from_reward_model: bool | None = None
     kl_coef: NonNegative = 0.05
@@ -276,7 +280,7 @@ class TrackingSpec(Spec):
 
 
 class DistributionSpec(Spec):
-    """How a run is spread over processes."""
+    """How a run is spread over processes; `processes` are those of a node, of which a launcher may give a run several."""
 
     processes: int = Field(1, ge=1, le=1024)
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -370,9 +374,7 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _processes_have_work(self) -> Self:
-        processes, strategy = self.distribution.processes, self.distribution.strategy
-        if strategy == "fsdp" and processes == 1:
-            raise ValueError("distribution.strategy fsdp spreads weights over processes; distribution.processes must be at least 2")
+        processes = self.distribution.processes
         if self.evaluate is not None and processes > 1:
             raise ValueError(f"distribution.processes {processes}: an evaluation runs in one process")
         if self.batch_size < processes:

@@ -28,10 +28,10 @@ START_SECONDS = 300  # of four processes that import torch, on two slow cores
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa")
 
 
-def spec_of(root: Path, strategy: str) -> dict[str, Any]:
+def spec_of(root: Path, strategy: str, nodes: int = 1) -> dict[str, Any]:
     return {
         "steps": 4, "batch_size": 3, "micro_batch_size": 1, "seed": 7, "max_prompt_tokens": 64, "max_response_tokens": 32, "lora": {"rank": 4},
-        "distribution": {"processes": 2 if strategy == "fsdp" else 1, "strategy": strategy}, "dpo": {"data": {"uri": str(root / "rows.jsonl")}},
+        "distribution": {"processes": 2 // nodes if strategy == "fsdp" else 1, "strategy": strategy}, "dpo": {"data": {"uri": str(root / "rows.jsonl")}},
     }  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def agents() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait(30)
 
 
-@pytest.mark.parametrize(("strategy", "nodes"), [("ddp", 2), ("fsdp", 1)])
+@pytest.mark.parametrize(("strategy", "nodes"), [("ddp", 2), ("fsdp", 1), ("fsdp", 2)])
 def test_it_publishes_what_two_processes_of_the_launcher_do(root: Path, agents: list[subprocess.Popen[bytes]], strategy: str, nodes: int) -> None:
-    run = TrainingRun(root, f"torchrun-{strategy}", root / "model", spec_of(root, strategy))
+    run = TrainingRun(root, f"torchrun-{strategy}-{nodes}", root / "model", spec_of(root, strategy, nodes))
     start(run, agents, nodes)
     codes = [agent.wait(START_SECONDS) for agent in agents]
     assert set(codes) == {0}, logs(run, nodes)

@@ -140,6 +140,13 @@ def _peer_failure(directory: RunDirectory, place: Place, error: Exception) -> st
 def _train(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:
     from accord.training.tracking import Tracking
 
+    distribution = run.spec.distribution
+    if distribution.strategy == "fsdp" and place.size == 1:  # only here are the nodes known
+        raise FailedPreconditionError(
+            "distribution.strategy fsdp spreads weights over the processes of a run, and this one is alone: give it distribution.processes of at "
+            "least 2, or several nodes",
+            field="distribution.processes",
+        )
     if not place.leads:
         return _learn(run, directory, events, stop, place)
     with Tracking(run, directory, events) as tracking:  # what is missing for it is said before a model is loaded

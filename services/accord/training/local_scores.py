@@ -33,7 +33,7 @@ class LocalScores:
         if spec.ppo is not None and spec.ppo.max_staleness:
             raise InvalidArgumentError("a run that samples one step ahead needs a reward service: local scores are computed by the model that learns",
                                        field="endpoints.reward")  # fmt: skip
-        if spec.distribution.strategy == "fsdp" and spec.distribution.processes > 1:
+        if spec.distribution.strategy == "fsdp":
             raise InvalidArgumentError("local scores need the whole base model in one process; fsdp spreads it", field="endpoints.reward")
         self._context = context
         self._heads: dict[str, tuple[ScalarHead, HeadFacts]] = {}

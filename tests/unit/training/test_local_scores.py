@@ -53,7 +53,7 @@ def test_a_policy_is_no_reward_model(tmp_path: Path, tiny_folder: Path, data: di
 
 def test_where_the_model_is_busy_or_spread_a_service_is_needed(tmp_path: Path, tiny_folder: Path, data: dict[str, Any]) -> None:
     alone = make_context(tmp_path, tiny_folder, spec(data))
-    for values in (spec(data, max_staleness=1), spec(data) | {"distribution": {"processes": 2, "strategy": "fsdp"}}):
+    for values in (spec(data, max_staleness=1), *(spec(data) | {"distribution": {"processes": count, "strategy": "fsdp"}} for count in (1, 2))):
         alone.run = alone.run.model_copy(update={"spec": parse_spec(values)})
         with pytest.raises(InvalidArgumentError) as caught:
             LocalScores(alone)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from tests.unit.training.surroundings import (
+    COMMON,
     TIMINGS,
     WORDS,
     VersionSource,
@@ -29,7 +30,8 @@ from tests.unit.training.surroundings import (
 from accord import checkpoint
 from accord.data.readers import read_pairs
 from accord.errors import InvalidArgumentError, UnavailableError
-from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile
+from accord.runspec import parse_spec
 from accord.training import __main__ as entry
 from accord.training.__main__ import build
 from accord.training.context import EventLog, Heartbeat, RunContext, RunStopped, StopSignal
@@ -326,6 +328,19 @@ class TestProcess:
         code, result = main(make_context(tmp_path, tiny_folder, {**spec_of(tmp_path, "sft"), **values}))
         assert (code, result.exit_code) == (EXIT_CONFIGURATION, EXIT_CONFIGURATION)
         assert words in result.message
+
+    def test_weights_are_not_spread_over_one_process(self, tmp_path: Path) -> None:
+        """How many nodes there are is known here first: the specification's processes are those of one. Nothing is loaded before it is said."""
+        directory, spec = RunDirectory(tmp_path / "run"), {**COMMON, **spec_of(tmp_path, "sft"), "distribution": {"strategy": "fsdp"}}
+        run = RunFile(name="runs/run", artefacts=str(tmp_path / "artefacts"), base_model=str(tmp_path / "no-model"), threads=1, spec=parse_spec(spec))
+        directory.write_run_file(run)
+        assert entry.main(["--config", str(directory.path / "run.yaml")]) == EXIT_CONFIGURATION
+        result = directory.result()
+        assert result is not None
+        assert result.message == (
+            "distribution.strategy fsdp spreads weights over the processes of a run, and this one is alone: give it distribution.processes of at "
+            "least 2, or several nodes"
+        )
 
     @pytest.mark.parametrize("kind", list(KINDS))
     def test_held_out_data_of_which_no_row_fits_is_a_mistake_too(self, tmp_path: Path, tiny_folder: Path, kind: str) -> None:
