@@ -169,6 +169,9 @@ def test_validating_creates_nothing(trainer: Trainer) -> None:
     assert (checked.name, checked.total_steps, checked.state) == ("", 3, "unspecified")
     error = refused(lambda: trainer.client.create_run(spec(parent_adapter="adapters/nobody"), "only-checked", validate_only=True))
     assert (type(error), error.field) == (NotFoundError, "spec.parent_adapter")
+    error = refused(lambda: trainer.client.create_run(spec(distribution={"strategy": "fsdp"}), "only-checked", validate_only=True))
+    assert (type(error), error.field) == (InvalidArgumentError, "spec.distribution.processes")
+    assert "must be at least 2 where the run has one node" in error.message
     assert names(trainer) == before
     assert trainer.client.create_run(spec(steps=5), "only-checked").total_steps == 5
 

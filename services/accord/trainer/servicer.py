@@ -17,7 +17,7 @@ from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.api.trainer.v1 import trainer_pb2_grpc as rpc
 from accord.artefacts.store import ArtefactStore
 from accord.data.readers import check_source
-from accord.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
+from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
 from accord.runspec import RunSpec
@@ -178,8 +178,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""
-        if self._config.kubernetes is not None:
-            self._config.kubernetes.check_processes(spec.algorithm, spec.distribution.processes, spec.batch_size, prefix="spec.")
+        self._check_processes(spec)
         judge = spec.online_dpo.judge_adapter if spec.online_dpo is not None else ""
         rating = spec.rollout_part.judge_reward if spec.rollout_part is not None else None
         adapters = {"parent_adapter": spec.parent_adapter, "online_dpo.judge_adapter": judge}
@@ -199,6 +198,16 @@ class TrainerServicer(rpc.TrainerServiceServicer):
                 check_source(data.uri)
         if spec.evaluate is not None and not Path(spec.evaluate.uri).is_file():
             raise NotFoundError(f"there is no file {spec.evaluate.uri}", field="spec.evaluate.uri")
+
+    def _check_processes(self, spec: RunSpec) -> None:
+        jobs, processes = self._config.kubernetes, spec.distribution.processes
+        if jobs is not None:
+            jobs.check_processes(spec.algorithm, processes, spec.batch_size, prefix="spec.")
+        if spec.distribution.strategy == "fsdp" and processes * (jobs.for_kind(spec.algorithm).nodes if jobs is not None else 1) == 1:
+            raise InvalidArgumentError(
+                "must be at least 2 where the run has one node: distribution.strategy fsdp spreads weights over processes",
+                field="spec.distribution.processes",
+            )
 
     def _check_reach(self, spec: RunSpec, scorers: Mapping[str, str]) -> None:
         folder = find_model_folder(self._config, spec)
