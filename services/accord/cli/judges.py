@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -21,14 +21,17 @@ from accord.text.tasks import Task
 
 if TYPE_CHECKING:
     from accord.client.feedback import FeedbackClient, Judge, LabelJobSpec, Rubric
-    from accord.study.judge_tables import Cell, Found
+    from accord.study.judge_tables import Cell, Column, Found
 
 _CALL_SECONDS = 120.0
 _DEFAULT = "default"
+_COLUMN = "COLUMN=DATASET"
 
 
 def judges(
-    datasets: Annotated[list[str], typer.Argument(metavar="TASK=DATASET...", help="Pairs that people labelled, for example summarization=FILE.")],
+    datasets: Annotated[
+        list[str], typer.Argument(metavar="COLUMN=DATASET...", help="Pairs that people labelled: TASK=DATASET, or NAME=TASK[/FAMILY]:DATASET.")
+    ],
     judge: Annotated[
         list[str] | None, typer.Option("--judge", metavar="NAME[:KIND]", help="A row of the judges' table; the first has the others.")
     ] = None,
@@ -50,23 +53,27 @@ def judges(
     """Compares judges, rubrics and self-consistency by how often they agree with people.
 
     The tables of the RLAIF paper for your own judges, as judges.md, judges.json and judges.png. Each figure is a label job; what is in the
-    ledger is not judged again, so that the same command a second time costs nothing.
+    ledger is not judged again, so that the same command a second time costs nothing. A column of a FAMILY has the rubrics whose names begin with it,
+    as conversation/harmless has conversation/harmless-base/1, and its other tables are under the family's detailed one.
 
     \b
     Example:
         accord judges summarization=sample:summarization conversation=sample:conversation --limit 40
         accord judges conversation=pairs.jsonl --judge small --judge large --rationale --samples 8
+        accord judges summarization=tldr.jsonl helpful=conversation/helpful:hh-helpful.jsonl harmless=conversation/harmless:hh-harmless.jsonl
     """
     from accord.client.feedback import FeedbackClient
-    from accord.study.judge_tables import Questions, plan_cells, tables_of
+    from accord.study.judge_tables import Column, Questions, plan_cells, tables_of
 
     output = output.expanduser().absolute()
-    data = {task: _spec(task, source, limit, split, seed) for task, source in map(_dataset, datasets)}
+    data = {name: Column(_spec(task, source, limit, split, seed), family) for name, task, family, source in map(_dataset, datasets)}
     if len(data) < len(datasets):
-        raise InvalidArgumentError("each task has one data set", field="TASK=DATASET")
+        raise InvalidArgumentError("each column has a name of its own: NAME=TASK:DATASET", field=_COLUMN)
     named = dict(map(_judge, judge or [_DEFAULT]))
     with reach("feedback", home, feedback, _CALL_SECONDS) as target, FeedbackClient(target) as client:
-        questions = Questions(data, named, _rubrics(client, rubric or ()), rationale, tuple(samples or ()))
+        known = {each.id: each for each in client.list_rubrics() if each.kind == "verdict"}
+        data = {name: _with_rubric(column, known) for name, column in data.items()}
+        questions = Questions(data, named, _rubrics(known, rubric or ()), rationale, tuple(samples or ()))
         found = _run(client, plan_cells(questions), output)
     tables = tables_of(found)
     files = _write(output, tables, tuple(data))
@@ -80,11 +87,35 @@ def judges(
         raise typer.Exit(FAILED)
 
 
-def _dataset(text: str) -> tuple[Task, str]:
+def _dataset(text: str) -> tuple[str, Task, str, str]:
+    """Name, task, family of rubrics and source of a column."""
     name, _, source = text.partition("=")
-    if name not in set(Task) or not source:
-        raise InvalidArgumentError(f"{text!r} is not TASK=DATASET with a task of {', '.join(Task)}", field="TASK=DATASET")
-    return Task(name), absolute_source(source)
+    task, family = name, ""
+    if name not in set(Task):
+        place, _, source = source.partition(":")
+        task, _, family = place.partition("/")
+    if task not in set(Task) or not source or not name:
+        raise InvalidArgumentError(
+            f"{text!r} is not TASK=DATASET, or NAME=TASK:DATASET or NAME=TASK/FAMILY:DATASET, with a task of {', '.join(Task)}", field=_COLUMN
+        )
+    return name, Task(task), family, absolute_source(source)
+
+
+def _with_rubric(column: Column, known: Mapping[str, Rubric]) -> Column:
+    """A column of a family, measured under the family's detailed rubric, or the first where there is none."""
+    if not column.family:
+        return column
+    own = [name for name, rubric in known.items() if column.variant(rubric) is not None]
+    if not own:
+        families = {
+            name.split("/")[1].partition("-")[0] for name, rubric in known.items() if rubric.task == column.spec.task and "-" in name.split("/")[1]
+        }
+        raise InvalidArgumentError(
+            f"no rubric of {column.spec.task.value} begins with {column.family!r}; there are {', '.join(sorted(families)) or 'no families'}",
+            field=_COLUMN,
+        )
+    detailed = [name for name in own if name.startswith(f"{column.spec.task.value}/{column.family}-detailed/")]
+    return replace(column, rubric=(detailed or own)[-1 if detailed else 0])
 
 
 def _spec(task: Task, source: str, limit: int, split: str, seed: int) -> LabelJobSpec:
@@ -105,9 +136,8 @@ def _judge(text: str) -> tuple[str, Judge]:
     return text, Judge(kind, name="" if name == _DEFAULT else name)  # type: ignore[arg-type]
 
 
-def _rubrics(client: FeedbackClient, wanted: Sequence[str]) -> list[Rubric]:
+def _rubrics(known: Mapping[str, Rubric], wanted: Sequence[str]) -> list[Rubric]:
     """The service's rubrics for verdicts, or those of them that are wanted."""
-    known = {rubric.id: rubric for rubric in client.list_rubrics() if rubric.kind == "verdict"}
     for name in wanted:
         if name not in known:
             raise InvalidArgumentError(f"{name!r} is not one of {', '.join(known)}", field="--rubric")
@@ -123,7 +153,7 @@ def _run(client: FeedbackClient, cells: Sequence[Cell], output: Path) -> list[Fo
         for done, cell in enumerate(cells):
             name = output_name(cell.spec)
             if name not in known:
-                bar.set(done, text=f"{cell.table}: {cell.row}, {cell.task.value}")
+                bar.set(done, text=f"{cell.table}: {cell.row}, {cell.column}")
                 try:
                     known[name] = _label(client, cell, output / "jobs" / name, bar, done)
                 except AccordError as error:
@@ -139,30 +169,30 @@ def _label(client: FeedbackClient, cell: Cell, folder: Path, bar: ProgressBar, d
     job = create_job(client, spec, request_id_of(spec))
     for now in job_states(client, job):
         job = now
-        bar.set(done, text=f"{cell.table}: {cell.row}, {cell.task.value}, {now.done_pairs} of {now.total_pairs} pairs")
+        bar.set(done, text=f"{cell.table}: {cell.row}, {cell.column}, {now.done_pairs} of {now.total_pairs} pairs")
     if job.state != "succeeded":
         return Found(cell, job.name, error=job.message or job.state)
     (card,) = client.label_cards(job=job.name)
     return Found(cell, job.name, card)
 
 
-def _write(output: Path, tables: dict[str, Any], tasks: Sequence[Task]) -> list[Path]:
+def _write(output: Path, tables: dict[str, Any], columns: Sequence[str]) -> list[Path]:
     from accord.rundir import write_atomically
     from accord.study.judge_tables import markdown
     from accord.study.plots import draw_judge_tables
 
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"judges.{ending}" for ending in ("md", "json", "png")]
-    write_atomically(files[0], markdown(tables, tasks))
+    write_atomically(files[0], markdown(tables, columns))
     write_atomically(files[1], json.dumps(plain(tables), indent=1, ensure_ascii=False))
     draw_judge_tables(tables, files[2])
     return files
 
 
-def _show(tables: dict[str, Any], tasks: Sequence[Task]) -> None:
+def _show(tables: dict[str, Any], columns: Sequence[str]) -> None:
     for table in tables.values():
-        rows = [(row["name"], *(_words(row["cells"].get(task.value)) for task in tasks)) for row in table["rows"]]
-        print_table(("", *(task.value for task in tasks)), rows, title=table["title"])
+        rows = [(row["name"], *(_words(row["cells"].get(name)) for name in columns)) for row in table["rows"]]
+        print_table(("", *columns), rows, title=table["title"])
 
 
 def _words(cell: dict[str, Any] | None) -> str:

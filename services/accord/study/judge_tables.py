@@ -15,7 +15,6 @@ from typing import Any
 
 from accord.client.feedback import Judge, LabelJobSpec, Rubric
 from accord.client.label_cards import LabelCard, Share
-from accord.text.tasks import Task
 
 TITLES = {
     "rubrics": "Rubric and task: agreement with people",
@@ -26,18 +25,39 @@ BASELINES = (("always the longer response", "length_baseline"), ("a coin", "rand
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """A data set of the tables.
+
+    Attributes:
+        spec: a job without request id, output and judge; all else is taken from it.
+        family: rubrics whose name begins with it and a hyphen are the column's, as `harmless` has `conversation/harmless-base/1` in the row
+            `base/1`; empty for all rubrics of the task.
+        rubric: under which the judges' table and self-consistency are measured; empty for the service's default.
+    """
+
+    spec: LabelJobSpec
+    family: str = ""
+    rubric: str = ""
+
+    def variant(self, rubric: Rubric) -> str | None:
+        """The row of a rubric, the same for the same idea in other columns; None for one that is not of this column."""
+        begins = f"{self.spec.task.value}/" + (f"{self.family}-" if self.family else "")
+        return rubric.id.removeprefix(begins) if rubric.task == self.spec.task and rubric.id.startswith(begins) else None
+
+
+@dataclass(frozen=True, slots=True)
 class Questions:
     """What the tables are made over.
 
     Attributes:
-        data: a job without request id, output and judge for each task; all else is taken from it.
+        data: the columns by name.
         judges: by the name that a row gets; the first one is that of the tables on rubrics and samples.
         rubrics: the rows of the first table.
         rationale: whether each rubric that is not about reasons also has a row in which the judge gives them first.
         samples: rows of the table on self-consistency besides the single greedy one, whose rationale they share; empty for no such table.
     """
 
-    data: Mapping[Task, LabelJobSpec]
+    data: Mapping[str, Column]
     judges: Mapping[str, Judge]
     rubrics: Sequence[Rubric]
     rationale: bool = False
@@ -50,7 +70,7 @@ class Cell:
 
     table: str
     row: str
-    task: Task
+    column: str
     spec: LabelJobSpec
 
 
@@ -66,43 +86,50 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table; cells are by task."""
+    """A row of a table; cells are by column."""
 
     name: str
     cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def plan_cells(questions: Questions) -> tuple[Cell, ...]:
-    """The cells of all tables, row by row; a rubric that a task does not have gives no cell."""
+    """The cells of all tables, row by row; a rubric that a column does not have gives no cell."""
     first = next(iter(questions.judges.values()))
     cells = _rubric_cells(questions, first)
     for name, judge in questions.judges.items():
-        cells += [Cell("judges", name, task, _with(spec, judge)) for task, spec in questions.data.items()]
+        cells += [_cell_of("judges", name, column, judge, questions) for column in questions.data]
     for count in (1, *questions.samples) if questions.samples else ():
         judge = replace(first, rationale=True, consistency_samples=None if count == 1 else count)
         row = "off" if count == 1 else f"{count} samples"
-        cells += [Cell("samples", row, task, _with(spec, judge)) for task, spec in questions.data.items()]
+        cells += [_cell_of("samples", row, column, judge, questions) for column in questions.data]
     return tuple(cells)
 
 
+def _cell_of(table: str, row: str, name: str, judge: Judge, questions: Questions) -> Cell:
+    column = questions.data[name]
+    asked = replace(judge, rubric=column.rubric) if column.rubric and judge.kind == "verdict" else judge
+    return Cell(table, row, name, replace(column.spec, judge=asked))
+
+
 def _rubric_cells(questions: Questions, judge: Judge) -> list[Cell]:
-    """A row for each rubric, the same one over several tasks, and where they are asked for one with reasons first."""
-    rows: dict[str, list[Rubric]] = {}
+    """A row for each rubric, the same one over several columns, and where they are asked for one with reasons first."""
+    rows: dict[str, list[tuple[str, Rubric]]] = {}
     for rubric in questions.rubrics:
-        if rubric.kind == "verdict" and rubric.task in questions.data:
-            rows.setdefault(_variant(rubric), []).append(rubric)
+        for name, column in questions.data.items():
+            if rubric.kind == "verdict" and (variant := column.variant(rubric)) is not None:
+                rows.setdefault(variant, []).append((name, rubric))
     cells = []
-    for variant, rubrics in sorted(rows.items()):
-        with_reasons = questions.rationale and not any(rubric.rationale for rubric in rubrics)
-        for name, rationale in ((variant, None), (f"{variant}, reasons first", True))[: 1 + with_reasons]:
-            for rubric in rubrics:
+    for variant, found in sorted(rows.items()):
+        with_reasons = questions.rationale and not any(rubric.rationale for _, rubric in found)
+        for row, rationale in ((variant, None), (f"{variant}, reasons first", True))[: 1 + with_reasons]:
+            for name, rubric in found:
                 asked = replace(judge, kind="verdict", rubric=rubric.id, rationale=rationale)
-                cells.append(Cell("rubrics", name, rubric.task, _with(questions.data[rubric.task], asked)))
+                cells.append(Cell("rubrics", row, name, replace(questions.data[name].spec, judge=asked)))
     return cells
 
 
 def tables_of(found: Sequence[Found]) -> dict[str, Any]:
-    """The tables as JSON has them, each with a title and rows of cells by task: `agreement`, `same_position`, `longer_preferred`, `pairs`, `job`.
+    """The tables as JSON has them, each with a title and rows of cells by column: `agreement`, `same_position`, `longer_preferred`, `pairs`, `job`.
 
     A cell without a card has its `error`. The rows end with what taking the longer response and a coin would agree, on the pairs that the
     first row with a card decided.
@@ -111,27 +138,27 @@ def tables_of(found: Sequence[Found]) -> dict[str, Any]:
     for name, title in TITLES.items():
         own = [each for each in found if each.cell.table == name]
         if own:
-            rows = {row: Row(row, {each.cell.task.value: _cell(each) for each in own if each.cell.row == row}) for row in _in_order(own)}
-            first = {each.cell.task.value: each.card for each in reversed(own) if each.card is not None}
+            rows = {row: Row(row, {each.cell.column: _cell(each) for each in own if each.cell.row == row}) for row in _in_order(own)}
+            first = {each.cell.column: each.card for each in reversed(own) if each.card is not None}
             baselines = [
-                Row(words, {task: {"agreement": _share(getattr(card, share))} for task, card in first.items()}) for words, share in BASELINES
+                Row(words, {name: {"agreement": _share(getattr(card, share))} for name, card in first.items()}) for words, share in BASELINES
             ]
             tables[name] = {"title": title, "rows": [asdict(row) for row in (*rows.values(), *baselines)]}
     return tables
 
 
-def markdown(tables: Mapping[str, Any], tasks: Sequence[Task]) -> str:
+def markdown(tables: Mapping[str, Any], names: Sequence[str]) -> str:
     """The tables for people: shares in per cent with their 95 % intervals."""
     parts = []
     for name, table in tables.items():
-        columns = [task.value for task in tasks]
+        columns = [_escaped(each) for each in names]
         if name == "judges":
-            columns += [f"{task.value}, same position" for task in tasks]
+            columns += [f"{_escaped(each)}, same position" for each in names]
         lines = [f"## {table['title']}", "", f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
         for row in table["rows"]:
-            cells = [_words(row["cells"].get(task.value), "agreement") for task in tasks]
+            cells = [_words(row["cells"].get(each), "agreement") for each in names]
             if name == "judges":
-                cells += [_words(row["cells"].get(task.value), "same_position") for task in tasks]
+                cells += [_words(row["cells"].get(each), "same_position") for each in names]
             lines.append(f"| {_escaped(row['name'])} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n\nShares in per cent of the decided pairs that people labelled, with 95 % intervals over their prompts.\n"
@@ -140,15 +167,6 @@ def markdown(tables: Mapping[str, Any], tasks: Sequence[Task]) -> str:
 def output_name(spec: LabelJobSpec) -> str:
     """The folder of a cell's job, the same for the same question."""
     return hashlib.sha256(json.dumps(asdict(replace(spec, request_id="", output_uri="")), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _with(spec: LabelJobSpec, judge: Judge) -> LabelJobSpec:
-    return replace(spec, judge=judge)
-
-
-def _variant(rubric: Rubric) -> str:
-    """A rubric's id without its task, the same for the same idea over several tasks."""
-    return rubric.id.removeprefix(f"{rubric.task.value}/")
 
 
 def _in_order(found: Iterable[Found]) -> list[str]:

@@ -16,6 +16,7 @@ from accord.api.feedback.v1 import feedback_pb2 as pb
 
 Start = Callable[[FakeFeedback], str]
 BOTH = ("judges", "summarization=sample:summarization", "conversation=sample:conversation", "--limit", "40")
+FORMS = "is not TASK=DATASET, or NAME=TASK:DATASET or NAME=TASK/FAMILY:DATASET, with a task of summarization, conversation"
 
 
 class Judging(FakeFeedback):
@@ -74,6 +75,37 @@ def test_the_tables_of_the_paper(accord: Accord, start: Start, tmp_path: Path) -
     assert len(feedback.jobs) == 13
 
 
+class WithFamilies(Judging):
+    """It has the rubrics of the paper's two kinds of conversation."""
+
+    def ListRubrics(self, request: pb.ListRubricsRequest, context: Any) -> pb.ListRubricsResponse:
+        found = super().ListRubrics(request, context)
+        names = [f"conversation/{family}-{kind}/1" for family in ("helpful", "harmless") for kind in ("base", "base-few-shot", "detailed")]
+        task = next(each.task for each in found.rubrics if each.id.startswith("conversation/"))
+        found.rubrics.extend(pb.Rubric(id=name, task=task, kind=pb.JUDGE_KIND_VERDICT) for name in names)
+        return found
+
+
+def test_each_column_has_rubrics_of_its_own_family_in_the_rows_of_the_others(accord: Accord, start: Start, tmp_path: Path) -> None:
+    """The paper's first table: summaries, helpfulness and harmlessness, each over its own data and rubrics."""
+    feedback = WithFamilies()
+    columns = (
+        "summarization=sample:summarization",
+        "helpful=conversation/helpful:sample:conversation",
+        "safe=conversation/harmless:sample:conversation",
+    )
+    result = accord("judges", *columns, "--judge", "default", "--judge", "large", "--feedback", start(feedback))
+    assert (result.exit_code, result.stderr) == (0, "")
+    tables = json.loads((tmp_path / "judges" / "judges.json").read_text())
+    rows = {row["name"]: set(row["cells"]) for row in tables["rubrics"]["rows"][:-2]}
+    assert rows == {"base/1": {"helpful", "safe"}, "base-few-shot/1": {"helpful", "safe"}, "detailed/1": {"summarization", "helpful", "safe"}}
+    asked = [each.judge.rubric for each in feedback.requests if each.judge.judge == "large"]
+    assert asked == ["", "conversation/helpful-detailed/1", "conversation/harmless-detailed/1"]
+    assert "| | summarization | helpful | safe |" in (tmp_path / "judges" / "judges.md").read_text()
+    refused = accord("judges", "safe=conversation/harmles:sample:conversation", "--feedback", start(feedback))
+    assert "no rubric of conversation begins with 'harmles'; there are harmless, helpful" in refused.stderr
+
+
 def test_cells_that_ask_the_same_are_one_job(accord: Accord, start: Start, tmp_path: Path) -> None:
     feedback = Judging()
     result = accord("judges", "conversation=sample:conversation", "--judge", "large", "--judge", "large:verdict", "--feedback", start(feedback))
@@ -104,9 +136,17 @@ def test_a_cell_that_fails_says_why_and_leaves_the_others(accord: Accord, start:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("sample:summarization",), "error: 'sample:summarization' is not TASK=DATASET with a task of summarization, conversation"),
-        (("poetry=x",), "error: 'poetry=x' is not TASK=DATASET with a task of summarization, conversation"),
-        (("conversation=sample:conversation", "conversation=sample:conversation"), "error: TASK=DATASET: each task has one data set"),
+        (("sample:summarization",), f"error: COLUMN=DATASET: 'sample:summarization' {FORMS}"),
+        (("poetry=x",), f"error: COLUMN=DATASET: 'poetry=x' {FORMS}"),
+        (("harmless=poetry/harmless:sample:conversation",), f"error: COLUMN=DATASET: 'harmless=poetry/harmless:sample:conversation' {FORMS}"),
+        (
+            ("harmless=conversation/harmles:sample:conversation",),
+            "error: COLUMN=DATASET: no rubric of conversation begins with 'harmles'; there are no families",
+        ),
+        (
+            ("conversation=sample:conversation", "conversation=sample:conversation"),
+            "error: COLUMN=DATASET: each column has a name of its own: NAME=TASK:DATASET",
+        ),
         (
             ("conversation=sample:conversation", "--rubric", "poetry/base/1"),
             "error: --rubric: 'poetry/base/1' is not one of conversation/base/1, conversation/cot/1, conversation/detailed/1, summarization/detailed/1",
