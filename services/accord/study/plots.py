@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"human": "#b8552b", "ai": "#2a6f97", None: "#6b6b6b"}
 _MARKERS = {"ppo": "o", "dpo": "s", None: "D"}
-_LINES = {"ppo": "-", "dpo": "--", "grpo": "-.", "rloo": (0, (6, 1.5)), "online_dpo": (0, (1, 1)), None: ":"}
+_LINES: Mapping[str | None, Any] = {"ppo": "-", "dpo": "--", "grpo": "-.", "rloo": (0, (6, 1.5)), "online_dpo": (0, (1, 1)), None: ":"}
 _STYLE = {
     "font.family": "sans-serif", "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
     "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "axes.titlesize": 10.5, "axes.titleweight": "bold",
