@@ -126,7 +126,7 @@ def test_killed_in_the_middle_it_continues_and_ends_with_a_table_and_a_report(ho
         assert 0 < found["response_tokens"]["value"] <= 12
     assert dict(metrics(result.results))["sft"]["kl"]["value"] == pytest.approx(0, abs=1e-3)
     page = result.report_path.read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert "ppo-human" in page
     assert "the control preferred-ft (2 more steps of SFT on chosen responses) wins" in page
     assert "wins beyond it, on the same prompts: ppo-human" in page

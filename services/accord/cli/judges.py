@@ -30,7 +30,8 @@ _COLUMN = "COLUMN=DATASET"
 
 def judges(
     datasets: Annotated[
-        list[str], typer.Argument(metavar="COLUMN=DATASET...", help="Pairs that people labelled: TASK=DATASET, or NAME=TASK[/FAMILY]:DATASET.")
+        list[str],
+        typer.Argument(metavar="COLUMN=DATASET...", help="Pairs that people labelled: TASK=DATASET, NAME=TASK:DATASET or NAME=TASK/FAMILY:DATASET."),
     ],
     judge: Annotated[
         list[str] | None, typer.Option("--judge", metavar="NAME[:KIND]", help="A row of the judges' table; the first has the others.")
