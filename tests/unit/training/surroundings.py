@@ -247,3 +247,17 @@ def shake(context: RunContext, name: str, seed: int = 3) -> None:
     generator = torch.Generator().manual_seed(seed)
     state = {key: 0.2 * torch.randn(tensor.shape, generator=generator) for key, tensor in context.adapted.state(name).items()}
     context.adapted.load_state(name, state)
+
+
+def dying_in(algorithm: Any, step: int) -> Any:
+    """The algorithm, interrupted when it has done a step and nothing is written of it yet."""
+    done = algorithm.step
+
+    def die(at: int, optimizer: Any) -> dict[str, float]:
+        metrics: dict[str, float] = done(at, optimizer)
+        if at == step:
+            raise KeyboardInterrupt
+        return metrics
+
+    algorithm.step = die
+    return algorithm

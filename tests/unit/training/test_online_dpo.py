@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.training.surroundings import GradientKeeper, LocalSource, make_context, metrics_of, planted_pairs, shake, write_rows
+from tests.unit.training.surroundings import GradientKeeper, LocalSource, dying_in, make_context, metrics_of, planted_pairs, shake, write_rows
 
 from accord.client.feedback import Judge, Label, LabelPairItem, LabelResult
 from accord.client.policy import GenerateItem, Sample, StreamEvent
@@ -422,23 +422,11 @@ def test_a_run_that_dies_resumes_to_the_same_bits(services: Services) -> None:
         values = {"steps": 4, "checkpoint_every_steps": 2, "adapter": adapter, "optimizer": {"learning_rate": 1e-2}}
         return services.made(name=name, online={"eval_data": held_out}, **values)
 
-    def dying(algorithm: Any) -> Any:
-        step = algorithm.step
-
-        def dies(at: int, optimizer: Any) -> dict[str, float]:
-            metrics: dict[str, float] = step(at, optimizer)
-            if at == 2:
-                raise KeyboardInterrupt
-            return metrics
-
-        algorithm.step = dies
-        return algorithm
-
     straight, algorithm = made("straight", "a")
     expected = train(straight, algorithm)
     dead, algorithm = made("dying", "b")
     with pytest.raises(KeyboardInterrupt):
-        train(dead, dying(algorithm))
+        train(dead, dying_in(algorithm, 2))
     again, algorithm = made("dying", "b")
     result = train(again, algorithm)
     assert "resumed after step 2" in said(again)

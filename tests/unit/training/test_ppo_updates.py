@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.unit.training import test_ahead as ahead
 from tests.unit.training.ranked import on_ranks
-from tests.unit.training.surroundings import ALONE, metrics_of, write_rows
+from tests.unit.training.surroundings import ALONE, dying_in, metrics_of, write_rows
 from tests.unit.training.test_ppo_steps import ready
 from torch import Tensor
 
@@ -174,17 +174,8 @@ def test_a_batch_that_was_sampled_ahead_is_resumed_to_the_same_bits(tmp_path: Pa
     assert metrics_of(straight.directory.events(), "epochs") == [1.0] * 4
     assert min(abs(weight - 1) for weight in metrics_of(straight.directory.events(), "behaviour_weight_mean")[1:]) > 1e-6
     dying, algorithm = made("dying")
-    step = algorithm.step
-
-    def die(at: int, optimizer: Any) -> dict[str, float]:
-        metrics: dict[str, float] = step(at, optimizer)
-        if at == 2:
-            raise KeyboardInterrupt
-        return metrics
-
-    algorithm.step = die
     with pytest.raises(KeyboardInterrupt):
-        train(dying, algorithm)
+        train(dying, dying_in(algorithm, 2))
     again, algorithm = made("dying")
     train(again, algorithm)
     folders = [each.directory.checkpoints / "00000004" for each in (straight, again)]
