@@ -679,3 +679,27 @@ def test_a_real_run_is_cancelled_with_a_checkpoint_resumed_and_published(start: 
         losses = [event.values["loss"] for event in RunDirectory(done.directory).events() if "loss" in event.values]
         assert losses[-1] < losses[0] / 2
         assert trainer.client.promote_checkpoint(trainer.client.list_checkpoints(name)[0].name) == done.adapter_version
+
+
+def test_a_real_run_goes_on_with_another_number_of_processes(start: Callable[..., Trainer]) -> None:
+    """From one to two; what CreateRun would refuse is refused here, and changes nothing. The same request id is still the same run's."""
+    real = spec(steps=40, batch_size=2, adapter="spread", checkpoint_every_steps=100, lora={"rank": 4})
+    with start(command=[]) as trainer:
+        name = trainer.client.create_run(real, "spread").name
+        trainer.until_step(name, 1)
+        trainer.client.cancel_run(name)
+        stopped = trainer.until(name, "cancelled", seconds=30)
+        assert stopped.step < 40
+        error = refused(lambda: trainer.client.resume_run(name, processes=3))
+        assert (type(error), error.field) == (InvalidArgumentError, "processes")
+        assert "batch_size 2 must be at least distribution.processes 3" in str(error)
+        error = refused(lambda: trainer.client.resume_run(name, processes=1025))
+        assert (type(error), error.field) == (InvalidArgumentError, "processes")
+        assert trainer.client.get_run(name).state == "cancelled"
+        assert trainer.client.resume_run(name, processes=2).spec.distribution.processes == 2
+        done = trainer.until(name, "succeeded", seconds=120)
+        assert (done.attempts, done.step) == (2, 40)
+        assert sorted(set(steps_of(done))) == steps_of(done)
+        told = [event.text for event in RunDirectory(done.directory).events() if "the checkpoint is of 1 processes, and 2 go on" in event.text]
+        assert len(told) == 1
+        assert trainer.client.create_run(real, "spread").name == name

@@ -19,6 +19,10 @@ from accord.errors import NotFoundError
 
 def resume(
     run: RunName,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, max=1024, help="As many processes from here on; equal to rounding, not bits."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait; the run goes on by itself.")] = False,
     trainer: TrainerAddress = None,
     home: Home = DEFAULT_HOME,
@@ -30,12 +34,13 @@ def resume(
     \b
     Example:
         accord resume runs/sft-sft-1a2b3c4d5e
+        accord resume runs/sft-sft-1a2b3c4d5e --processes 1   # it had 2, and one machine is gone
     """
     from accord.client.trainer import TrainerClient
 
     name = run_name(run)
     with reach("trainer", home, trainer, 30.0) as target, TrainerClient(target) as client, advice(NotFoundError, text=UNKNOWN_RUN):
-        found = client.resume_run(name)
+        found = client.resume_run(name, processes=processes)
         if not detach:
             finish(follow(client, name, timeout_seconds=timeout), home, as_json=as_json)
             return

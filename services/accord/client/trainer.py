@@ -244,9 +244,15 @@ class TrainerClient:
         """Asks a run to checkpoint and stop."""
         return _run(self._stub.CancelRun(pb.CancelRunRequest(name=name), timeout=timeout_seconds).run)
 
-    def resume_run(self, name: str, *, timeout_seconds: float | None = None) -> Run:
-        """Starts an ended, unsuccessful run again from its last whole checkpoint."""
-        return _run(self._stub.ResumeRun(pb.ResumeRunRequest(name=name), timeout=timeout_seconds).run)
+    def resume_run(self, name: str, *, processes: int | None = None, timeout_seconds: float | None = None) -> Run:
+        """Starts an ended, unsuccessful run again from its last whole checkpoint.
+
+        Args:
+            name: `runs/{run}`.
+            processes: as many a node from here on, from 1 to 1024; None keeps the run's own. Results are equal to rounding then, not bit for bit.
+            timeout_seconds: of the call.
+        """
+        return _run(self._stub.ResumeRun(pb.ResumeRunRequest(name=name, processes=processes), timeout=timeout_seconds).run)
 
     def list_checkpoints(self, run: str, *, timeout_seconds: float | None = None) -> tuple[Checkpoint, ...]:
         """Returns a run's checkpoints, newest first."""

@@ -20,7 +20,7 @@ from accord.data.readers import check_source
 from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from accord.rpc.calls import CallContext
 from accord.rundir import RunDirectory, RunEvent
-from accord.runspec import RunSpec
+from accord.runspec import RunSpec, parse_spec
 from accord.serving.fields import naming
 from accord.serving.parent_lora import CONFIG_FILE, check_lora, read_lora
 from accord.serving.reward_models import by_field, resolve_held_out, resolve_reward_models
@@ -120,7 +120,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         return pb.CancelRunResponse(run=await _thread(lambda: self._runs.read(record)))
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: CallContext) -> pb.ResumeRunResponse:
-        record = await _thread(lambda: self._supervisor.resume(request.name))
+        change = partial(self._spread, processes=request.processes) if request.HasField("processes") else None
+        record = await _thread(lambda: self._supervisor.resume(request.name, change))
         return pb.ResumeRunResponse(run=await _thread(lambda: self._runs.read(record)))
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: CallContext) -> pb.ListCheckpointsResponse:
@@ -160,6 +161,16 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if known is not None and not validate_only:
             return self._registry.create(name, request_id, spec, known.directory)[0]  # the same, or ALREADY_EXISTS
         self._check(spec)
+        self._check_fits(spec)
+        if validate_only:
+            return None
+        waiting = len(self._registry.find(("QUEUED",)))
+        if waiting >= self._config.max_queued:
+            raise ResourceExhaustedError(f"{waiting} runs wait; at most {self._config.max_queued} may", retry_after_seconds=60.0)
+        directory = run_path(self._config.runs, name)
+        return self._registry.create(name, request_id, spec, str(directory))[0]
+
+    def _check_fits(self, spec: RunSpec) -> None:
         config, begun = self._config, self._as_begun(spec)
         plan = plan_memory(
             begun, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores,
@@ -168,13 +179,15 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         if not plan.fits:
             room = config.kubernetes.room_in_words(spec.algorithm) if config.kubernetes is not None else ""
             raise FailedPreconditionError(plan.refusal(room=room), field="spec", metadata=_plan_facts(plan))
-        if validate_only:
-            return None
-        waiting = len(self._registry.find(("QUEUED",)))
-        if waiting >= self._config.max_queued:
-            raise ResourceExhaustedError(f"{waiting} runs wait; at most {self._config.max_queued} may", retry_after_seconds=60.0)
-        directory = run_path(self._config.runs, name)
-        return self._registry.create(name, request_id, spec, str(directory))[0]
+
+    def _spread(self, spec: RunSpec, processes: int) -> RunSpec:
+        """The specification of a run that goes on with another number of processes; refuses what CreateRun would."""
+        values = spec.as_given
+        with naming("processes"):
+            spread = parse_spec({**values, "distribution": {**values["distribution"], "processes": processes}})
+            self._check_processes(spread)
+            self._check_fits(spread)
+        return spread
 
     def _check(self, spec: RunSpec) -> None:
         """Everything that can be known to be missing before a process starts."""

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ import structlog
 from accord.errors import AccordError, FailedPreconditionError, PermissionDeniedError, UnauthenticatedError, UnavailableError
 from accord.launch.launcher import Launcher, NotYetError, Observation
 from accord.rundir import EXIT_DONE, EXIT_STOPPED, PHASE_PENDING, RunDirectory, RunEvent, RunFile
+from accord.runspec import RunSpec
 from accord.trainer.config import TrainerConfig
 from accord.trainer.registry import ACTIVE, Registry, RunRecord
 
@@ -82,8 +84,12 @@ class Supervisor:
                 raise
             return record
 
-    def resume(self, name: str) -> RunRecord:
+    def resume(self, name: str, change: Callable[[RunSpec], RunSpec] | None = None) -> RunRecord:
         """Queues an ended, unsuccessful run again; it goes on from its newest whole checkpoint.
+
+        Args:
+            name: of the run.
+            change: gives the specification that it goes on with, or raises; None keeps its own.
 
         Raises:
             NotFoundError: there is no such run.
@@ -93,6 +99,8 @@ class Supervisor:
             record = self._registry.get(name)
             if record.state not in ("FAILED", "CANCELLED"):
                 raise FailedPreconditionError(f"{name} is {record.state}; only a FAILED or CANCELLED run can be resumed", field="name")
+            if change is not None:
+                record = self._registry.respecify(record, change(record.spec))
             return self._registry.update(record, state="QUEUED", message="", cancel_time=None)
 
     def log(self, record: RunRecord) -> bytes:

@@ -257,7 +257,7 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
         return trainer_pb.CancelRunResponse(run=run)
 
     def ResumeRun(self, request: trainer_pb.ResumeRunRequest, context: Any) -> trainer_pb.ResumeRunResponse:
-        self.resumed.append(request.name)
+        self.resumed.append(request.name + (f" on {request.processes} processes" if request.HasField("processes") else ""))
         return trainer_pb.ResumeRunResponse(run=self._find(request.name, context).run)
 
     def _find(self, name: str, context: Any) -> FakeRun:

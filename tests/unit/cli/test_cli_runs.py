@@ -184,7 +184,8 @@ def test_cancel_and_resume(accord: Accord, start: Start) -> None:
     result = accord("resume", "sft-abcdef", "--detach", "--trainer", address)
     assert (result.exit_code, result.stdout) == (0, "runs/sft-abcdef is cancelling\n")
     assert "published adapters/sft/versions/1" in accord("resume", "sft-abcdef", "--trainer", address).stdout
-    assert trainer.resumed == ["runs/sft-abcdef"] * 2
+    assert accord("resume", "sft-abcdef", "--detach", "--processes", "2", "--trainer", address).exit_code == 0
+    assert trainer.resumed == ["runs/sft-abcdef", "runs/sft-abcdef", "runs/sft-abcdef on 2 processes"]
     assert trainer.cancelled == ["runs/sft-abcdef"] * 2
 
 

@@ -17,6 +17,7 @@ from tests.unit.training.test_algorithms import ALGORITHMS, gradients, prepared
 from torch import nn
 
 from accord.errors import AbortedError, AccordError, InternalError, InvalidArgumentError, UnavailableError
+from accord.rundir import RunDirectory
 from accord.training import distribution
 from accord.training.__main__ import build
 from accord.training.context import RunStopped
@@ -119,17 +120,21 @@ def _spec(root: Path, kind: str, **values: Any) -> dict[str, Any]:
 
 def _run(world: World, root: Path, model: Path, spec: Mapping[str, Any], name: str, stop_after: int) -> Any:
     context = make_context(root, model, spec, name=name, world=world)
-    algorithm = build(context)
-    if stop_after and world.rank == world.size - 1:  # one process alone hears of it
+    return _train(context, build(context), stop_after)
+
+
+def _train(context: Any, algorithm: Any, stop_after: int) -> Any:
+    """The version that it publishes, or "stopped": after so many steps, of which one process alone hears."""
+    if stop_after and context.world.rank == context.world.size - 1:
         step = algorithm.step
 
         def stopping(at: int, optimizer: Any) -> dict[str, float]:
-            metrics = step(at, optimizer)
+            metrics: dict[str, float] = step(at, optimizer)
             if at + 1 == stop_after:
                 context.stop.set()
             return metrics
 
-        algorithm.step = stopping  # type: ignore[method-assign]
+        algorithm.step = stopping
     try:
         return train(context, algorithm).adapter_version
     except RunStopped:
@@ -137,8 +142,6 @@ def _run(world: World, root: Path, model: Path, spec: Mapping[str, Any], name: s
 
 
 def curve(root: Path, name: str) -> dict[str, list[float]]:
-    from accord.rundir import RunDirectory
-
     events = list(RunDirectory(root / name).events())
     return {metric: metrics_of(events, metric) for metric in ("loss", "grad_norm", "eval_loss", "eval_margin")}
 
@@ -172,10 +175,43 @@ def test_a_run_stopped_with_two_processes_goes_on_with_one_and_with_two(tmp_path
         files = [tmp_path / run / "checkpoints" / "00000006" / "adapter" / "adapter_model.safetensors" for run in (name, "straight")]
         if name == "same":
             assert files[0].read_bytes() == files[1].read_bytes()
-        from accord.rundir import RunDirectory
-
         told = [event.text for event in RunDirectory(tmp_path / name).events() if "the checkpoint is of 2 processes, and 1 go on" in event.text]
         assert len(told) == (1 if size == 1 else 0)
+
+
+def _ppo(world: World, root: Path, model: Path, name: str, stop_after: int) -> Any:
+    values: dict[str, Any] = {"steps": 4, "batch_size": 5, "micro_batch_size": 2, "checkpoint_every_steps": 10, "adapter": name, "seed": 3}
+    spread = {"distribution": {"processes": world.size}} if world.size > 1 else {}
+    part = {
+        **ROLLOUTS["ppo"],
+        "data": write_rows(root / "rows.jsonl", planted_pairs()),
+        "ptx_data": {"uri": str(root / "text.jsonl")},
+        "temperature": 1.0,
+    }
+    context, algorithm, _ = test_ppo_steps.make_ppo(root, model, {**values, **spread}, part, name=name, world=world)
+    return _train(context, algorithm, stop_after)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=str)
+def test_ppo_stopped_goes_on_with_another_number_of_processes(tmp_path: Path, tiny_folder: Path, before: int, after: int) -> None:
+    """Rollouts, critic, moments and pretraining term: the curve of one undisturbed process, to rounding."""
+    write_rows(tmp_path / "text.jsonl", [{"text": "a word and more " + "x" * n} for n in range(6)])
+
+    def go(size: int, name: str, stop_after: int) -> list[Any]:
+        if size == 1:
+            return [_ppo(World(), tmp_path, tiny_folder, name, stop_after)]
+        return on_ranks(tmp_path, size, _ppo, tmp_path, tiny_folder, name, stop_after)
+
+    assert go(1, "straight", 0) == ["adapters/straight/versions/1"]
+    assert go(before, "moved", 2) == ["stopped"] * before
+    assert go(after, "moved", 0) == ["adapters/moved/versions/1"] * after
+    events = {name: list(RunDirectory(tmp_path / name).events()) for name in ("straight", "moved")}
+    told = [event.text for event in events["moved"] if f"the checkpoint is of {before} processes, and {after} go on" in event.text]
+    assert len(told) == 1
+    for metric in ("reward_mean", "score_mean", "kl", "policy_loss", "value_loss", "ptx_loss", "explained_variance", "grad_norm"):
+        expected = metrics_of(events["straight"], metric)
+        assert len(expected) == 4, metric
+        assert metrics_of(events["moved"], metric) == pytest.approx(expected, rel=1e-4, abs=1e-5), metric
 
 
 def _errors(world: World) -> list[str]:
