@@ -31,7 +31,8 @@ from pydantic import Field
 from accord.errors import DataLossError, NotFoundError
 from accord.rpc.channels import ChannelTls, LoadBalancing
 from accord.rpc.config import load_config
-from accord.runspec import RunSpec, Spec
+from accord.runspec import RunSpec
+from accord.runspec_parts import Spec
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_AWAY, EXIT_GUARDED = 0, 1, 2, 3, 4, 5
 LOCAL_SCORES = "local"  # in the place of the reward service's address

@@ -18,7 +18,7 @@ from tools import llamacpp_peer, vllm_peer
 from accord.artefacts.store import ArtefactStore
 from accord.export.__main__ import main
 from accord.models.encoding import PromptEncoder
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.text.chat import Message
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(900)]

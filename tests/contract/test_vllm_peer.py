@@ -24,7 +24,7 @@ from accord.policy.engine import Item, Terms
 from accord.policy.remote import RemoteEngine
 from accord.policy.remote_build import build_remote
 from accord.policy.remote_config import RemoteConfig
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.text.chat import Message
 
 pytestmark = [

@@ -17,7 +17,7 @@ from accord.models.heads import HeadFacts, ScalarHead
 from accord.models.inference import InferenceModel
 from accord.models.lora import AdaptedModel
 from accord.models.testing import tiny_model_folder
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.text.chat import Message
 
 POLICIES = ("tiny-policy-0", "tiny-policy-1", "tiny-policy-2")

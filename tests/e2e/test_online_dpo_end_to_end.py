@@ -13,7 +13,7 @@ from tests.unit.training.surroundings import planted_pairs, write_rows
 
 from accord.models.testing import tiny_model_folder
 from accord.rundir import Endpoints
-from accord.training.rollout import read_rows
+from accord.training.rollout_files import read_rows
 from accord.training.sampled_pairs import SampledPair, pair_of
 
 STEPS, EVERY = 7, 3

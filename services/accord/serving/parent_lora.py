@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from accord.errors import InvalidArgumentError
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 
 CONFIG_FILE = "adapter_config.json"
 

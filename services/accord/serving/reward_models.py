@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from accord.errors import InvalidArgumentError
-from accord.runspec import GuardsSpec, RolloutSpec, RunSpec
+from accord.runspec import RunSpec
+from accord.runspec_parts import GuardsSpec, RolloutSpec
 from accord.serving.fields import naming
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from accord.errors import InvalidArgumentError, NotFoundError
 from accord.feedback.judge_config import JudgeName, NamedJudge, Price
-from accord.runspec import LoraSpec, NonNegative, Positive, Spec
+from accord.runspec_parts import LoraSpec, NonNegative, Positive, Spec
 from accord.text.tasks import Task
 
 Feedback = Literal["human", "ai"]

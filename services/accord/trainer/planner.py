@@ -14,7 +14,8 @@ from accord.data.readers import read_demonstrations, read_pairs, read_prompts, r
 from accord.data.records import Dataset
 from accord.launch.memory import free_memory_bytes
 from accord.rundir import RunFile
-from accord.runspec import DataSpec, RunSpec
+from accord.runspec import RunSpec
+from accord.runspec_parts import DataSpec
 from accord.serving.fields import naming
 from accord.trainer.calibration import Speed
 from accord.trainer.config import TrainerConfig

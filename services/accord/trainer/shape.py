@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import FailedPreconditionError
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 
 _VOCABULARY_TENSORS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight", "embed_out.weight")
 

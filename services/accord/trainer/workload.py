@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from accord.runspec import ROWS_FOR_EACH_CHECKED, Algorithm, RunSpec
+from accord.runspec import Algorithm, RunSpec
+from accord.runspec_parts import ROWS_FOR_EACH_CHECKED
 from accord.trainer.calibration import Speed
 from accord.trainer.judging import Judging
 from accord.trainer.lengths import Lengths, Row

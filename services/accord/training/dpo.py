@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from accord.checkpoint import Checkpoint
-from accord.runspec import DpoSpec
+from accord.runspec_parts import DpoSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair, batch_at, rows_from

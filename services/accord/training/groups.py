@@ -23,7 +23,7 @@ from accord.algos.groups import (
     rloo_loss,
     token_weights,
 )
-from accord.runspec import GrpoSpec, RlooSpec
+from accord.runspec_parts import GrpoSpec, RlooSpec
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 from accord.training.optim import Optimizer

@@ -19,7 +19,7 @@ from itertools import chain, islice
 from accord.client.feedback import ABSTENTION, FeedbackClient, Judge, Rating, Ratings
 from accord.data.records import Prompt
 from accord.errors import AccordError, DeadlineExceededError, FailedPreconditionError, InternalError, InvalidArgumentError
-from accord.runspec import JudgeRewardSpec
+from accord.runspec_parts import JudgeRewardSpec
 from accord.text.judge import visible
 from accord.text.tasks import Task
 from accord.training.context import RunContext

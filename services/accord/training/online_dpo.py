@@ -20,7 +20,7 @@ from accord.checkpoint import Checkpoint
 from accord.data.readers import read_prompts
 from accord.data.records import Prompt
 from accord.models.logprobs import response_logprobs
-from accord.runspec import OnlineDpoSpec
+from accord.runspec_parts import OnlineDpoSpec
 from accord.serving.run_limits import check_sampled_tokens
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
 from accord.training.context import RunContext
@@ -31,10 +31,12 @@ from accord.training.pair_loss import PairLoss
 from accord.training.pairs import hard_labelled, read_encoded_pairs
 from accord.training.prompts import read_encoded_prompts
 from accord.training.reference import ReferenceLogprobs
-from accord.training.rollout import Draw, check_sampler_gap, kept_rows, write_rows
+from accord.training.rollout import check_sampler_gap
 from accord.training.rollout_algorithm import rollout_seed
+from accord.training.rollout_files import kept_rows, write_rows
 from accord.training.rollout_versions import publish_rollout_version
 from accord.training.sampled_pairs import SAME_RESPONSES, PairSource, SampledPair, pair_of
+from accord.training.sampler import Draw
 
 _SAMPLER_GAP_BOUND = 0.05
 _JUDGE_FACTS = ("judge", "judge_digest", "judge_kind", "rubric")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.errors import DataLossError
-from accord.runspec import OptimizerSpec
+from accord.runspec_parts import OptimizerSpec
 from accord.training.distribution import World
 from accord.training.stopping import BrokenGradientError
 

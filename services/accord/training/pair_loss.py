@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accord.algos.preference import PreferenceLoss, PreferenceOutput, preferred_nll
 from accord.models.packing import group_logprobs
-from accord.runspec import DpoSpec, OnlineDpoSpec
+from accord.runspec_parts import DpoSpec, OnlineDpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair

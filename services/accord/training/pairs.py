@@ -16,7 +16,7 @@ from accord.data.intervals import share_of_sums
 from accord.data.readers import read_pairs
 from accord.data.records import LABEL_JOB
 from accord.errors import InvalidArgumentError
-from accord.runspec import DataSpec
+from accord.runspec_parts import DataSpec
 from accord.training.context import RunContext
 from accord.training.examples import Encoded, EncodedPair, batch_at, encode_pairs, rows_from
 

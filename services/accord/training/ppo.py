@@ -28,7 +28,7 @@ from accord.data.readers import read_texts
 from accord.errors import FailedPreconditionError
 from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
-from accord.runspec import ROWS_FOR_EACH_CHECKED, DataSpec, PpoSpec
+from accord.runspec_parts import ROWS_FOR_EACH_CHECKED, DataSpec, PpoSpec
 from accord.training.adapter_state import POLICY
 from accord.training.ahead import BEHAVIOUR, Ahead
 from accord.training.context import RunContext

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from accord.data.files import shown
 from accord.data.readers import read_prompts
-from accord.runspec import DataSpec
+from accord.runspec_parts import DataSpec
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, encode_prompts
 

@@ -16,7 +16,7 @@ from accord.data.files import shown
 from accord.errors import InvalidArgumentError
 from accord.models.heads import HEAD_FILE, HeadFacts, ScalarHead
 from accord.models.packing import pack
-from accord.runspec import DataSpec, RewardModelSpec
+from accord.runspec_parts import DataSpec, RewardModelSpec
 from accord.training.adapter_state import load_adapter, save_adapter, start_adapter
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair

@@ -6,8 +6,6 @@ not belong here: what is learned from them (`accord.training.ppo`, `groups`).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import queue
 import time
@@ -15,26 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from accord.client.messages import TokenIds
-from accord.client.policy import MOST_ITEMS, GenerateItem, Origin, PolicyClient, Sampling, StreamEvent
-from accord.client.policy import Sample as WireSample
 from accord.client.reward import RewardModel
-from accord.errors import AccordError, DataLossError, InternalError, UnavailableError
-from accord.rundir import write_atomically
+from accord.errors import AccordError, InternalError
 from accord.training.context import RunContext
-from accord.training.distribution import World
 from accord.training.examples import EncodedPrompt
 from accord.training.judge_scores import JudgeScorer, OneJudge
 from accord.training.local_scores import LocalScores
+from accord.training.rollout_files import kept_rows, put_aside, read_rows, write_rows
+from accord.training.sampler import Draw, SampleBatch, Sampler
 from accord.training.scorers import Response, RewardScorer, Score, Scorer
-from accord.training.services import CALL_SECONDS, check_digests, check_endpoints, one_attempt
+from accord.training.services import check_endpoints
 from accord.training.stopping import OtherPolicyError
 from accord.training.waiting import Errand, accompany, with_patience
 
 _TRAINED, _HELD_OUT = "trained", "held_out"
-RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +52,6 @@ class Rollout:
     member_scores: tuple[float, ...] = ()
     held_out_score: float | None = None
     judge: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How to sample: at most so many tokens, at this temperature (0 is greedy), each prompt with its own seed."""
-
-    max_tokens: int
-    temperature: float
-    seeds: tuple[int, ...]
 
 
 class RolloutSource:
@@ -182,106 +167,6 @@ class RolloutSource:
         return Errand(scorer.service, score, lambda: scorer.owes(bool(batch.unscored(name))))
 
 
-class SampleBatch:
-    """Samples in the making: what has come so far, by the place of the prompt; when anything last came (`progressed_at`), and when a sample did."""
-
-    def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
-        self.prompts = prompts
-        self.draw = draw
-        self.version = version
-        self.samples: dict[int, WireSample] = {}
-        self.progressed_at = self.sampled_at = 0.0
-
-    def keep_sample(self, index: int, sample: WireSample) -> None:
-        """Takes the sample of a place."""
-        self.samples[index] = sample
-        self.progressed_at = self.sampled_at = time.monotonic()
-
-    def unsampled(self) -> list[int]:
-        """Places without a sample."""
-        return [index for index in range(len(self.prompts)) if index not in self.samples]
-
-    def item(self, index: int) -> GenerateItem:
-        """What the policy service is asked for a place."""
-        sampling = Sampling(max_tokens=self.draw.max_tokens, temperature=self.draw.temperature, seed=self.draw.seeds[index])
-        return GenerateItem(TokenIds(self.prompts[index].prompt), sampling)
-
-
-class Sampler:
-    """The policy service, as the algorithms with rollouts ask it.
-
-    Args:
-        context: of the run; its endpoints name the service.
-    """
-
-    def __init__(self, context: RunContext) -> None:
-        self._context = context
-        endpoints = context.run.endpoints
-        self._policy = PolicyClient(
-            one_attempt(endpoints.policy, endpoints.policy_balancing, tls=endpoints.tls), origin=Origin("rollout", context.run.name)
-        )
-
-    @property
-    def service(self) -> str:
-        """The service in words."""
-        return f"policy service at {self._context.run.endpoints.policy}"
-
-    def check_service(self) -> None:
-        """Compares the service's base model with this process's. Raises as `check_digests`; waits for a service that is away."""
-        check_digests(self._context, "policy", with_patience(self._context, "rollouts", self.service, lambda: self._policy.model_info().digests))
-
-    def errand(self, batch: SampleBatch, hand_over: Callable[[int], None], over: Callable[[], None]) -> Errand:
-        """A call that samples what a batch lacks, hands over each place that has a sample now, and says when it is over, however it ends."""
-
-        def sample(errand: Errand) -> None:
-            try:
-                self._sample(batch, errand, hand_over)
-            finally:
-                over()
-
-        return Errand(self.service, sample)
-
-    def close(self) -> None:
-        """Closes the channel."""
-        self._policy.close()
-
-    def _sample(self, batch: SampleBatch, errand: Errand, hand_over: Callable[[int], None]) -> None:
-        """Samples what is missing. One that cannot be used does not hold up the others, and is sampled again.
-
-        An aborted response is none: its end is neither the model's nor the limit's.
-        """
-        unusable: AccordError | None = None
-        for place, event in self._events(batch):
-            if errand.abandoned:
-                return
-            errand.heard()
-            if event.error is not None and not event.error.retryable:
-                raise event.error
-            if event.error is not None:
-                unusable = event.error
-            elif event.sample is not None and event.sample.finish_reason == "aborted":
-                unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
-            elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
-                prompt = batch.prompts[place].id
-                unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
-            elif event.sample is not None:
-                batch.keep_sample(place, event.sample)
-                hand_over(place)
-        if unusable is not None:
-            raise unusable
-        if missing := len(batch.unsampled()):
-            raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
-
-    def _events(self, batch: SampleBatch) -> Iterator[tuple[int, StreamEvent]]:
-        """What the service says of the places without a sample, in as many calls, one after the other, as its limit on items takes."""
-        asked = batch.unsampled()
-        for start in range(0, len(asked), MOST_ITEMS):
-            part = asked[start : start + MOST_ITEMS]
-            items = [batch.item(place) for place in part]
-            for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=CALL_SECONDS):
-                yield part[event.item_index], event
-
-
 class _Batch(SampleBatch):
     """Rollouts in the making: what has been sampled and, by each scorer, scored so far, by the place of the prompt."""
 
@@ -329,59 +214,14 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     write_rows(path, [asdict(rollout) for rollout in rollouts])
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows at once, the sha256 of their lines behind them: a reader sees all of them or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, text + json.dumps({"sha256": _digest(text)}) + "\n")
-
-
 def read_rollouts(path: Path) -> list[Rollout] | None:
     """Rollouts as they were written, None where there are none. Raises as `read_rows`."""
     return read_rows(path, _rollout)
 
 
-def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], RowT]) -> list[RowT] | None:
-    """Rows as they were written, None where there are none.
-
-    Raises:
-        DataLossError: the file is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        *lines, last = path.read_text().splitlines(keepends=True)
-        if json.loads(last)["sha256"] != _digest("".join(lines)):
-            raise ValueError("its lines do not match their sha256")
-        return [parse(json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataLossError(f"rollout file {path.name} is damaged: {error}") from error
-
-
 def kept_rollouts(path: Path, report: Callable[[str], None]) -> list[Rollout] | None:
     """The rollouts of a file, as `kept_rows`."""
     return kept_rows(path, _rollout, report)
-
-
-def kept_rows(path: Path, parse: Callable[[Mapping[str, Any]], RowT], report: Callable[[str], None]) -> list[RowT] | None:
-    """As `read_rows`; a damaged file is reported, put aside and counts as none: seeds decide what is sampled, so nothing is lost with it."""
-    try:
-        return read_rows(path, parse)
-    except DataLossError as error:
-        report(f"{error}; they are sampled again")
-        path.replace(path.with_suffix(".damaged"))
-        return None
-
-
-def put_aside(folder: Path, first: int, world: World) -> None:
-    """Lets the rollouts of a step, and of later ones, be sampled anew when they are asked for next: what sampled them was not what it should be."""
-
-    def rename() -> None:
-        for path in folder.glob("*.jsonl"):
-            if path.stem.isdecimal() and int(path.stem) >= first:
-                path.replace(path.with_suffix(".refused"))
-
-    world.from_first(rename)
 
 
 def check_sampler_gap(context: RunContext, step: int, gap: float, bound: float) -> None:
@@ -407,7 +247,3 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         row["ended"], row["seed"], row["adapter_version"], tuple(row["member_scores"]), row["held_out_score"],
         row.get("judge", {}),
     )  # fmt: skip
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

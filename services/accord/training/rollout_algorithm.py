@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from accord.algos.ppo import missing_eos_penalty
 from accord.checkpoint import Checkpoint
 from accord.client.reward import RewardModel
-from accord.runspec import RolloutSpec
+from accord.runspec_parts import RolloutSpec
 from accord.serving.reward_models import by_field, resolve_held_out, resolve_reward_models
 from accord.serving.run_limits import check_reach, check_sampled_tokens
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter, start_reference
@@ -29,10 +29,11 @@ from accord.training.judge_scores import OneJudge
 from accord.training.loop import ADAPTER_FOLDER
 from accord.training.optim import Optimizer
 from accord.training.prompts import read_encoded_prompts
-from accord.training.rollout import Draw, Rollout, RolloutSource, check_sampler_gap, kept_rollouts, read_rollouts, write_rollouts
+from accord.training.rollout import Rollout, RolloutSource, check_sampler_gap, kept_rollouts, read_rollouts, write_rollouts
 from accord.training.rollout_metrics import alarms, held_out_metrics, observed
 from accord.training.rollout_tensors import Adapters, RolloutModel, RolloutTensors, micro_batches
 from accord.training.rollout_versions import publish_rollout_version
+from accord.training.sampler import Draw
 from accord.training.scorers import scored_ids
 from accord.training.stopping import RunStopped
 

@@ -16,10 +16,10 @@ from accord.client.feedback import FeedbackClient, Judge, LabelPairItem, LabelRe
 from accord.client.policy import Sample as WireSample
 from accord.data.records import Prompt
 from accord.errors import AccordError, InternalError, InvalidArgumentError, OutOfRangeError
-from accord.runspec import OnlineDpoSpec
+from accord.runspec_parts import OnlineDpoSpec
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPair, EncodedPrompt
-from accord.training.rollout import Draw, SampleBatch, Sampler
+from accord.training.sampler import Draw, SampleBatch, Sampler
 from accord.training.services import CALL_SECONDS, check_endpoints, one_attempt
 from accord.training.waiting import Errand, accompany, with_patience
 

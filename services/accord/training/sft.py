@@ -15,7 +15,7 @@ from accord.data.files import shown
 from accord.data.readers import read_demonstrations
 from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
-from accord.runspec import DataSpec, SftSpec
+from accord.runspec_parts import DataSpec, SftSpec
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter, start_adapter
 from accord.training.context import RunContext
 from accord.training.examples import Encoded, EncodedExample, batch_at, encode_demonstrations

@@ -18,7 +18,7 @@ from accord.models.base import BaseModel, load_base_model
 from accord.models.heads import HeadFacts, ScalarHead
 from accord.models.lora import AdaptedModel
 from accord.models.testing import tiny_model_folder
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.training.examples import EncodedPair
 from accord.training.held_out import held_out
 

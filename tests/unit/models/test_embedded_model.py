@@ -22,7 +22,7 @@ from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs, response_logprobs
 from accord.models.lora import AdaptedModel
 from accord.models.packing import group_logprobs
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.text.chat import Message
 
 pytestmark = [

@@ -21,7 +21,7 @@ from accord.models.kvpool import KvPool, KvShape
 from accord.models.lora import AdaptedModel
 from accord.models.ragged import Piece
 from accord.models.testing import tiny_model_folder
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 
 SEQUENCES = ([5, 9, 200, 31, 77], [8], list(range(20, 60)), [100, 3, 3, 100, 7, 7, 250, 9, 12])
 

@@ -14,7 +14,7 @@ from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs, pad_rows, response_logprobs
 from accord.models.lora import AdaptedModel
 from accord.models.packing import group_logprobs, pack
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 
 Sequences = list[tuple[list[int], list[int]]]
 

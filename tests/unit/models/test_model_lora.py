@@ -14,7 +14,7 @@ from accord.models.adapter_files import read_lora_config
 from accord.models.base import BaseModel, load_base_model
 from accord.models.batching import collate
 from accord.models.lora import AdaptedModel
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.training.recomputation import recompute_activations
 
 LORA = LoraSpec(rank=4)

@@ -14,7 +14,7 @@ from accord.models.inference import InferenceModel
 from accord.models.kvpool import KvPool
 from accord.models.lora import AdaptedModel
 from accord.models.ragged import Piece
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 
 RANK, ALPHA, TARGETS = 9, 6.0, ["q_proj", "down_proj"]
 IDS = [1, 70, 71, 72, 90, 100]

@@ -18,7 +18,7 @@ from accord.models.inference import InferenceModel
 from accord.models.kvpool import KvPool
 from accord.models.lora import AdaptedModel
 from accord.models.ragged import Piece
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.training.recomputation import recompute_activations
 
 SEQUENCES = [([1, 70, 80, 90], [100, 110, 2]), ([1, 75], [85, 2])]

@@ -13,7 +13,7 @@ from accord.models.base import BaseModel
 from accord.models.batching import Batch, collate
 from accord.models.lora import AdaptedModel
 from accord.models.packing import PackedBatch, pack
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.training.recomputation import recompute_activations
 
 SEQUENCES = [([1, 70, 80, 90], [100, 110, 2]), ([1, 75], [85, 2]), ([1, 71, 72], [99, 98, 97, 2])]

@@ -10,7 +10,8 @@ import pytest
 
 from accord.client import trainer as client
 from accord.models.testing import tiny_model_folder
-from accord.runspec import LoraSpec, RunSpec, parse_spec
+from accord.runspec import RunSpec, parse_spec
+from accord.runspec_parts import LoraSpec
 from accord.trainer.calibration import Speed
 from accord.trainer.convert import plan_to_proto
 from accord.trainer.lengths import Lengths, Row

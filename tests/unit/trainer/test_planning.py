@@ -23,7 +23,8 @@ from accord.models.batching import collate
 from accord.models.logprobs import batch_logprobs
 from accord.models.lora import AdaptedModel
 from accord.models.testing import tiny_model_folder
-from accord.runspec import ALGORITHMS, LoraSpec, RunSpec, parse_spec
+from accord.runspec import ALGORITHMS, RunSpec, parse_spec
+from accord.runspec_parts import LoraSpec
 from accord.trainer import calibration
 from accord.trainer.calibration import Calibration, Speed
 from accord.trainer.lengths import Lengths, Row, TokenCounter, measure

@@ -18,14 +18,16 @@ from accord.models.batching import collate
 from accord.models.heads import HeadFacts, ScalarHead
 from accord.models.lora import AdaptedModel
 from accord.rundir import Endpoints, RunDirectory, RunEvent, RunFile, RunResult
-from accord.runspec import LoraSpec, parse_spec
+from accord.runspec import parse_spec
+from accord.runspec_parts import LoraSpec
 from accord.training.__main__ import build
 from accord.training.context import EventLog, RunContext
 from accord.training.distribution import World, shard_base
 from accord.training.examples import EncodedPrompt
 from accord.training.loop import train
 from accord.training.recomputation import recompute_activations
-from accord.training.rollout import Draw, Rollout
+from accord.training.rollout import Rollout
+from accord.training.sampler import Draw
 
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "theta", "lambda", "zeta", "iota", "tau")
 TIMINGS = ("seconds", "seconds_rollout", "seconds_score", "seconds_train", "seconds_evaluate", "seconds_checkpoint", "tokens_per_second")

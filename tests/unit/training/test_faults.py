@@ -21,10 +21,11 @@ from accord.client.reward import ScoreItem, ScoreResult
 from accord.errors import InternalError, ResourceExhaustedError, UnavailableError
 from accord.rundir import EXIT_AWAY, EXIT_DONE, EXIT_FAILED, RunEvent
 from accord.training import __main__ as entry
-from accord.training import rollout, scorers, waiting
+from accord.training import rollout, sampler, scorers, waiting
 from accord.training.context import RunContext, StopSignal
 from accord.training.examples import EncodedPrompt
-from accord.training.rollout import Draw, read_rollouts
+from accord.training.rollout import read_rollouts
+from accord.training.sampler import Draw
 
 pytestmark = pytest.mark.training
 
@@ -162,7 +163,8 @@ class World:
         self._root, self._model, self._patch = root, model, patch
         self.clock = Clock()
         patch.setattr(waiting, "time", self.clock)
-        patch.setattr(rollout, "time", self.clock)
+        for module in (rollout, sampler):
+            patch.setattr(module, "time", self.clock)
         patch.setattr(StopSignal, "install", lambda self: None)
         patch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
 
@@ -186,7 +188,7 @@ class World:
 
         def built(own: RunContext) -> Any:
             services = Policy(own, policy or Faults(self.clock)), Reward(own, reward or Faults(self.clock))
-            self._patch.setattr(rollout, "PolicyClient", lambda target, **_: services[0])
+            self._patch.setattr(sampler, "PolicyClient", lambda target, **_: services[0])
             self._patch.setattr(scorers, "RewardClient", lambda target: services[1])
             return build(own)
 

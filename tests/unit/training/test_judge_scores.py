@@ -24,7 +24,7 @@ from accord.errors import (
     UnavailableError,
 )
 from accord.rundir import Endpoints
-from accord.runspec import JudgeRewardSpec
+from accord.runspec_parts import JudgeRewardSpec
 from accord.text.chat import Message
 from accord.text.tasks import Task
 from accord.training import judge_scores

@@ -13,7 +13,7 @@ from tests.unit.training.test_ppo_steps import one_step, ready
 
 from accord.models.base import load_base_model
 from accord.models.lora import AdaptedModel
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.training.recomputation import recompute_activations
 
 

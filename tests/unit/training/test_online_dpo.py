@@ -30,8 +30,9 @@ from accord.training.__main__ import build
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at
 from accord.training.loop import train
-from accord.training.rollout import Draw, read_rows
+from accord.training.rollout_files import read_rows
 from accord.training.sampled_pairs import SAME_RESPONSES, SampledPair, pair_of
+from accord.training.sampler import Draw
 from accord.training.stopping import OtherPolicyError
 
 NOWHERE = Endpoints(policy="127.0.0.1:1", feedback="127.0.0.1:2")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from accord.errors import DataLossError
-from accord.runspec import OptimizerSpec
+from accord.runspec_parts import OptimizerSpec
 from accord.training.optim import Optimizer, schedule_factor
 from accord.training.stopping import BrokenGradientError, keeps_state
 

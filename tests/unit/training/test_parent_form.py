@@ -10,7 +10,7 @@ from tests.unit.training.surroundings import make_context, make_ppo, planted_pai
 
 from accord.errors import InvalidArgumentError
 from accord.rundir import read_run_file
-from accord.runspec import LoraSpec
+from accord.runspec_parts import LoraSpec
 from accord.serving.parent_lora import check_lora, read_lora
 from accord.training.__main__ import build
 

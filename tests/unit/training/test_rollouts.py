@@ -20,11 +20,12 @@ from accord.client.policy import GenerateItem, Sample, StreamEvent
 from accord.client.reward import RewardModel, ScoreItem, ScoreResult
 from accord.errors import AccordError, DataLossError, FailedPreconditionError, InternalError, OutOfRangeError, UnavailableError
 from accord.rundir import LOCAL_SCORES
-from accord.training import rollout, scorers
+from accord.training import rollout, sampler, scorers
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt
 from accord.training.local_scores import LocalScores
-from accord.training.rollout import Draw, RolloutSource, read_rollouts, write_rollouts
+from accord.training.rollout import RolloutSource, read_rollouts, write_rollouts
+from accord.training.sampler import Draw
 from accord.training.scorers import scored_ids
 from accord.training.stopping import keeps_state
 from accord.training.waiting import ServiceAwayError
@@ -122,7 +123,7 @@ class FakeReward:
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch) -> tuple[FakePolicy, FakeReward]:
     policy, reward = FakePolicy(), FakeReward()
-    monkeypatch.setattr(rollout, "PolicyClient", lambda target, **_: policy)
+    monkeypatch.setattr(sampler, "PolicyClient", lambda target, **_: policy)
     monkeypatch.setattr(scorers, "RewardClient", lambda target: reward)
     monkeypatch.setattr("accord.training.waiting._FIRST_SECONDS", 0.01)
     return policy, reward
@@ -254,7 +255,7 @@ def test_the_wait_for_scores_of_a_source_beside_another_is_known_to_both(context
 def test_only_the_run_itself_tries_again(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's retries would hide from the run's state what it waits for, and have hung a score stream whose server died until its deadline."""
     targets: list[Any] = []
-    for module, name in ((rollout, "PolicyClient"), (scorers, "RewardClient")):
+    for module, name in ((sampler, "PolicyClient"), (scorers, "RewardClient")):
         monkeypatch.setattr(module, name, lambda target, **_: targets.append(target))
     RolloutSource(context, ONE)
     assert [(target.address, target.attempts) for target in targets] == [("127.0.0.1:1", 1)] * 2

@@ -19,10 +19,11 @@ from accord.rpc.validation import validate
 from accord.rundir import LOCAL_SCORES, Endpoints
 from accord.runspec import parse_spec
 from accord.serving.run_limits import check_reach, check_sampled_tokens
-from accord.training import rollout, scorers
+from accord.training import sampler, scorers
 from accord.training.__main__ import build
 from accord.training.examples import EncodedPrompt
-from accord.training.rollout import Draw, RolloutSource
+from accord.training.rollout import RolloutSource
+from accord.training.sampler import Draw
 
 COUNT = 2 * MOST_ITEMS + 76
 PROMPTS = [EncodedPrompt(f"p{n}", (1, 10 + n % 7)) for n in range(COUNT)]
@@ -45,7 +46,7 @@ class StrictPolicy(FakePolicy):
 def policy(monkeypatch: pytest.MonkeyPatch) -> StrictPolicy:
     made = StrictPolicy()
     reward = FakeReward()
-    monkeypatch.setattr(rollout, "PolicyClient", lambda target, **_: made)
+    monkeypatch.setattr(sampler, "PolicyClient", lambda target, **_: made)
     monkeypatch.setattr(scorers, "RewardClient", lambda target: reward)
     monkeypatch.setattr("accord.training.waiting._FIRST_SECONDS", 0.01)
     return made
@@ -77,7 +78,7 @@ def test_more_pairs_than_a_call_takes_are_asked_for_in_several(tmp_path: Path, t
         return plain(items, adapter=adapter, timeout_seconds=timeout_seconds)
 
     services.policy.generate_stream = strict  # type: ignore[method-assign]
-    monkeypatch.setattr(rollout, "PolicyClient", lambda target, **_: services.policy)
+    monkeypatch.setattr(sampler, "PolicyClient", lambda target, **_: services.policy)
     monkeypatch.setattr(test_online_dpo.sampled_pairs, "FeedbackClient", lambda target: services.feedback)
     context, algorithm = services.made(batch_size=300, max_response_tokens=2)
     algorithm.setup()

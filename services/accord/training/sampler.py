@@ -1,0 +1,128 @@
+"""Sampling: what the algorithms with rollouts ask the policy service for, and what has come of it so far.
+
+What does not belong here: scores (`accord.training.scorers`), rollouts (`accord.training.rollout`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from accord.client.messages import TokenIds
+from accord.client.policy import MOST_ITEMS, GenerateItem, Origin, PolicyClient, Sample, Sampling, StreamEvent
+from accord.errors import AccordError, InternalError, UnavailableError
+from accord.training.context import RunContext
+from accord.training.examples import EncodedPrompt
+from accord.training.services import CALL_SECONDS, check_digests, one_attempt
+from accord.training.waiting import Errand, with_patience
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to sample: at most so many tokens, at this temperature (0 is greedy), each prompt with its own seed."""
+
+    max_tokens: int
+    temperature: float
+    seeds: tuple[int, ...]
+
+
+class SampleBatch:
+    """Samples in the making: what has come so far, by the place of the prompt; when anything last came (`progressed_at`), and when a sample did."""
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], draw: Draw, version: str) -> None:
+        self.prompts = prompts
+        self.draw = draw
+        self.version = version
+        self.samples: dict[int, Sample] = {}
+        self.progressed_at = self.sampled_at = 0.0
+
+    def keep_sample(self, index: int, sample: Sample) -> None:
+        """Takes the sample of a place."""
+        self.samples[index] = sample
+        self.progressed_at = self.sampled_at = time.monotonic()
+
+    def unsampled(self) -> list[int]:
+        """Places without a sample."""
+        return [index for index in range(len(self.prompts)) if index not in self.samples]
+
+    def item(self, index: int) -> GenerateItem:
+        """What the policy service is asked for a place."""
+        sampling = Sampling(max_tokens=self.draw.max_tokens, temperature=self.draw.temperature, seed=self.draw.seeds[index])
+        return GenerateItem(TokenIds(self.prompts[index].prompt), sampling)
+
+
+class Sampler:
+    """The policy service, as the algorithms with rollouts ask it.
+
+    Args:
+        context: of the run; its endpoints name the service.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        endpoints = context.run.endpoints
+        self._policy = PolicyClient(
+            one_attempt(endpoints.policy, endpoints.policy_balancing, tls=endpoints.tls), origin=Origin("rollout", context.run.name)
+        )
+
+    @property
+    def service(self) -> str:
+        """The service in words."""
+        return f"policy service at {self._context.run.endpoints.policy}"
+
+    def check_service(self) -> None:
+        """Compares the service's base model with this process's. Raises as `check_digests`; waits for a service that is away."""
+        check_digests(self._context, "policy", with_patience(self._context, "rollouts", self.service, lambda: self._policy.model_info().digests))
+
+    def errand(self, batch: SampleBatch, hand_over: Callable[[int], None], over: Callable[[], None]) -> Errand:
+        """A call that samples what a batch lacks, hands over each place that has a sample now, and says when it is over, however it ends."""
+
+        def sample(errand: Errand) -> None:
+            try:
+                self._sample(batch, errand, hand_over)
+            finally:
+                over()
+
+        return Errand(self.service, sample)
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._policy.close()
+
+    def _sample(self, batch: SampleBatch, errand: Errand, hand_over: Callable[[int], None]) -> None:
+        """Samples what is missing. One that cannot be used does not hold up the others, and is sampled again.
+
+        An aborted response is none: its end is neither the model's nor the limit's.
+        """
+        unusable: AccordError | None = None
+        for place, event in self._events(batch):
+            if errand.abandoned:
+                return
+            errand.heard()
+            if event.error is not None and not event.error.retryable:
+                raise event.error
+            if event.error is not None:
+                unusable = event.error
+            elif event.sample is not None and event.sample.finish_reason == "aborted":
+                unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
+            elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
+                prompt = batch.prompts[place].id
+                unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
+            elif event.sample is not None:
+                batch.keep_sample(place, event.sample)
+                hand_over(place)
+        if unusable is not None:
+            raise unusable
+        if missing := len(batch.unsampled()):
+            raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
+
+    def _events(self, batch: SampleBatch) -> Iterator[tuple[int, StreamEvent]]:
+        """What the service says of the places without a sample, in as many calls, one after the other, as its limit on items takes."""
+        asked = batch.unsampled()
+        for start in range(0, len(asked), MOST_ITEMS):
+            part = asked[start : start + MOST_ITEMS]
+            items = [batch.item(place) for place in part]
+            for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=CALL_SECONDS):
+                yield part[event.item_index], event
