@@ -16,7 +16,7 @@ import structlog
 
 from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
 from accord.launch.jobset import build_several
-from accord.launch.jobstate import Json, exit_code_of, finishing_condition, newest_pod, observe_job
+from accord.launch.jobstate import Json, attempt_of, exit_code_of, finishing_condition, is_pod_of, newest_pod, observe_job
 from accord.launch.kubernetes import Cluster, LabelledCollection
 from accord.launch.launcher import NotYetError, Observation
 from accord.launch.manifest import (
@@ -75,6 +75,7 @@ class JobLauncher:
         self._features: Features | None = None
         self._watches: dict[str, Reflector] = {}
         self._stuck: dict[str, float] = {}
+        self._attempts: dict[str, str] = {}
         self._adopted: set[str] = set()
         self._logged: set[str] = set()
         self._events: dict[str, tuple[float, list[Json]]] = {}
@@ -90,6 +91,7 @@ class JobLauncher:
             self._adopt(created)
         except UnavailableError as error:
             raise NotYetError(str(error)) from error
+        self._attempts[created["metadata"]["name"]] = str(attempt)
         self._watch(_RESOURCES[created["kind"]]).note(created)
 
     def observe(self, directory: Path) -> Observation:
@@ -123,6 +125,7 @@ class JobLauncher:
             raise NotYetError(str(error)) from error
         self._adopted.discard(name)
         self._stuck.pop(name, None)
+        self._attempts.pop(name, None)
 
     def stop(self, directory: Path, *, force: bool) -> None:
         """Deletes the Job in the foreground, so that its pods get SIGTERM and their grace, with `force` a second; see `Launcher.stop`.
@@ -186,11 +189,17 @@ class JobLauncher:
         return self._watches[resource]
 
     def _seen(self, name: str) -> tuple[Json | None, list[Json]]:
-        """A run's Job or JobSet and its pods, from the watches."""
-        seconds = self._config.request_seconds
+        """A run's Job or JobSet and its pods, from the watches, without what is left there of another attempt.
+
+        `forget` and `start` speak with the server itself: after a break a new attempt is there before the watches go on, and the end of the one
+        before it must not be taken for its own.
+        """
+        seconds, attempt = self._config.request_seconds, self._attempts.get(name)
         tops = [self._watch(resource).objects(timeout_seconds=seconds).get(name) for resource in self._top()]
+        top = next((top for top in tops if top is not None and attempt in (None, attempt_of(top))), None)
         pods = self._watch("pods").objects(timeout_seconds=seconds).values()
-        return next((top for top in tops if top is not None), None), [pod for pod in pods if pod["metadata"]["labels"].get(LABEL_RUN) == name]
+        mine = [pod for pod in pods if pod["metadata"]["labels"].get(LABEL_RUN) == name and attempt in (None, attempt_of(pod))]
+        return top, [pod for pod in mine if top is None or is_pod_of(pod, top)]
 
     def _order(self, run: RunFile, directory: Path, attempt: int) -> RunOrder:
         return RunOrder(run, str(directory), attempt, self._peak_bytes(run), self._stop_grace_seconds, self._cluster.namespace, self._owner())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accord.launch.launcher import Observation
-from accord.launch.manifest import CONTAINER, QUEUE_LABEL
+from accord.launch.manifest import ANNOTATION_ATTEMPT, CONTAINER, QUEUE_LABEL
 from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_GUARDED, EXIT_STOPPED
 
 Json = Mapping[str, Any]
@@ -68,6 +68,18 @@ def newest_pod(pods: Sequence[Json]) -> Json | None:
         return (not _is_over(pod), pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"])
 
     return max(pods, key=age, default=None)
+
+
+def attempt_of(item: Json) -> str | None:
+    """The attempt of a run that an object was created for; None where it does not say."""
+    attempt: str | None = (item["metadata"].get("annotations") or {}).get(ANNOTATION_ATTEMPT)
+    return attempt
+
+
+def is_pod_of(pod: Json, job: Json) -> bool:
+    """Whether a pod is of a Job's or JobSet's attempt, and of no other Job of its name; a JobSet's pods have an owner of another name."""
+    owners = [owner for owner in pod["metadata"].get("ownerReferences") or [] if owner.get("name") == job["metadata"]["name"]]
+    return attempt_of(pod) == attempt_of(job) and all(owner["uid"] == job["metadata"]["uid"] for owner in owners)
 
 
 def exit_code_of(pod: Json) -> int | None:

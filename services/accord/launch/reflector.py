@@ -74,9 +74,10 @@ class Reflector:
             return dict(self._objects)
 
     def note(self, item: Object) -> None:
-        """Takes in an object that was just created, before the watch brings it."""
+        """Takes in an object that was just created, before the watch brings it; an earlier one of its name that the copy still holds gives way."""
         with self._lock:
-            self._objects.setdefault(item["metadata"]["name"], item)
+            if not self._is_same(item):
+                self._objects[item["metadata"]["name"]] = item
 
     def problem(self) -> tuple[AccordError, float] | None:
         """Why the copy is not up to date, and for how many seconds this has been so; None where it is."""
@@ -131,7 +132,12 @@ class Reflector:
         if kind == "BOOKMARK":
             return
         with self._lock:
-            if kind == "DELETED":
-                self._objects.pop(item["metadata"]["name"], None)
-            else:
+            if kind != "DELETED":
                 self._objects[item["metadata"]["name"]] = item
+            elif self._is_same(item):  # else an earlier object of the name went, before the one that was noted
+                del self._objects[item["metadata"]["name"]]
+
+    def _is_same(self, item: Object) -> bool:
+        """Whether the copy's object of that name is this one, in whatever version."""
+        known = self._objects.get(item["metadata"]["name"])
+        return known is not None and known["metadata"]["uid"] == item["metadata"]["uid"]

@@ -33,7 +33,8 @@ class Refused(Exception):
 
 
 class FakeApi:
-    """The server. `forbidden` holds (verb, resource) pairs; `broken` makes every request fail with 500 while set; `requests` counts what was asked."""
+    """The server. `forbidden` holds (verb, resource) pairs; `broken` makes every request fail with 500 while set; with `blind` it is those of
+    watches, the lists that they begin with, and no others, as where watches wait to ask again after a break; `requests` counts what was asked."""
 
     def __init__(self, *, minor: int = 34, jobset: bool = False) -> None:
         self.minor, self.jobset = minor, jobset
@@ -43,7 +44,7 @@ class FakeApi:
         self.logs: dict[str, str] = {}
         self.forbidden: set[tuple[str, str]] = set()
         self.denied: str = ""
-        self.broken = False
+        self.broken = self.blind = False
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.RLock()
         self.watchers: list[tuple[str, str, queue.Queue[tuple[str, Json] | None]]] = []
@@ -136,6 +137,11 @@ class FakeApi:
                 "involvedObject": {"name": about},
             },
         )
+
+    def go_blind(self) -> None:
+        """Ends the watches, and lets none begin."""
+        self.blind = True
+        self.end_watches()
 
     def compact(self) -> None:
         """Forgets all versions: watches that would go on from one get 410."""
@@ -352,6 +358,8 @@ class _Handler(BaseHTTPRequestHandler):
         namespace, resource, name, log = found.groups()
         if verb == "get" and name is None:
             verb = "watch" if query.get("watch") == "true" else "list"
+        if self.api.blind and verb in ("list", "watch") and "accord.api/run=" not in query.get("labelSelector", "accord.api/run="):
+            raise Refused(500, "InternalError", "etcdserver: leader changed")
         self.api.check(verb, f"{resource}/log" if log else resource, namespace)
         if log:
             self.api.get(resource, name)

@@ -406,6 +406,48 @@ def test_a_new_attempt_waits_until_nothing_of_the_earlier_one_can_write(world: W
     assert world.seen("waiting")
 
 
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_new_attempt_is_not_taken_for_the_one_before_it_that_watches_still_hold(world: World, code: int) -> None:
+    """Exit code 2 ends a run by the pod alone, whatever is known of the Job."""
+    job = world.start()
+    name = job["metadata"]["name"]
+    world.api.set_pod(job, ended(code))
+    world.api.finish(name, "Failed", "BackoffLimitExceeded" if code == 1 else "PodFailurePolicy")
+    world.seen("ended")
+    world.api.go_blind()
+    world.launcher.forget(world.directory)
+    second = world.start(attempt=2)
+    assert world.launcher.observe(world.directory) == Observation("waiting", message=f"the pod of Job {name}")
+    assert world.api.objects["configmaps", name]["metadata"]["ownerReferences"][0]["uid"] == second["metadata"]["uid"]
+    world.api.set_pod(second, RUNNING, name=f"{name}-b")
+    world.api.blind = False
+    world.seen("running", f"{name}-b")
+
+
+def test_a_pod_of_another_job_of_the_same_attempt_says_nothing(world: World) -> None:
+    """As where a start was broken off after it had created the Job: the next one is of the same attempt."""
+    job = world.start()
+    other = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": "other", "controller": True}
+    world.api.set_pod(job, ended(2), ownerReferences=[other])
+    world.api.set_pod(job, RUNNING, name=f"{job['metadata']['name']}-b", ownerReferences=[{**other, "uid": job["metadata"]["uid"]}])
+    world.seen("running", f"{job['metadata']['name']}-b")
+
+
+def test_an_earlier_job_that_a_late_watch_brings_again_is_no_end_of_the_new_one(world: World) -> None:
+    job = world.start()
+    world.api.finish(job["metadata"]["name"], "Failed", "BackoffLimitExceeded")
+    world.seen("ended")
+    old = world.api.the_job()
+    world.api.go_blind()
+    world.launcher.forget(world.directory)
+    world.start(attempt=2)
+    world.launcher._watch("jobs").note(old)
+    assert world.launcher.observe(world.directory) == Observation("unknown")
+    world.api.blind = False
+    world.seen("waiting")
+    assert world.seen("waiting", launcher=world.launch()), "nor is it for a trainer that did not start it"
+
+
 def test_while_the_api_server_is_away_a_run_is_not_yet_started(world: World) -> None:
     world.api.broken = True
     for call in (lambda: world.launcher.forget(world.directory), lambda: world.launcher.start(world.directory, 1)):

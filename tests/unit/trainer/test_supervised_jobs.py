@@ -275,6 +275,26 @@ def test_a_resumed_run_waits_for_the_pod_of_its_earlier_attempt(world: World) ->
     assert world.until("STARTING").attempts == 2
 
 
+def test_a_resumed_run_is_not_ended_by_what_watches_still_hold_of_its_earlier_attempt(world: World) -> None:
+    """After a break the trainer's requests reach the API server before its watches do, which wait for up to 10 s."""
+    job = world.started(ended(1))
+    name = job["metadata"]["name"]
+    world.api.finish(name, "Failed", "BackoffLimitExceeded")
+    world.until("FAILED", "ended with exit code 1")
+    world.api.go_blind()
+    world.supervisor.resume("runs/one")
+    assert world.until("STARTING").attempts == 2
+    second = world.api.the_job()
+    world.api.set_pod(second, RUNNING, name=f"{name}-b")
+    for _ in range(3):
+        world.supervisor.tick()
+    assert world.registry.get("runs/one").state == "STARTING"
+    assert "deletionTimestamp" not in world.api.the_job()["metadata"]
+    world.api.blind = False
+    world.until("STARTING", f"pod {name}-b runs on node")
+    assert world.api.the_job()["metadata"]["uid"] == second["metadata"]["uid"]
+
+
 def test_an_api_server_that_is_away_ends_no_run(world: World) -> None:
     world.started()
     world.phase("train")
