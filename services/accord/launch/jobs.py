@@ -103,7 +103,7 @@ class JobLauncher:
             self._adopt(job)
         seen = observe_job(job, pods)
         if seen.state == "waiting" and not seen.stuck:
-            seen = observe_job(job, pods, self._warnings(name, pods))
+            seen = observe_job(job, pods, self._events_of(name, pods))
         return self._patience(name, seen)
 
     def forget(self, directory: Path) -> None:
@@ -283,15 +283,15 @@ class JobLauncher:
             return False
         return True
 
-    def _warnings(self, name: str, pods: list[Json]) -> list[Json]:
-        """Warnings about the Job, or about its newest pod where it has one; asked for every few seconds at most."""
+    def _events_of(self, name: str, pods: list[Json]) -> list[Json]:
+        """Events of the Job, or of its newest pod where it has one; asked for every few seconds at most."""
         pod = newest_pod(pods)
         about = pod["metadata"]["name"] if pod is not None else name
         asked, found = self._events.get(about, (float("-inf"), []))
         if self._clock() - asked < _EVENTS_EVERY_SECONDS:
             return found
         self._events.clear()
-        found, _ = self._cluster.find("events", fields=f"involvedObject.name={about},type=Warning")
+        found, _ = self._cluster.find("events", fields=f"involvedObject.name={about}")
         self._events[about] = (self._clock(), found)
         return found
 

@@ -5,7 +5,7 @@ What does not belong here: fetching the objects (`accord.launch.kubernetes`), an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from accord.launch.launcher import Observation
@@ -22,6 +22,9 @@ FATAL_WAITS: Mapping[str, str] = {
     "CreateContainerError": "its container cannot be created",
     "RunContainerError": "its container cannot be started",
 }
+_STUCK_STARTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+_NO_PROGRESS = ("Scheduled", "SandboxChanged")  # the second comes before each further try
+_SECOND = len("2026-01-01T00:00:00")  # some events' times have fractions of it
 _FINAL_CODES = (EXIT_CONFIGURATION, EXIT_GUARDED)  # another pod would end in the same way
 _DISRUPTIONS: Mapping[str, str] = {
     "PreemptionByScheduler": "made room for a pod of higher priority",
@@ -38,7 +41,7 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
     Args:
         job: its Job or JobSet; None where there is none.
         pods: its pods, in any order.
-        events: warnings about the Job and its newest pod, in any order; they say why a pod does not start.
+        events: about the Job and its newest pod, in any order; warnings say why a pod does not start, and the others that this has passed.
 
     A pod that can never start is `waiting` with `stuck` set: the caller decides how long it may be. `exit_code` is that of the newest container.
     """
@@ -151,20 +154,21 @@ def _pending(pod: Json, events: Sequence[Json]) -> Observation:
         detail, image = waiting.get("message", ""), _image(pod)
         about = f"{image}: {detail}" if detail and image not in detail and "mage" in reason else detail or image
         return Observation("waiting", message=f"pod {name}: {FATAL_WAITS[reason]} ({reason}): {about}", stuck=True)
-    warnings = [event for event in events if event.get("involvedObject", {}).get("name") == name]
-    if warnings:
-        latest = max(warnings, key=_event_time)
-        stuck = latest.get("reason") in ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+    latest = _latest(event for event in events if event.get("involvedObject", {}).get("name") == name and event.get("reason") not in _NO_PROGRESS)
+    if _is_warning(latest):
+        stuck = latest.get("reason") in _STUCK_STARTS
         return Observation("waiting", message=f"pod {name} to start: {latest.get('reason')}: {latest.get('message', '').strip()}", stuck=stuck)
+    if latest.get("reason") == "Pulling":
+        return Observation("waiting", message=f"pod {name} to start: {latest.get('message', '').strip() or 'its image is pulled'}")
     if scheduled is None:
         return Observation("waiting", message=f"a node for pod {name}")
     return Observation("waiting", message=f"the container of pod {name} ({reason or 'not yet created'})")
 
 
 def _without_pods(job: Json, events: Sequence[Json]) -> Observation:
-    failures = [event for event in events if event.get("reason") in ("FailedCreate", "FailedCreatePod", "JobCreationFailed")]
-    if failures:
-        latest = max(failures, key=_event_time)
+    created = str(job["metadata"].get("creationTimestamp", ""))[:_SECOND]
+    latest = _latest(event for event in events if _event_time(event)[:_SECOND] >= created)  # those of an earlier Job of the name stay for an hour
+    if latest.get("reason") in ("FailedCreate", "FailedCreatePod", "JobCreationFailed"):
         return Observation("waiting", message=f"its pod, which cannot be created: {latest.get('message', '').strip()}", stuck=True)
     return Observation("waiting", message=f"the pod of Job {job['metadata']['name']}")
 
@@ -219,6 +223,15 @@ def _image(pod: Json) -> str:
 def _because(status: Json) -> str:
     parts = [str(status[name]).strip() for name in ("reason", "message") if status.get(name)]
     return f" ({': '.join(parts)})" if parts else ""
+
+
+def _latest(events: Iterable[Json]) -> Json:
+    """The newest event, of those of one second one that is no warning: what still fails says so again. {} where there is none."""
+    return max(events, key=lambda event: (_event_time(event)[:_SECOND], not _is_warning(event), _event_time(event)), default={})
+
+
+def _is_warning(event: Json) -> bool:
+    return event.get("type") == "Warning"
 
 
 def _event_time(event: Json) -> str:

@@ -122,15 +122,15 @@ class FakeApi:
         item["status"] = {"conditions": [{"type": condition, "status": "True", "reason": reason, "message": message}]}
         self.put("jobs", item)
 
-    def warn(self, about: str, reason: str, message: str) -> None:
-        """An event."""
+    def warn(self, about: str, reason: str, message: str, *, kind: str = "Warning", at: float = 0.0) -> None:
+        """An event, of now or of a Unix time."""
         name = f"{about}.{uuid.uuid4().hex[:8]}"
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at or time.time()))
         self.put(
             "events",
             {
                 "metadata": {"name": name},
-                "type": "Warning",
+                "type": kind,
                 "reason": reason,
                 "message": message,
                 "lastTimestamp": now,

@@ -305,6 +305,21 @@ def test_what_can_never_start_has_ended_after_the_grace_and_not_before(world: Wo
     assert world.seen("waiting", "ImagePullBackOff"), "the grace begins anew"
 
 
+def test_a_pod_that_pulls_its_image_is_not_stuck_by_an_early_warning(world: World) -> None:
+    job = world.start()
+    pod = f"{job['metadata']['name']}-a"
+    creating = {"name": "run", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    world.api.set_pod(job, {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}], "containerStatuses": [creating]})
+    world.api.warn(pod, "FailedCreatePodSandBox", "network plugin is not ready: cni config uninitialized")
+    world.clock.now += 10
+    assert world.seen("waiting", "FailedCreatePodSandBox").stuck
+    world.api.warn(pod, "Pulling", 'Pulling image "accord/training:cuda"', kind="Normal", at=time.time() + 5)
+    world.clock.now += 10
+    assert not world.seen("waiting", 'Pulling image "accord/training:cuda"').stuck
+    world.clock.now += 3600
+    assert world.launcher.observe(world.directory).state == "waiting"
+
+
 def test_what_a_pod_printed_is_in_the_runs_log_once(world: World) -> None:
     job = world.start()
     name = f"{job['metadata']['name']}-a"

@@ -42,8 +42,13 @@ NO_GPU = condition("PodScheduled", "False", "Unschedulable", "0/1 nodes are avai
 SCHEDULED = condition("PodScheduled", "True", "")
 
 
-def event(reason: str, message: str, about: str = "accord-x-a", at: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
-    return {"metadata": {}, "reason": reason, "message": message, "lastTimestamp": at, "involvedObject": {"name": about}}
+def event(reason: str, message: str, about: str = "accord-x-a", at: str = "2026-01-01T00:00:00Z", kind: str = "Warning") -> dict[str, Any]:
+    return {"metadata": {}, "type": kind, "reason": reason, "message": message, "lastTimestamp": at, "involvedObject": {"name": about}}
+
+
+CREATING = pod("Pending", {"waiting": {"reason": "ContainerCreating"}}, **SCHEDULED)
+NO_NETWORK = event("FailedCreatePodSandBox", "network plugin is not ready: cni config uninitialized")
+LATER = "2026-01-01T00:00:01Z"
 
 
 WAITING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], str, bool]] = {
@@ -71,6 +76,34 @@ WAITING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, An
         job(), [pod("Pending", {"waiting": {"reason": "ContainerCreating"}}, **SCHEDULED)],
         [event("FailedScheduling", "old", at="2025-01-01T00:00:00Z"), event("FailedMount", 'secret "tls" not found')],
         'pod accord-x-a to start: FailedMount: secret "tls" not found', True,
+    ),
+    "pulling after a failure": (
+        job(), [CREATING], [event("Pulling", 'Pulling image "accord/training:1.0"', at=LATER, kind="Normal"), NO_NETWORK],
+        'pod accord-x-a to start: Pulling image "accord/training:1.0"', False,
+    ),
+    "pulling in the second of a failure": (
+        job(), [CREATING], [event("Pulling", 'Pulling image "accord/training:1.0"', kind="Normal"), NO_NETWORK],
+        'pod accord-x-a to start: Pulling image "accord/training:1.0"', False,
+    ),
+    "pulled after a failure": (
+        job(), [CREATING], [NO_NETWORK, event("Pulled", "Successfully pulled", at=LATER, kind="Normal")],
+        "the container of pod accord-x-a (ContainerCreating)", False,
+    ),
+    "failing again and again": (
+        job(), [CREATING], [NO_NETWORK, event("SandboxChanged", "Pod sandbox changed, it will be killed and re-created.", at=LATER, kind="Normal")],
+        "pod accord-x-a to start: FailedCreatePodSandBox: network plugin is not ready: cni config uninitialized", True,
+    ),
+    "failing in the second of its scheduling": (
+        job(), [CREATING], [NO_NETWORK, event("Scheduled", "Successfully assigned", at="2026-01-01T00:00:00.900000Z", kind="Normal")],
+        "pod accord-x-a to start: FailedCreatePodSandBox: network plugin is not ready: cni config uninitialized", True,
+    ),
+    "quota that let it through at last": (
+        job(), [], [event("FailedCreate", "exceeded quota: compute", "accord-x"), event("SuccessfulCreate", "Created pod", "accord-x", LATER, "Normal")],
+        "the pod of Job accord-x", False,
+    ),
+    "quota of an earlier Job": (
+        job() | {"metadata": {"name": "accord-x", "creationTimestamp": LATER}}, [], [event("FailedCreate", "exceeded quota: compute", "accord-x")],
+        "the pod of Job accord-x", False,
     ),
     "creating": (job(), [pod("Pending", {"waiting": {"reason": "ContainerCreating"}}, **SCHEDULED)], [], "the container of pod accord-x-a (ContainerCreating)", False),
     "event of another pod": (job(), [pod("Pending", **SCHEDULED)], [event("FailedMount", "x", "other")], "the container of pod accord-x-a (not yet created)", False),
