@@ -290,7 +290,7 @@ class JobLauncher:
         asked, found = self._events.get(about, (float("-inf"), []))
         if self._clock() - asked < _EVENTS_EVERY_SECONDS:
             return found
-        self._events.clear()
+        self._events = {each: known for each, known in self._events.items() if self._clock() - known[0] < _EVENTS_EVERY_SECONDS}
         found, _ = self._cluster.find("events", fields=f"involvedObject.name={about}")
         self._events[about] = (self._clock(), found)
         return found

@@ -287,6 +287,20 @@ def test_events_say_why_there_is_no_pod_and_are_asked_for_sparingly(world: World
     assert world.api.requests.count(("list", "events")) <= asked + 1
 
 
+def test_events_of_several_runs_are_asked_for_as_sparingly(world: World) -> None:
+    other = world.folder / "runs" / "other-dpo-0a1b2c3d4e"
+    RunDirectory(other).write_run_file(run_file(name=f"runs/{other.name}"))
+    for directory in (world.directory, other):
+        world.launcher.start(directory, 1)
+    asked = world.api.requests.count(("list", "events"))
+    for _ in range(10):
+        assert {world.launcher.observe(directory).state for directory in (world.directory, other)} == {"waiting"}
+    assert world.api.requests.count(("list", "events")) == asked + 2, "once a run"
+    world.clock.now += 6
+    world.launcher.observe(world.directory)
+    assert len(world.launcher._events) == 1, "what is too old is not kept"
+
+
 def test_what_can_never_start_has_ended_after_the_grace_and_not_before(world: World) -> None:
     job = world.start()
     reason = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "accord/training:1.0"'}
