@@ -49,7 +49,8 @@ def build_several(order: RunOrder, config: KubernetesConfig, features: Features)
 
 
 def build_jobset(order: RunOrder, config: KubernetesConfig, features: Features) -> Manifest:
-    """A JobSet (jobset.x-k8s.io/v1alpha2) of one Indexed Job; any failure but one of the configuration starts all pods again."""
+    """A JobSet (jobset.x-k8s.io/v1alpha2) of one Indexed Job; a failure starts all pods again, but neither one that another try would
+    repeat (of the configuration, a guard) nor the end of its deadline, after which a JobSet by itself would begin the deadline anew."""
     settings = config.for_kind(order.run.spec.algorithm)
     name = object_name(config.instance, order.run.name)
     job = _indexed(order, config, features, rendezvous=f"{name}-{_GROUP}-0-0.{name}")
@@ -63,7 +64,7 @@ def build_jobset(order: RunOrder, config: KubernetesConfig, features: Features) 
         "network": {"enableDNSHostnames": True, "subdomain": name, "publishNotReadyAddresses": True},
         "failurePolicy": {
             "maxRestarts": settings.retries,
-            "rules": [{"name": "configuration", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]}],
         },
         "ttlSecondsAfterFinished": config.ttl_seconds,
         "replicatedJobs": [{

@@ -184,13 +184,20 @@ def _ended(job: Json, condition: Json, pod: Json | None) -> Observation:
     if condition["type"] != "Failed":
         return Observation("ended", 0 if code is None else code, message="")
     reason, last = condition.get("reason", ""), describe_pod_end(pod) if pod is not None and _is_over(pod) else ""
-    if reason == "DeadlineExceeded":
-        seconds = job["spec"].get("activeDeadlineSeconds")
+    seconds = _deadline_seconds(job)
+    final = reason == "FailJobSetFailurePolicyAction"  # of a JobSet, for one of two reasons; the other one is an exit code
+    if reason == "DeadlineExceeded" or (final and seconds and code not in _FINAL_CODES):
         return Observation("ended", code, message=f"it ran longer than its deadline{f' of {seconds} s' if seconds else ''} allows (DeadlineExceeded)")
     if reason == "BackoffLimitExceeded" and last:
         tries = int(job["spec"].get("backoffLimit", 0)) + 1
         return Observation("ended", code, message=f"{last}; that was the last of {tries} {'try' if tries == 1 else 'tries'}")
     return Observation("ended", code, message=last or f"{reason}: {condition.get('message', '')}".strip(": ") or "its Job failed")
+
+
+def _deadline_seconds(job: Json) -> int | None:
+    jobs = [group["template"] for group in job["spec"].get("replicatedJobs", [])] or [job]
+    seconds: int | None = jobs[0]["spec"].get("activeDeadlineSeconds")
+    return seconds
 
 
 def _is_over(pod: Json) -> bool:

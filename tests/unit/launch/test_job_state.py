@@ -161,6 +161,18 @@ def test_how_a_run_ended(name: str) -> None:
     assert (found.state, found.exit_code, found.message) == ("ended", code, message)
 
 
+def test_a_jobset_that_was_not_to_begin_again_says_why() -> None:
+    """The condition is the same after the end of the deadline and after an exit code that is final: the pods tell them apart."""
+    several = {"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": {"activeDeadlineSeconds": 3600}}}]}
+    without = {"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": {}}}]}
+    applied = failed("FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action (first failed job: accord-x-node-0)")
+    overdue = observe_job(job(applied, **several), [])
+    assert (overdue.state, overdue.message) == ("ended", "it ran longer than its deadline of 3600 s allows (DeadlineExceeded)")
+    assert observe_job(job(applied, **without), []).message.startswith("FailJobSetFailurePolicyAction: applying FailJobSet")
+    wrong = observe_job(job(applied, **several), [pod("Failed", terminated(2))])
+    assert wrong.message == "pod accord-x-a found an error in the run's configuration (exit code 2) on node gpu-7"
+
+
 def test_a_job_that_failed_without_a_pod_says_its_own_reason() -> None:
     found = observe_job(job(failed("FailedJobs", "jobset failed due to one or more job failures")), [])
     assert (found.state, found.exit_code, found.message) == ("ended", None, "FailedJobs: jobset failed due to one or more job failures")

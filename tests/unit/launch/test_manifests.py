@@ -170,14 +170,14 @@ def test_several_nodes_meet_at_pod_0() -> None:
     assert f"--master-port={service['spec']['ports'][0]['port']}" in command
 
 
-def test_a_jobset_restarts_all_pods_and_not_after_an_error_of_the_configuration() -> None:
+def test_a_jobset_restarts_all_pods_and_not_after_an_error_of_the_configuration_or_its_deadline() -> None:
     (jobset,) = build_several(order("sft"), config(FULL), WITH_JOBSET)
     name, spec = jobset["metadata"]["name"], jobset["spec"]
     job = spec["replicatedJobs"][0]["template"]
     assert f"--master-addr={name}-node-0-0.{spec['network']['subdomain']}" in container(job)["command"]
     assert spec["failurePolicy"] == {
         "maxRestarts": 2,
-        "rules": [{"name": "configuration", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+        "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]}],
     }
     assert job["spec"]["backoffLimit"] == 0
     assert spec["ttlSecondsAfterFinished"] == 86400
