@@ -16,7 +16,7 @@ import structlog
 
 from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
 from accord.launch.jobset import build_several
-from accord.launch.jobstate import Json, attempt_of, exit_code_of, finishing_condition, is_pod_of, newest_pod, observe_job
+from accord.launch.jobstate import Json, attempt_of, exit_code_of, finishing_condition, is_pod_of, observe_job, whose_events
 from accord.launch.kubernetes import Cluster, LabelledCollection
 from accord.launch.launcher import NotYetError, Observation
 from accord.launch.manifest import (
@@ -102,8 +102,8 @@ class JobLauncher:
         if job is not None and name not in self._adopted:
             self._adopt(job)
         seen = observe_job(job, pods)
-        if seen.state == "waiting" and not seen.stuck:
-            seen = observe_job(job, pods, self._events_of(name, pods))
+        if job is not None and seen.state != "ended" and not seen.stuck:
+            seen = observe_job(job, pods, [event for about in whose_events(job, pods) for event in self._events_of(about)])
         return self._patience(name, seen)
 
     def forget(self, directory: Path) -> None:
@@ -283,10 +283,8 @@ class JobLauncher:
             return False
         return True
 
-    def _events_of(self, name: str, pods: list[Json]) -> list[Json]:
-        """Events of the Job, or of its newest pod where it has one; asked for every few seconds at most."""
-        pod = newest_pod(pods)
-        about = pod["metadata"]["name"] if pod is not None else name
+    def _events_of(self, about: str) -> list[Json]:
+        """Events of a Job or pod, asked for every few seconds at most."""
         asked, found = self._events.get(about, (float("-inf"), []))
         if self._clock() - asked < _EVENTS_EVERY_SECONDS:
             return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from accord.launch.launcher import Observation
 from accord.launch.manifest import ANNOTATION_ATTEMPT, CONTAINER, QUEUE_LABEL
-from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_GUARDED, EXIT_STOPPED
+from accord.rundir import EXIT_AWAY, EXIT_CONFIGURATION, EXIT_DONE, EXIT_GUARDED, EXIT_STOPPED
 
 Json = Mapping[str, Any]
 FATAL_WAITS: Mapping[str, str] = {
@@ -26,6 +26,7 @@ _STUCK_STARTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 _NO_PROGRESS = ("Scheduled", "SandboxChanged")  # the second comes before each further try
 _SECOND = len("2026-01-01T00:00:00")  # some events' times have fractions of it
 _FINAL_CODES = (EXIT_CONFIGURATION, EXIT_GUARDED)  # another pod would end in the same way
+_SIGNALS = 128  # what a signal adds to its number
 _DISRUPTIONS: Mapping[str, str] = {
     "PreemptionByScheduler": "made room for a pod of higher priority",
     "DeletionByTaintManager": "its node was tainted (lost, or taken out of service)",
@@ -41,16 +42,17 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
     Args:
         job: its Job or JobSet; None where there is none.
         pods: its pods, in any order.
-        events: about the Job and its newest pod, in any order; warnings say why a pod does not start, and the others that this has passed.
+        events: about what `whose_events` names, in any order; warnings say why a pod does not start, and the others that this has passed.
 
-    A pod that can never start is `waiting` with `stuck` set: the caller decides how long it may be. `exit_code` is that of the newest container.
+    A run with a pod that can never start is `stuck`: the caller decides how long it may be. On several nodes a pod that waits is told of before
+    those that run, which wait for it; `waiting` is the run while its first pod, the one that writes into its folder, does not run. `exit_code` is
+    that of the newest container, on several nodes of the one that explains most.
     """
     if job is None:
         return Observation("unknown")
-    newest = newest_pod(pods)
-    finished = finishing_condition(job)
+    finished, current = finishing_condition(job), current_pods(pods)
     if finished is not None:
-        return _ended(job, finished, newest)
+        return _ended(job, finished, min(current, key=_telling, default=None))
     if job["metadata"].get("deletionTimestamp"):
         return Observation("running", message="is being removed; its pod has time to checkpoint")
     hopeless = next((pod for pod in pods if exit_code_of(pod) in _FINAL_CODES), None)
@@ -59,18 +61,38 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
     if job["spec"].get("suspend"):
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return Observation("waiting", message=f"admission by the queue {queue}" if queue else "somebody to resume its Job, which is suspended")
-    if newest is None:
-        return _without_pods(job, events)
-    return _observe_pod(newest, events)
+    awaited = awaited_pod(pods)
+    seen = _without_pod(job, events) if awaited is None else _pending(awaited, events)
+    if awaited is None and current and not (seen.stuck and len(current) < _nodes(job)):
+        return _observe_pod(min(current, key=lambda pod: (_is_over(pod), _phase(pod) != "Unknown", _telling(pod))))
+    first = next((pod for pod in current if _index(pod) == 0 and _phase(pod) in ("Running", "Unknown")), None)
+    if first is None:
+        return seen
+    return Observation("running", message=f"{_observe_pod(first).message}, and waits for {seen.message}", stuck=seen.stuck)
 
 
-def newest_pod(pods: Sequence[Json]) -> Json | None:
-    """The pod that was created last, a living one before an ended one; None where there is none."""
+def current_pods(pods: Sequence[Json]) -> list[Json]:
+    """Of each node of a run its newest pod, a living one before an ended one; in the order of the nodes."""
+    nodes: dict[int, list[Json]] = {}
+    for pod in pods:
+        nodes.setdefault(_index(pod), []).append(pod)
+    return [max(nodes[index], key=_age) for index in sorted(nodes)]
 
-    def age(pod: Json) -> tuple[bool, str, str]:
-        return (not _is_over(pod), pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"])
 
-    return max(pods, key=age, default=None)
+def awaited_pod(pods: Sequence[Json]) -> Json | None:
+    """The Pending pod that keeps a run from starting: one that can never start before one without a node, and this before others."""
+    pending = [pod for pod in current_pods(pods) if _phase(pod) == "Pending"]
+    return max(pending, key=lambda pod: (_waiting_state(pod).get("reason") in FATAL_WAITS, _is_unscheduled(pod)), default=None)
+
+
+def whose_events(job: Json, pods: Sequence[Json]) -> list[str]:
+    """Names of the objects whose events say why a run does not start: the pod that it waits for, or a Job that lacks one and the Jobs of a JobSet."""
+    awaited, name = awaited_pod(pods), job["metadata"]["name"]
+    if awaited is not None:
+        return [awaited["metadata"]["name"]]
+    if len(current_pods(pods)) >= _nodes(job) or job["spec"].get("suspend") or job["metadata"].get("deletionTimestamp"):
+        return []
+    return [name, *(f"{name}-{group['name']}-0" for group in job["spec"].get("replicatedJobs", []))]
 
 
 def attempt_of(item: Json) -> str | None:
@@ -121,34 +143,33 @@ def _describe_code(code: int) -> str:
         return "could not reach a service for too long (exit code 4)"
     if code == EXIT_GUARDED:
         return "was stopped by a guard, with a checkpoint (exit code 5)"
-    if code > 128:
-        return f"was killed by signal {code - 128}"
+    if code > _SIGNALS:
+        return f"was killed by signal {code - _SIGNALS}"
     return f"ended with exit code {code}"
 
 
-def _observe_pod(pod: Json, events: Sequence[Json]) -> Observation:
-    name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase", "Pending")
+def _observe_pod(pod: Json) -> Observation:
+    """Of a pod that runs or is over."""
+    name = pod["metadata"]["name"]
     if _is_over(pod):
         code = exit_code_of(pod)
         if code == 0:
             return Observation("running", message=f"pod {name} is done; its Job ends")
         return Observation("waiting", code, message=f"a new pod: {describe_pod_end(pod)}")
-    if phase == "Running":
-        return Observation("running", message=f"pod {name} runs on node {pod['spec'].get('nodeName', '?')}")
-    if phase == "Unknown":
+    if _phase(pod) == "Unknown":
         return Observation("running", message=f"the node of pod {name} does not answer{_because(pod.get('status', {}))}")
-    return _pending(pod, events)
+    return Observation("running", message=f"pod {name} runs on node {pod['spec'].get('nodeName', '?')}")
 
 
 def _pending(pod: Json, events: Sequence[Json]) -> Observation:
     name = pod["metadata"]["name"]
     scheduled = _condition(pod, "PodScheduled")
-    if scheduled is not None and scheduled.get("status") == "False":
+    if scheduled is not None and _is_unscheduled(pod):
         if scheduled.get("reason") == "SchedulingGated":
             return Observation("waiting", message=f"admission of pod {name}, which is gated")
         why = f"{scheduled.get('reason')}: {scheduled.get('message', '')}".rstrip(": ")
         return Observation("waiting", message=f"a node with room for pod {name} ({why})")
-    waiting = _container_state(pod).get("waiting", {})
+    waiting = _waiting_state(pod)
     reason = waiting.get("reason", "")
     if reason in FATAL_WAITS:
         detail, image = waiting.get("message", ""), _image(pod)
@@ -165,7 +186,7 @@ def _pending(pod: Json, events: Sequence[Json]) -> Observation:
     return Observation("waiting", message=f"the container of pod {name} ({reason or 'not yet created'})")
 
 
-def _without_pods(job: Json, events: Sequence[Json]) -> Observation:
+def _without_pod(job: Json, events: Sequence[Json]) -> Observation:
     created = str(job["metadata"].get("creationTimestamp", ""))[:_SECOND]
     latest = _latest(event for event in events if _event_time(event)[:_SECOND] >= created)  # those of an earlier Job of the name stay for an hour
     if latest.get("reason") in ("FailedCreate", "FailedCreatePod", "JobCreationFailed"):
@@ -184,7 +205,7 @@ def _ended(job: Json, condition: Json, pod: Json | None) -> Observation:
     if condition["type"] != "Failed":
         return Observation("ended", 0 if code is None else code, message="")
     reason, last = condition.get("reason", ""), describe_pod_end(pod) if pod is not None and _is_over(pod) else ""
-    seconds = _deadline_seconds(job)
+    seconds = _job_spec(job).get("activeDeadlineSeconds")
     final = reason == "FailJobSetFailurePolicyAction"  # of a JobSet, for one of two reasons; the other one is an exit code
     if reason == "DeadlineExceeded" or (final and seconds and code not in _FINAL_CODES):
         return Observation("ended", code, message=f"it ran longer than its deadline{f' of {seconds} s' if seconds else ''} allows (DeadlineExceeded)")
@@ -194,14 +215,55 @@ def _ended(job: Json, condition: Json, pod: Json | None) -> Observation:
     return Observation("ended", code, message=last or f"{reason}: {condition.get('message', '')}".strip(": ") or "its Job failed")
 
 
-def _deadline_seconds(job: Json) -> int | None:
+def _job_spec(job: Json) -> Json:
+    """The spec of a Job, or of a JobSet's Job."""
     jobs = [group["template"] for group in job["spec"].get("replicatedJobs", [])] or [job]
-    seconds: int | None = jobs[0]["spec"].get("activeDeadlineSeconds")
-    return seconds
+    spec: Json = jobs[0]["spec"]
+    return spec
+
+
+def _nodes(job: Json) -> int:
+    return int(_job_spec(job).get("parallelism", 1))
+
+
+def _index(pod: Json) -> int:
+    """Which node of the run a pod is."""
+    return int((pod["metadata"].get("annotations") or {}).get("batch.kubernetes.io/job-completion-index", 0))
+
+
+def _age(pod: Json) -> tuple[bool, str, str]:
+    return (not _is_over(pod), pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"])
+
+
+def _telling(pod: Json) -> int:
+    """How much the end of a pod explains that of its run, 0 the most: where one ends, the others lose it and end with exit code 1."""
+    if not _is_over(pod):
+        return 6
+    code = exit_code_of(pod)
+    if code in _FINAL_CODES:
+        return 0
+    if pod["status"].get("reason") == "Evicted" or _container_state(pod).get("terminated", {}).get("reason") == "OOMKilled":
+        return 1
+    if code is None or code > _SIGNALS or code == EXIT_AWAY or _condition(pod, "DisruptionTarget") is not None:
+        return 2
+    return {EXIT_DONE: 5, EXIT_STOPPED: 4}.get(code, 3)
+
+
+def _phase(pod: Json) -> str:
+    return str(pod.get("status", {}).get("phase", "Pending"))
 
 
 def _is_over(pod: Json) -> bool:
-    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    return _phase(pod) in ("Succeeded", "Failed")
+
+
+def _is_unscheduled(pod: Json) -> bool:
+    return (_condition(pod, "PodScheduled") or {}).get("status") == "False"
+
+
+def _waiting_state(pod: Json) -> Json:
+    waiting: Json = _container_state(pod).get("waiting") or {}
+    return waiting
 
 
 def _container_state(pod: Json) -> Json:

@@ -18,9 +18,9 @@ ProcessState = Literal["waiting", "running", "ended", "unknown"]
 class Observation:
     """What a launcher sees of a run: whether it goes on, and where known how it ended.
 
-    `waiting`: nothing of it runs, and `message` says what it waits for; `unknown`: it was never started, or nothing is left of it. `exit_code` is
-    negative for a signal, as in subprocess; None where it cannot be known (the process was somebody else's child, a container never began).
-    `message` is for people, and may be empty. `stuck`: without a change from outside it will wait for ever.
+    `waiting`: nothing of it runs that writes into its folder, and `message` says what it waits for; `unknown`: it was never started, or nothing is
+    left of it. `exit_code` is negative for a signal, as in subprocess; None where it cannot be known (the process was somebody else's child, a
+    container never began). `message` is for people, and may be empty. `stuck`: without a change from outside it will wait for ever.
     """
 
     state: ProcessState

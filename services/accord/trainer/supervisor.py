@@ -172,7 +172,7 @@ class Supervisor:
             self._registry.update(record, state="QUEUED")
 
     def _waiting(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
-        """Nothing of the run has a process now, so that the trainer may write into its folder."""
+        """Nothing of the run writes into its folder now, so that the trainer may."""
         if record.state == "CANCELLING":
             self._stop_when_overdue(record, directory)
         elif record.message != seen.message or record.state != "STARTING":

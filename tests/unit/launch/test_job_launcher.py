@@ -504,6 +504,36 @@ def test_a_run_over_several_nodes_is_a_jobset_and_is_seen_through_it(make: Calla
     assert not world.api.names("jobsets")
 
 
+def set_node(world: World, index: int, status: dict[str, Any]) -> str:
+    job = world.api.the_job()
+    notes = {**job["spec"]["template"]["metadata"]["annotations"], "batch.kubernetes.io/job-completion-index": str(index)}
+    return str(world.api.set_pod(job, status, name=f"{job['metadata']['name']}-{index}-a", annotations=notes)["metadata"]["name"])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_run_on_several_nodes_ends_when_one_of_them_can_never_start(world: World, index: int) -> None:
+    world.launcher = world.launch(kinds={"dpo": {"nodes": 2}})
+    world.start()
+    creating = {"name": "run", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    set_node(world, 1 - index, RUNNING)
+    waits = set_node(world, index, {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}], "containerStatuses": [creating]})
+    world.api.warn(waits, "FailedMount", 'secret "tls" not found')
+    world.clock.now += 10
+    found = world.seen("running" if index else "waiting", f'pod {waits} to start: FailedMount: secret "tls" not found')
+    assert found.stuck
+    world.clock.now += 301
+    assert world.seen("ended").message.startswith("it could not start within 300 s: pod ")
+
+
+def test_why_the_job_of_a_jobset_has_no_pods_is_told(make: Callable[..., World]) -> None:
+    world = make(jobset=True)
+    world.launcher = world.launch(kinds={"dpo": {"nodes": 2}})
+    world.launcher.start(world.directory, 1)
+    (name,) = world.api.names("jobsets")
+    world.api.warn(f"{name}-node-0", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: compute')
+    assert world.seen("waiting", "exceeded quota: compute").stuck
+
+
 def test_the_service_of_an_indexed_job_goes_with_it(world: World) -> None:
     world.launcher = world.launch(kinds={"dpo": {"nodes": 2}})
     job = world.start()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accord.launch.jobstate import newest_pod, observe_job
+from accord.launch.jobstate import awaited_pod, current_pods, observe_job, whose_events
 
 JOB = {"metadata": {"name": "accord-x", "labels": {}}, "spec": {"backoffLimit": 3}}
 
@@ -201,8 +201,101 @@ def test_a_job_that_is_about_to_complete_still_runs() -> None:
 
 def test_the_newest_pod_counts_and_a_living_one_before_an_ended_one() -> None:
     old, new = pod("Failed", terminated(1), name="old"), pod("Failed", terminated(3), name="new", created="2026-01-02T00:00:00Z")
-    assert newest_pod([new, old]) is new
-    assert newest_pod([old, new]) is new
+    assert current_pods([new, old]) == [new] == current_pods([old, new])
     living = pod("Running", name="living", created="2025-01-01T00:00:00Z")
-    assert newest_pod([new, living, old]) is living
-    assert newest_pod([]) is None
+    assert current_pods([new, living, old]) == [living]
+    assert current_pods([]) == []
+
+
+# Several nodes
+
+
+def node(index: int, phase: str, state: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    made = pod(phase, state, name=f"accord-x-{index}-abcde", **more)
+    return {**made, "metadata": {**made["metadata"], "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}}
+
+
+RUNS = {"running": {}}
+NO_IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+
+
+@pytest.mark.parametrize("status", [NO_GPU, SCHEDULED], ids=["without a node", "without its image"])
+def test_a_pod_that_waits_is_told_of_before_one_that_runs(status: dict[str, Any]) -> None:
+    waits, stuck = {"waiting": {}} if status is NO_GPU else NO_IMAGE, status is SCHEDULED
+    words = "1 Insufficient nvidia.com/gpu" if status is NO_GPU else "its image cannot be pulled (ImagePullBackOff)"
+    for pods in ([node(0, "Pending", waits, **status), node(1, "Running", RUNS)], [node(1, "Running", RUNS), node(0, "Pending", waits, **status)]):
+        found = observe_job(job(parallelism=2), pods)
+        assert (found.state, found.stuck, words in found.message) == ("waiting", stuck, True), found
+
+
+def test_a_run_whose_first_pod_runs_is_no_waiting_one_since_that_writes_into_its_folder() -> None:
+    found = observe_job(job(parallelism=2), [node(0, "Running", RUNS), node(1, "Pending", NO_IMAGE, **SCHEDULED)])
+    assert (found.state, found.stuck) == ("running", True)
+    assert found.message == (
+        "pod accord-x-0-abcde runs on node gpu-7, and waits for pod accord-x-1-abcde: its image cannot be pulled (ImagePullBackOff): "
+        "accord/training:1.0: not found"
+    )
+
+
+def test_of_pods_that_wait_one_that_never_starts_comes_first() -> None:
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    pods = [
+        node(0, "Pending", creating, **SCHEDULED),
+        node(1, "Pending", **NO_GPU),
+        node(2, "Pending", NO_IMAGE, **SCHEDULED),
+        node(3, "Running", RUNS),
+    ]
+    for expected in (2, 1, 0):
+        assert awaited_pod(pods) is pods[expected]
+        assert whose_events(job(parallelism=4), pods) == [f"accord-x-{expected}-abcde"]
+        pods[expected] = node(expected, "Running", RUNS)
+    assert awaited_pod(pods) is None
+    assert whose_events(job(parallelism=4), pods) == []
+
+
+def test_a_pod_that_cannot_be_created_is_told_of_beside_one_that_runs() -> None:
+    refused = [event("FailedCreate", "exceeded quota: compute", "accord-x")]
+    found = observe_job(job(parallelism=2), [node(0, "Running", RUNS)], refused)
+    assert (found.state, found.stuck) == ("running", True)
+    assert found.message.endswith("and waits for its pod, which cannot be created: exceeded quota: compute")
+    assert whose_events(job(parallelism=2), [node(0, "Running", RUNS)]) == ["accord-x"]
+    assert observe_job(job(parallelism=1), [node(0, "Running", RUNS)], refused).message == "pod accord-x-0-abcde runs on node gpu-7"
+
+
+def test_the_jobs_of_a_jobset_say_why_they_have_no_pods() -> None:
+    group = {"name": "node", "replicas": 1, "template": {"spec": {"parallelism": 2}}}
+    given = job(replicatedJobs=[group])
+    assert whose_events(given, []) == ["accord-x", "accord-x-node-0"]
+    assert whose_events(job(replicatedJobs=[group], suspend=True), []) == []
+    found = observe_job(given, [], [event("FailedCreate", "exceeded quota: compute", "accord-x-node-0")])
+    assert (found.message, found.stuck) == ("its pod, which cannot be created: exceeded quota: compute", True)
+
+
+LOST = node(1, "Failed", terminated(1))
+FIRST_CAUSES = {
+    "out of memory": (node(0, "Failed", terminated(137, "OOMKilled")), 137, "because it used more memory than its limit of 2Gi (OOMKilled)"),
+    "evicted": (node(0, "Failed", reason="Evicted", message="The node was low on resource: memory."), None, "was evicted on node gpu-7"),
+    "configuration": (node(0, "Failed", terminated(2)), 2, "found an error in the run's configuration (exit code 2)"),
+    "guard": (node(0, "Failed", terminated(5)), 5, "was stopped by a guard"),
+    "a signal": (node(0, "Failed", terminated(139)), 139, "was killed by signal 11"),
+    "node lost": (node(0, "Failed", reason="NodeLost"), None, "the node does not say how (NodeLost)"),
+    "service away": (node(0, "Failed", terminated(4)), 4, "could not reach a service for too long (exit code 4)"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_CAUSES)
+def test_of_several_ends_the_one_that_explains_the_others_is_told(name: str) -> None:
+    """A node that loses another one's collective ends with exit code 1."""
+    cause, code, words = FIRST_CAUSES[name]
+    for pods in ([cause, LOST], [LOST, cause], [node(2, "Failed", terminated(3)), LOST, node(3, "Running", RUNS), cause]):
+        for conditions in ([failed("BackoffLimitExceeded")], [failed("PodFailurePolicy")]):
+            found = observe_job(job(*conditions), pods)
+            assert (found.state, found.exit_code) == ("ended", code)
+            assert "accord-x-0-abcde" in found.message
+            assert words in found.message
+
+
+def test_a_pod_of_an_earlier_try_explains_nothing() -> None:
+    earlier = node(0, "Failed", terminated(137, "OOMKilled"), created="2025-01-01T00:00:00Z")
+    found = observe_job(job(failed("BackoffLimitExceeded")), [earlier, LOST, node(0, "Failed", terminated(1))])
+    assert (found.exit_code, "exit code 1" in found.message) == (1, True)
