@@ -55,12 +55,15 @@ class Supervisor:
             except (AccordError, OSError) as error:
                 _log.error("run_unreadable", run=record.name, reason=str(error))
                 self._end(record, "FAILED", f"its directory cannot be read: {error}", None)
-        running = len(self._registry.find(ACTIVE))
+        active = self._registry.find(ACTIVE)
+        running, before = len(active), active[0].name if active else ""
         for record in reversed(self._registry.find(("QUEUED",))):
-            if running >= self._config.max_running:
-                return
-            self._start(record)
-            running += 1
+            if running < self._config.max_running:
+                self._start(record)
+                running += 1
+            else:
+                self._say_turn(record, before)
+            before = record.name
 
     def cancel(self, name: str) -> RunRecord:
         """Asks a run to stop; a queued one is cancelled at once, an ended one stays as it is.
@@ -185,6 +188,13 @@ class Supervisor:
             step = directory.progress().step
             directory.append_event(RunEvent("state", time.time(), step, phase=PHASE_PENDING, waiting_on=what))
             directory.append_event(RunEvent("message", time.time(), step, text=f"waits for {what}"))
+
+    def _say_turn(self, record: RunRecord, before: str) -> None:
+        """Says in a queued run's message why it does not start; its folder may hold a pod that still ends, and is not written to."""
+        runs = f"{self._config.max_running} run{'' if self._config.max_running == 1 else 's'}"
+        message = f"waits for its turn: {runs} at once (max_running), {before} is before it"
+        if record.message != message:
+            self._registry.update(record, message=message)
 
     def _running(self, record: RunRecord, directory: RunDirectory, seen: Observation) -> None:
         if record.state == "CANCELLING":

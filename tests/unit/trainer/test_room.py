@@ -109,6 +109,34 @@ def test_what_a_run_waits_for_is_said_once_and_the_plan_made_seldom(world: World
     assert said[0].startswith("waits for memory: the run needs about ")
 
 
+def test_a_queued_run_says_whose_turn_it_is_and_writes_it_once(config: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(config.model_copy(update={"max_running": 1}))
+    try:
+        for name in ("one", "two", "three"):
+            world.create(name)
+        world.supervisor.tick()
+        words = "waits for its turn: 1 run at once (max_running), runs/{} is before it"
+        assert [world.registry.get(f"runs/{name}").message for name in world.folders] == ["", words.format("one"), words.format("two")]
+        written: list[str] = []
+        update = world.registry.update
+        monkeypatch.setattr(world.registry, "update", lambda record, **values: written.append(record.name) or update(record, **values))
+        for _ in range(3):
+            world.supervisor.tick()
+        assert set(written) <= {"runs/one"}, "it has been said"
+        world.supervisor.cancel("runs/two")
+        world.supervisor.tick()
+        assert world.registry.get("runs/three").message == words.format("one")
+        world.launcher.stop(world.folders["one"], force=True)
+        for _ in range(200):
+            time.sleep(0.05)
+            world.supervisor.tick()
+            if world.states()["three"] == "STARTING":
+                break
+        assert (world.states()["three"], world.registry.get("runs/three").message) == ("STARTING", "")
+    finally:
+        world.close()
+
+
 def test_a_launcher_without_a_plan_starts_all(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.write_run_file(run_file())

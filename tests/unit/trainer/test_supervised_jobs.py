@@ -149,6 +149,20 @@ def test_what_it_waits_for_is_said_once_to_those_who_watch_it_and_it_runs_when_t
     world.until("RUNNING")
 
 
+def test_a_run_behind_one_that_waits_for_a_gpu_says_so(world: World) -> None:
+    job = world.started({"phase": "Pending", **NO_GPU})
+    world.registry.create("runs/two", "second", run_file().spec, str(world.folder / "runs" / "two"))
+    world.until("STARTING", "Insufficient nvidia.com/gpu")
+    waiting = world.registry.get("runs/two")
+    assert (waiting.state, waiting.message) == ("QUEUED", "waits for its turn: 1 run at once (max_running), runs/one is before it")
+    world.directory.write_result(RunResult(EXIT_DONE, "10 steps done", 10))
+    world.api.set_pod(job, ended(0))
+    world.api.finish(job["metadata"]["name"], "Complete")
+    world.until("SUCCEEDED")
+    started = world.registry.get("runs/two")
+    assert (started.state, started.message) == ("STARTING", "")
+
+
 def test_a_pod_that_is_deleted_is_followed_by_another_one_and_the_run_goes_on(world: World) -> None:
     job = world.started()
     world.phase("train")
