@@ -290,6 +290,20 @@ def test_a_watch_outlives_the_servers_deadlines_and_says_that_the_run_is_quiet(s
         assert list(stream)[-1].run.state == pb.RUN_STATE_SUCCEEDED
 
 
+def test_who_follows_a_queued_run_is_told_whose_turn_it_is(start: Callable[..., Trainer]) -> None:
+    with start(max_running=1) as trainer:
+        holding = trainer.client.create_run(spec(seed=HOLD), "holds")
+        trainer.until(holding.name, "running")
+        queued = trainer.client.create_run(spec(seed=HOLD, adapter="next"), "queued")
+        stream = trainer.client.watch_run(queued.name, timeout_seconds=30)
+        told = next(event.run for event in stream if event.run is not None and event.run.waiting_on)
+        assert (told.state, told.waiting_on) == ("queued", f"its turn: 1 run at once (max_running), {holding.name} is before it")
+        trainer.finish(holding)
+        begun = next(event.run for event in stream if event.run is not None and event.run.state == "running")
+        assert begun.waiting_on == ""
+        trainer.finish(queued)
+
+
 # Cancelling and resuming
 
 

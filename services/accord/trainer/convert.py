@@ -58,7 +58,8 @@ class RunReader:
         run.step = progress.step
         run.metrics.update(progress.metrics)
         if not record.ended:
-            run.phase, run.waiting_on = progress.phase, progress.waiting_on
+            turn = record.message.removeprefix("waits for ") if record.state == "QUEUED" else ""
+            run.phase, run.waiting_on = progress.phase, turn or progress.waiting_on
         if progress.offset:
             run.heartbeat_time.CopyFrom(timestamp(progress.time))
         result = directory.result() if record.state == "SUCCEEDED" else None

@@ -94,7 +94,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
     async def WatchRun(self, request: pb.WatchRunRequest, context: CallContext) -> AsyncIterator[pb.WatchRunResponse]:
         offset = read_token(request.resume_token, "resume_token") if request.resume_token else 0
         record = await _thread(lambda: self._registry.get(request.name))
-        sent, last_sent = "", 0.0
+        sent: tuple[str, str] = ("", "")
+        last_sent = 0.0
         while True:
             record = await _thread(lambda: self._registry.get(request.name))
             for event in await _thread(partial(_events, record, offset)):
@@ -103,8 +104,9 @@ class TrainerServicer(rpc.TrainerServiceServicer):
                 if wire is not None:
                     last_sent = time.monotonic()
                     yield wire
-            if record.state != sent:
-                sent, last_sent = record.state, time.monotonic()
+            now = record.state, record.message if record.state == "QUEUED" else ""  # a run's own events say the rest
+            if now != sent:
+                sent, last_sent = now, time.monotonic()
                 run = await _thread(partial(self._runs.read, record))
                 yield pb.WatchRunResponse(resume_token=make_token(offset), time=timestamp(time.time()), run=run)
             if record.ended:
