@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from accord import runspec
+from accord import runspec, runspec_parts
 from accord.api.trainer.v1 import trainer_pb2
 from accord.errors import InvalidArgumentError
 from accord.rundir import RunDirectory, RunFile, read_run_file
@@ -34,7 +34,7 @@ from accord.trainer.registry import Registry
     ],
 )
 def test_fields_are_those_of_the_contract(name: str) -> None:
-    model: type[BaseModel] = getattr(runspec, name)
+    model: type[BaseModel] = getattr(runspec if name == "RunSpec" else runspec_parts, name)
     assert set(model.model_fields) == {field.name for field in getattr(trainer_pb2, name).DESCRIPTOR.fields}
 
 

@@ -25,7 +25,7 @@ from accord.errors import (
 )
 from accord.models.packing import group_logprobs
 from accord.rundir import Endpoints
-from accord.training import online_dpo, rollout, sampled_pairs
+from accord.training import online_dpo, sampled_pairs, sampler
 from accord.training.__main__ import build
 from accord.training.context import RunContext
 from accord.training.examples import EncodedPrompt, batch_at
@@ -142,7 +142,7 @@ class Services:
 @pytest.fixture
 def services(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
     made = Services(tmp_path, tiny_folder)
-    monkeypatch.setattr(rollout, "PolicyClient", lambda target, **_: made.policy)
+    monkeypatch.setattr(sampler, "PolicyClient", lambda target, **_: made.policy)
     monkeypatch.setattr(sampled_pairs, "FeedbackClient", lambda target: made.feedback)
     monkeypatch.setattr("accord.training.waiting._FIRST_SECONDS", 0.01)
     return made
