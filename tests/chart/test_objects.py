@@ -153,6 +153,22 @@ def test_a_run_s_pod_has_the_volumes_secrets_and_place_of_the_release() -> None:
     assert named(objects, "Deployment", section["owner"]["name"])
 
 
+def test_secrets_of_one_s_own_come_beside_those_that_the_chart_gives_to_runs() -> None:
+    """Behind them: where two secrets have one variable, a pod takes the last. One that is named twice is there once."""
+    own, secrets = "trainer.config.kubernetes.secret_environment", "trainer.config.kubernetes.secrets"
+    objects = render(
+        None, "tls.enabled=true", "tls.secret=certs", "artefacts.secret=bucket", f"{own}[0]=hf", f"{own}[1]=bucket",
+        f"{secrets}[0].secret=notes", f"{secrets}[0].mount_path=/etc/notes",
+    )  # fmt: skip
+    config = yaml.safe_load(named(objects, "ConfigMap", "accord-trainer")["data"]["config.yaml"])
+    runs = parse_config(config, TrainerConfig, source="trainer").kubernetes
+    assert runs is not None
+    assert runs.secret_environment == ("bucket", "hf")
+    assert [(mount.secret, mount.mount_path) for mount in runs.secrets] == [("certs", "/etc/accord/tls"), ("notes", "/etc/notes")]
+    alone = yaml.safe_load(named(render(None, f"{own}[0]=hf"), "ConfigMap", "accord-trainer")["data"]["config.yaml"])
+    assert alone["kubernetes"]["secret_environment"] == ["hf"]
+
+
 @every_case
 def test_each_port_says_its_protocol(case: Path | None) -> None:
     objects = render(case)

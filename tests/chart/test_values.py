@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.chart.rendering import CHART, CI, EXAMPLES, ROOT, case_id, refused, render, run_helm
+from tests.chart.rendering import CHART, CI, EXAMPLES, ROOT, case_id, named, refused, render, run_helm
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,14 @@ def test_runs_over_several_nodes_that_the_role_would_not_allow_are_refused(kind:
 
 def test_settings_of_jobs_without_jobs_are_refused() -> None:
     assert "is of no use with trainer.launcher local" in refused("trainer.launcher=local", "trainer.config.kubernetes.ttl_seconds=1")
+
+
+def test_a_secret_of_one_s_own_where_runs_have_the_certificates_is_refused() -> None:
+    tls, secrets = ("tls.enabled=true", "tls.secret=certs"), "trainer.config.kubernetes.secrets[0]"
+    there = f"{secrets}.mount_path=/etc/accord/tls"
+    assert 'has "mine" at /etc/accord/tls, where runs have tls.secret ("certs")' in refused(*tls, f"{secrets}.secret=mine", there)
+    config = yaml.safe_load(named(render(None, *tls, f"{secrets}.secret=certs", there), "ConfigMap", "accord-trainer")["data"]["config.yaml"])
+    assert config["kubernetes"]["secrets"] == [{"secret": "certs", "mount_path": "/etc/accord/tls"}]
 
 
 def test_a_release_name_that_makes_names_too_long_is_refused_in_one_sentence() -> None:

@@ -119,7 +119,19 @@ kubernetes:
 {{- define "accord.config" -}}
 {{- $own := include (printf "accord.ownConfig.%s" .component) .root | fromYaml -}}
 {{- $server := dict "server" (include "accord.serverConfig" .root | fromYaml) -}}
-{{- mergeOverwrite $server $own (deepCopy (index .root.Values .component).config) | toYaml -}}
+{{- $given := deepCopy (index .root.Values .component).config -}}
+{{- include "accord.joinedSecrets" (dict "own" ($own.kubernetes | default dict) "given" ($given.kubernetes | default dict)) -}}
+{{- mergeOverwrite $server $own $given | toYaml -}}
+{{- end -}}
+
+{{/* Puts the secrets that the chart gives to runs before those of the values, in place: merging would put the one list in place of the other. */}}
+{{- define "accord.joinedSecrets" -}}
+{{- $given := .given -}}
+{{- range $list := list "secrets" "secret_environment" -}}
+{{- if and (get $.own $list) (get $given $list) -}}
+{{- $_ := set $given $list (concat (get $.own $list) (get $given $list) | uniq) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "accord.drainSeconds" -}}
