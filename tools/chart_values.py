@@ -241,7 +241,7 @@ class Trainer(Block):
 class Test(Part):
     """`helm test`: health of each service, and one real Generate, Score and Label."""
 
-    reward_model: str = Field("", description="the reward model to score with; empty: one is trained for one step, once a release")
+    reward_model: str = Field("", description="the reward model to score with; empty: one is trained for one step, once a revision")
     timeout_seconds: int = Field(900, ge=10)
 
 
