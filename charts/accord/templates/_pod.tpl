@@ -177,6 +177,25 @@ envFrom:
     - {name: models, mountPath: /var/cache/accord/models}
 {{- end -}}
 
+{{/* Seconds from the wish that a pod ends to SIGKILL: 5 before SIGTERM, the drain, 5 to close; an engine stops only then and has 10 more. */}}
+{{- define "accord.graceSeconds" -}}
+{{- add (include "accord.drainSeconds" . | int) (ternary 20 10 (and (eq .component "policy") .root.Values.policy.engine.enabled)) -}}
+{{- end -}}
+
+{{/* All containers of a pod are asked to stop at once: the engine waits until the policy service, which drains, listens no more. */}}
+{{- define "accord.enginePreStop" -}}
+import socket, time
+end = time.monotonic() + {{ add (include "accord.drainSeconds" . | int) 10 }}
+while time.monotonic() < end:
+    try:
+        socket.create_connection(("127.0.0.1", 50051), timeout=1).close()
+    except ConnectionRefusedError:
+        break
+    except OSError:
+        pass
+    time.sleep(1)
+{{- end -}}
+
 {{/* vLLM beside the policy service, on loopback; loads adapters out of the same volume. */}}
 {{- /* USER: no engine's image knows the pod's user, and who asks the system for its name gets an error instead. */ -}}
 {{- define "accord.engineContainer" -}}
@@ -196,6 +215,14 @@ envFrom:
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: {{ div (add (int $engine.startupSeconds) 9) 10 }}
+  lifecycle:
+    preStop:
+      exec:
+        command:
+          - python3
+          - -c
+          - |
+            {{- include "accord.enginePreStop" . | nindent 12 }}
   resources:
     {{- include "accord.resources" (dict "resources" $engine.resources "gpu" $engine.gpu) | nindent 4 }}
   volumeMounts:

@@ -44,7 +44,7 @@ spec:
       serviceAccountName: {{ include "accord.serviceAccount" . }}
       automountServiceAccountToken: {{ and (eq .component "trainer") (eq .root.Values.trainer.launcher "kubernetes") }}
       enableServiceLinks: false
-      terminationGracePeriodSeconds: {{ add (include "accord.drainSeconds" . | int) 10 }}
+      terminationGracePeriodSeconds: {{ include "accord.graceSeconds" . }}
       securityContext:
         {{- include "accord.podSecurity" . | nindent 8 }}
       {{- include "accord.scheduling" . | nindent 6 }}
