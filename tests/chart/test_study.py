@@ -151,6 +151,23 @@ def test_a_changed_study_is_another_job_and_the_same_one_is_not() -> None:
     assert len({first, *others}) == 7
 
 
+MUTABLE = {"backoffLimit", "parallelism", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
+"""Of a Job's `spec`; the API refuses an upgrade that changes anything else."""
+
+
+def test_two_jobs_that_kubernetes_would_not_change_into_each_other_have_two_names() -> None:
+    """Of clusters too, which are upgraded below a release."""
+    kept, changed = ("retries=10", "retries=2", "recipe=quick"), ("seed=4", "resources.limits.memory=3Gi", "tolerations[0].key=x")
+    fixed: dict[str, list[Object]] = {}
+    for version in ("1.30", "1.31"):
+        for setting in (*kept, *changed):
+            job = study_job(render(None, "study.enabled=true", f"study.{setting}", version=version))
+            fixed.setdefault(job["metadata"]["name"], []).append({key: value for key, value in job["spec"].items() if key not in MUTABLE})
+    assert len(fixed) == 8, "two kinds of clusters, and four specifications"
+    for name, specs in fixed.items():
+        assert all(spec == specs[0] for spec in specs), name
+
+
 def test_the_job_by_hand_is_the_chart_s() -> None:
     by_hand: dict[str, Any] = yaml.safe_load(BY_HAND.read_text())
     rendered = study_job(render(None, "study.enabled=true", "study.name=by-hand"))

@@ -28,6 +28,18 @@
 {{- end }}
 {{- end -}}
 
+{{/* What Kubernetes refuses to change of a Job; the digest in its name is of this, so whatever is neither here nor mutable breaks an upgrade. */}}
+{{- define "accord.studyFixed" -}}
+{{- if include "accord.kube" (dict "root" . "version" "1.31") -}}
+podFailurePolicy: # exit code 2: what was asked for is wrong; a lost node counts for nothing
+  rules:
+    - {action: FailJob, onExitCodes: {containerName: study, operator: In, values: [2]}}
+    - {action: Ignore, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
+{{ end -}}
+template:
+  {{- include "accord.studyPod" . | nindent 2 }}
+{{- end -}}
+
 {{- define "accord.studyPod" -}}
 {{- $study := .Values.study -}}
 {{- $image := ternary "run" "study" (empty (without (values $study.image) "")) -}}
