@@ -267,7 +267,7 @@ class Values(Part):
 
     name_override: str = Field("", max_length=40)
     fullname_override: str = Field("", max_length=40)
-    cluster_domain: str = Field("", description="for addresses; empty: addresses end in .svc")
+    cluster_domain: str = Field("", description="for addresses, and so for the names of tls.secret; empty: addresses end in .svc")
     images: Images = Images()
     model: Model = Model()
     artefacts: Artefacts = Artefacts()

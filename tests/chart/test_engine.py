@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.chart.rendering import ROOT, Object, named, render
+from tests.chart.rendering import ROOT, Object, named, of_kind, refused, render
 
 ENGINE = ROOT / "deploy" / "examples" / "gpu-vllm-values.yaml"
 
@@ -48,3 +48,37 @@ def test_an_engine_waits_as_long_as_the_policy_service_listens() -> None:
                 assert waiting.wait(20) == 0
             finally:
                 waiting.kill()
+
+
+SCALED = "policy.autoscaling.enabled=true"
+ASKS_FOR_NO_CPU = ("policy.engine.enabled=true", "policy.engine.image=vllm/vllm-openai:v1", SCALED)
+
+
+def test_a_scaler_by_cpu_is_refused_where_a_container_does_not_say_what_it_asks_for() -> None:
+    """Kubernetes then has no number for any pod, and never scales."""
+    for settings, value in ((ASKS_FOR_NO_CPU, "policy.engine"), (("policy.resources.requests.cpu=null", SCALED), "policy")):
+        assert f"policy.autoscaling by cpuPercent needs {value}.resources.requests.cpu" in refused(*settings)
+    assert "reward.autoscaling by cpuPercent needs reward.resources.requests.cpu" in refused(
+        "reward.autoscaling.enabled=true", "reward.resources.requests.cpu=null"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (*ASKS_FOR_NO_CPU, "policy.engine.resources.requests.cpu=4"),
+        (*ASKS_FOR_NO_CPU, "policy.engine.resources.limits.cpu=4"),
+        (*ASKS_FOR_NO_CPU, "policy.autoscaling.cpuPercent=0", "policy.autoscaling.queueDepth=4"),
+    ],
+)
+def test_a_scaler_that_has_its_numbers_is_made(settings: tuple[str, ...]) -> None:
+    objects = render(None, *settings)
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
+    if {metric["type"] for metric in scaler["spec"]["metrics"]} == {"Resource"}:
+        for container in named(objects, "Deployment", "accord-policy")["spec"]["template"]["spec"]["containers"]:
+            assert "cpu" in {**container["resources"].get("limits", {}), **container["resources"].get("requests", {})}, container["name"]
+
+
+def test_keda_s_scaler_by_depth_needs_no_cpu() -> None:
+    keda = ("policy.autoscaling.keda=true", "policy.autoscaling.queueDepth=4", "policy.autoscaling.prometheus=http://prometheus:9090")
+    assert of_kind(render(None, *ASKS_FOR_NO_CPU, *keda), "ScaledObject")
