@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,6 +103,20 @@ def test_a_release_whose_name_begins_with_a_digit_gets_another_by_override() -> 
 def test_two_releases_share_no_object() -> None:
     first, second = ({(item["kind"], item["metadata"]["name"]) for item in render(None, release=name)} for name in ("accord", "other"))
     assert not first & second
+
+
+def test_no_command_of_the_documents_makes_the_namespace_where_values_name_secrets() -> None:
+    """Helm makes it after rendering, which then cannot see that a secret is missing; the chart's README says what comes first."""
+    documents = [ROOT / "README.md", CHART / "README.md", *(path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".sh"))]
+    lines = [line for path in documents for line in path.read_text().replace("\\\n", " ").splitlines()]
+    making = [line.split(" #")[0] for line in lines if re.search(r"helm .*charts/accord.* --create-namespace", line)]
+    assert len(making) == 3
+    for line in making:
+        values = [(ROOT / file).read_text() for file in re.findall(r"--values (\S+)", line)]
+        assert "secret" not in "".join([line, *values]).lower(), line
+    assert re.search(
+        r"^kubectl create namespace accord\nkubectl create secret .*\nhelm install accord .*--values", (CHART / "README.md").read_text(), re.M
+    )
 
 
 def test_helm_lint_is_content() -> None:
