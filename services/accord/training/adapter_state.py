@@ -31,13 +31,13 @@ def start_adapter(context: RunContext, name: str, parent: str) -> tuple[str, ...
         context.adapted.add(name, context.spec.lora, seed=context.spec.seed, trainable=True)
         return ()
     version = context.fetch_parent(parent)
-    kind = context.store.manifest(version).kind
+    kind = context.manifest(version).kind
     if name == POLICY and kind != "policy":
         raise FailedPreconditionError(f"{version} is of kind {kind}; a policy starts from one of kind policy", field="parent_adapter")
-    lora = read_lora(context.store.read_file(version, CONFIG_FILE))
+    lora = read_lora(context.read_store(lambda store: store.read_file(version, CONFIG_FILE)))
     if lora is not None:
         check_lora(context.spec.lora, lora, version)
-    context.adapted.load(name, context.store.fetch(version), trainable=True)
+    context.adapted.load(name, context.read_store(lambda store: store.fetch(version)), trainable=True)
     return (version,)
 
 
@@ -45,7 +45,7 @@ def start_reference(context: RunContext, parents: tuple[str, ...]) -> str | None
     """Adds the frozen reference: the parent, or None for the bare base model. Returns the name to compute under."""
     if not parents:
         return None
-    context.adapted.load(REFERENCE, context.store.fetch(parents[0]), trainable=False)
+    context.adapted.load(REFERENCE, context.read_store(lambda store: store.fetch(parents[0])), trainable=False)
     return REFERENCE
 
 

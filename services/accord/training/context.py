@@ -9,7 +9,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
+from accord.artefacts.manifest import Manifest
 from accord.artefacts.store import ArtefactStore
 from accord.models.base import BaseModel
 from accord.models.lora import AdaptedModel
@@ -18,9 +20,11 @@ from accord.runspec import RunSpec
 from accord.training.distribution import World
 from accord.training.examples import Limits
 from accord.training.stopping import RunStopped, StopSignal
+from accord.training.waiting import store_in_words, with_patience
 
 __all__ = ["EventLog", "Heartbeat", "RunContext", "RunStopped", "StopSignal"]
 
+T = TypeVar("T")
 _HEARTBEAT_SECONDS = 4.0
 
 
@@ -119,6 +123,18 @@ class RunContext:
         """As the model's; with weights that are gathered in each pass nothing is shared, for all processes must make the same passes."""
         return contextlib.nullcontext() if self.world.lockstep else self.adapted.shared_trunk()
 
+    def read_store(self, read: Callable[[ArtefactStore], T]) -> T:
+        """What is read of the artefact store, by this process for itself; waits for a store that is away. Raises as `with_patience`."""
+        return with_patience(self, "", store_in_words(self), lambda: read(self.store))
+
+    def manifest(self, version: str) -> Manifest:
+        """The manifest of a version, which the first process reads for all: a store that one process alone cannot reach parts none from the others.
+
+        Raises as `read_store` and the store in the first process, as `from_first` in the others.
+        """
+        stored = self.world.from_first(lambda: self.read_store(lambda store: store.manifest(version).to_bytes().decode()))
+        return Manifest.from_bytes(stored.encode(), name=version)
+
     def fetch_parent(self, name: str) -> str:
         """The full version name of an adapter: the one that the run began with, whatever is published and however often it is resumed.
 
@@ -127,7 +143,7 @@ class RunContext:
             FailedPreconditionError: it was trained on another base model.
             AbortedError: as either, in all processes but the first.
         """
-        return self.world.from_first(lambda: self._version(name))
+        return self.world.from_first(lambda: self.read_store(lambda _: self._version(name)))
 
     def _version(self, name: str) -> str:
         from accord.serving.reader import check_adapter_base

@@ -38,8 +38,8 @@ class Critic:
 
     def start_from_reward_model(self, version: str) -> None:
         """Starts as a reward model, on the scale of its scores."""
-        folder = self._context.store.fetch(version)
-        facts = HeadFacts.from_facts(self._context.store.manifest(version).facts)
+        folder = self._context.read_store(lambda store: store.fetch(version))
+        facts = HeadFacts.from_facts(self._context.manifest(version).facts)
         self._context.adapted.load(VALUE, folder, trainable=True)
         stored = ScalarHead.load(folder, hidden_size=self._context.base.hidden_size)
         with torch.no_grad():

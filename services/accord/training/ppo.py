@@ -144,7 +144,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             FailedPreconditionError: more than `max_staleness`, or the rollouts are not of one policy.
         """
         for version in dict.fromkeys(rollout.adapter_version for rollout in rollouts):
-            behind = step - self._context.store.manifest(version).step
+            behind = step - self._context.manifest(version).step
             if not 0 <= behind <= self._spec.max_staleness or version != rollouts[0].adapter_version:
                 raise FailedPreconditionError(
                     f"rollouts of step {step} were sampled by {version}, {behind} updates behind the policy that learns; ppo.max_staleness "

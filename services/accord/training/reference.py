@@ -53,7 +53,7 @@ class ReferenceLogprobs:
         self._context = context
         self._adapter = adapter
         self._compute = compute
-        digest = context.store.manifest(version).digest if version else "base"
+        digest = context.manifest(version).digest if version else "base"
         self._cache = LogprobCache(context.directory.path.parent / FOLDER, space_of(context.base, digest), context.events.message)
         self._known: dict[str, Sums] = {}
 

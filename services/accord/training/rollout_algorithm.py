@@ -62,7 +62,7 @@ class RolloutAlgorithm(ABC):
         self._reward_versions = resolve_reward_models(part, context.spec.algorithm, context.fetch_parent)
         self._held_out = resolve_held_out(context.spec.guards, self._reward_versions, "guards", context.fetch_parent)
         check_reach(
-            context.spec, by_field(context.spec, self._reward_versions, self._held_out), lambda version: context.store.manifest(version).facts,
+            context.spec, by_field(context.spec, self._reward_versions, self._held_out), lambda version: context.manifest(version).facts,
             context_tokens=context.base.context_tokens,
         )  # fmt: skip
         self._judge = OneJudge(part.judge_reward, f"{context.spec.algorithm}.judge_reward") if part.judge_reward is not None else None

@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from accord.errors import AccordError, CancelledError, DeadlineExceededError, UnavailableError
-from accord.training.context import RunContext
 from accord.training.stopping import SERVICE
+
+if TYPE_CHECKING:
+    from accord.training.context import RunContext
 
 T = TypeVar("T")
 _FIRST_SECONDS = 0.5

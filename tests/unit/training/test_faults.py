@@ -324,19 +324,28 @@ def test_an_error_that_no_waiting_helps_ends_the_run_after_a_checkpoint(world: W
 
 
 def test_an_artefact_store_that_goes_away_changes_nothing(world: World, context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a URL it is a service like the others; versions of the policy go there at each step, and the last one at the end."""
-    publish, asked = ArtefactStore.publish, []
+    """Behind a URL it is a service like the others; versions of the policy go there at each step, and the last one at the end. It fails in every
+    other call of each kind: what is published, what the run begins with, and how old the policy is that sampled."""
+    asked: dict[str, list[str]] = {"publish": [], "manifest": []}
 
-    def failing(store: ArtefactStore, adapter: str, *arguments: Any, **named: Any) -> str:
-        asked.append(adapter)
-        if len(asked) % 2:
-            raise UnavailableError("connection reset")
-        return publish(store, adapter, *arguments, **named)
+    def failing(kind: str) -> Callable[..., Any]:
+        method = getattr(ArtefactStore, kind)
+
+        def call(store: ArtefactStore, name: str, *arguments: Any, **named: Any) -> Any:
+            asked[kind].append(name)
+            if len(asked[kind]) % 2:
+                raise UnavailableError("connection reset")
+            return method(store, name, *arguments, **named)
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(ArtefactStore, "publish", failing)
+        for kind in asked:
+            patch.setattr(ArtefactStore, kind, failing(kind))
         assert world.main(context) == EXIT_DONE
-    assert asked[-1] == context.spec.adapter
+    assert asked["publish"][-1] == context.spec.adapter
+    sampled_by = {name for name in asked["manifest"] if name.startswith(f"adapters/{context.spec.adapter}-rollout/")}
+    assert len(sampled_by) == STEPS
     assert {event.phase for event in waits(context)} >= {"rollouts", "publish"}
     assert all(event.waiting_on.startswith("artefact store at ") for event in waits(context))
     same_as_straight(world, context)
