@@ -175,7 +175,8 @@ class _Batch(SampleBatch):
         self.scores: dict[str, dict[int, Score]] = {scorer: {} for scorer in scorers}
 
     def keep_score(self, scorer: str, score: Score) -> None:
-        self.scores[scorer][score.place] = score
+        """Takes the score of a place; the first one stays."""
+        self.scores[scorer].setdefault(score.place, score)
         self.progressed_at = time.monotonic()
 
     def unscored(self, scorer: str) -> list[int]:

@@ -196,7 +196,17 @@ class _PairBatch(SampleBatch):
         self._asked: dict[str, int] = {}
 
     def keep_label(self, result: LabelResult) -> None:
-        self._labels[self._asked[result.pair_id]] = result
+        """Takes what came of a pair; the first answer stays.
+
+        Raises:
+            InternalError: the pair was not asked for, or its preference is no probability: on disk it would end every process that learns from it.
+        """
+        if result.pair_id not in self._asked:
+            raise InternalError(f"the feedback service answers pair {result.pair_id!r}, which it was not asked for")
+        preference = None if result.label is None else result.label.preference
+        if preference is not None and not 0 <= preference <= 1:
+            raise InternalError(f"the feedback service gives pair {result.pair_id!r} a preference of {preference}, which is no probability")
+        self._labels.setdefault(self._asked[result.pair_id], result)
         self.progressed_at = time.monotonic()
 
     def unlabelled(self) -> list[int]:

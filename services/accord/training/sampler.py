@@ -39,7 +39,9 @@ class SampleBatch:
         self.progressed_at = self.sampled_at = 0.0
 
     def keep_sample(self, index: int, sample: Sample) -> None:
-        """Takes the sample of a place."""
+        """Takes the sample of a place. The first one stays: it may have been scored."""
+        if index in self.samples:
+            return
         self.samples[index] = sample
         self.progressed_at = self.sampled_at = time.monotonic()
 
@@ -94,22 +96,19 @@ class Sampler:
     def _sample(self, batch: SampleBatch, errand: Errand, hand_over: Callable[[int], None]) -> None:
         """Samples what is missing. One that cannot be used does not hold up the others, and is sampled again.
 
-        An aborted response is none: its end is neither the model's nor the limit's.
+        Raises:
+            InternalError: the service answers what was not asked, nothing, or something that is no response; none of the batch is kept on disk.
         """
         unusable: AccordError | None = None
         for place, event in self._events(batch):
             if errand.abandoned:
                 return
             errand.heard()
-            if event.error is not None and not event.error.retryable:
-                raise event.error
-            if event.error is not None:
-                unusable = event.error
-            elif event.sample is not None and event.sample.finish_reason == "aborted":
-                unusable = UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
-            elif event.sample is not None and not all(map(math.isfinite, event.sample.logprobs)):
-                prompt = batch.prompts[place].id
-                unusable = UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
+            if place in batch.samples:
+                continue
+            reason = self._unusable(event, batch, place)
+            if reason is not None:
+                unusable = reason
             elif event.sample is not None:
                 batch.keep_sample(place, event.sample)
                 hand_over(place)
@@ -118,6 +117,35 @@ class Sampler:
         if missing := len(batch.unsampled()):
             raise InternalError(f"the policy service left {missing} of {len(batch.prompts)} prompts without an answer")
 
+    def _unusable(self, event: StreamEvent, batch: SampleBatch, place: int) -> AccordError | None:
+        """Why what the service says of a place cannot be used, where asking again can help; raised where it cannot.
+
+        An aborted response is none: its end is neither the model's nor the limit's.
+        """
+        sample, prompt = event.sample, batch.prompts[place].id
+        if event.error is not None and not event.error.retryable:
+            raise event.error
+        if sample is None:
+            return event.error
+        if sample.finish_reason == "aborted":
+            return UnavailableError("the policy service was paused in the middle of a response", retry_after_seconds=1.0)
+        if flaw := self._flaw(sample, batch.draw):
+            raise InternalError(f"the {self.service} gives a response to prompt {prompt} that cannot be one: {flaw}")
+        if not all(map(math.isfinite, sample.logprobs)):
+            return UnavailableError(f"{batch.version} gives tokens of its response to prompt {prompt} logprobs that are no numbers")
+        return None
+
+    def _flaw(self, sample: Sample, draw: Draw) -> str:
+        """What makes a sample none, empty where all is well: on disk it would end every process that computes with it."""
+        ids, rows = sample.token_ids, self._context.base.vocabulary_size
+        if not ids:
+            return "it has no token"
+        if len(sample.logprobs) != len(ids):
+            return f"it has {len(ids)} tokens and {len(sample.logprobs)} logprobs"
+        if len(ids) > draw.max_tokens:
+            return f"it has {len(ids)} tokens, and {draw.max_tokens} were asked for at most"
+        return next((f"it has a token {each}, and the vocabulary has {rows}" for each in ids if not 0 <= each < rows), "")
+
     def _events(self, batch: SampleBatch) -> Iterator[tuple[int, StreamEvent]]:
         """What the service says of the places without a sample, in as many calls, one after the other, as its limit on items takes."""
         asked = batch.unsampled()
@@ -125,4 +153,6 @@ class Sampler:
             part = asked[start : start + MOST_ITEMS]
             items = [batch.item(place) for place in part]
             for event in self._policy.generate_stream(items, adapter=batch.version, timeout_seconds=CALL_SECONDS):
+                if not 0 <= event.item_index < len(part):
+                    raise InternalError(f"the {self.service} answers item {event.item_index}, and {len(part)} were asked for")
                 yield part[event.item_index], event

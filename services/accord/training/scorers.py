@@ -122,9 +122,12 @@ class RewardScorer:
 
         Raises:
             FailedPreconditionError: it is a local model's, which gives the same one again.
+            InternalError: the service scores what it was not given.
         """
         prompts: dict[str, str] = {}
         for result in self._results(groups, prompts):
+            if result.item_id not in prompts:
+                raise InternalError(f"the {self.service} gives a score of item {result.item_id!r}, which it was not asked for")
             if result.error is not None and not isinstance(result.error, DataLossError):
                 raise result.error
             if (reason := self._without_number(result)) is not None:

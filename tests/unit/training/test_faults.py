@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,7 @@ class Clock:
 
 
 class Faults:
-    """What is wrong with a service, and when; this one has none. `before` is called ahead of each answer, `score` may change one."""
+    """What is wrong with a service, and when; this one has none. `before` is called ahead of each answer, `score` and `sample` may change one."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -58,6 +59,9 @@ class Faults:
 
     def score(self, value: float) -> float:
         return value
+
+    def sample(self, sample: Sample) -> Sample:
+        return sample
 
 
 class Away(Faults):
@@ -132,7 +136,8 @@ class Policy:
             draw = Draw(item.sampling.max_tokens, item.sampling.temperature or 0.0, (seed,))
             (found,) = LocalSource(self._context, even_share).collect([prompt], draw, adapter)
             reason = "eos" if found.ended else "length"
-            yield StreamEvent(place, 0, sample=Sample(0, "", found.response_ids, found.sampler_logprobs, reason, seed))
+            sample = Sample(0, "", found.response_ids, found.sampler_logprobs, reason, seed)
+            yield StreamEvent(place, 0, sample=self._faults.sample(sample))
 
     def close(self) -> None: ...
 
@@ -318,6 +323,26 @@ def test_an_error_that_no_waiting_helps_ends_the_run_after_a_checkpoint(world: W
     result = context.directory.result()
     assert result is not None
     assert "internal error, see server log" in result.message
+    assert [path.name for path in context.directory.checkpoints.iterdir()] == ["00000001"]
+    assert world.main(context) == EXIT_DONE
+    same_as_straight(world, context)
+
+
+class Empty(Faults):
+    """Its tenth response, of the second step, has no token."""
+
+    def sample(self, sample: Sample) -> Sample:
+        return replace(sample, token_ids=(), logprobs=()) if self.answers == 10 else sample
+
+
+def test_a_response_that_is_none_ends_the_run_before_it_is_on_disk(world: World, context: RunContext) -> None:
+    """There it would end each process that takes the run up again."""
+    assert world.main(context, policy=Empty(world.clock)) == EXIT_FAILED
+    result = context.directory.result()
+    assert result is not None
+    assert "the policy service at 127.0.0.1:1 gives a response to prompt" in result.message
+    assert "that cannot be one: it has no token" in result.message
+    assert [path.name for path in context.directory.rollouts.iterdir()] == ["00000000.jsonl"]
     assert [path.name for path in context.directory.checkpoints.iterdir()] == ["00000001"]
     assert world.main(context) == EXIT_DONE
     same_as_straight(world, context)
