@@ -16,7 +16,8 @@ KEY_CURVES = (
     "eval_held_out_score_mean", "kl", "entropy", "clip_fraction", "explained_variance", "response_tokens", "eos_rate", "repetition",
     "tokens_per_second",
 )  # fmt: skip
-"""What a person wants to see, in this order, where a run has it."""
+"""What a person wants to see, in this order, where a run has it. `tokens_per_second` counts what is sampled where a run samples, else what it learns
+from, prompts included."""
 PHASES = ("rollout", "score", "train", "evaluate", "checkpoint")
 """Of `seconds_{phase}`."""
 _RISE = {

@@ -199,7 +199,16 @@ def _step(context: RunContext, algorithm: Algorithm, optimizer: Optimizer, step:
     started = time.monotonic()
     rate = optimizer.set_step(step)
     metrics = algorithm.step(step, optimizer)
-    return metrics | {"learning_rate": rate, "seconds": time.monotonic() - started}
+    seconds = time.monotonic() - started
+    return _timed(metrics, seconds) | {"learning_rate": rate, "seconds": seconds}
+
+
+def _timed(metrics: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """The metrics of a step with its phases and its rate. One that samples nothing learns all the time, and its tokens are those that it has read,
+    prompts counted; steps with rollouts say their own, which are of sampled tokens alone."""
+    if "seconds_train" in metrics or "tokens" not in metrics:
+        return dict(metrics)
+    return {**metrics, "seconds_train": seconds, "tokens_per_second": metrics["tokens"] / seconds}
 
 
 def _maybe_evaluate(context: RunContext, algorithm: Algorithm, done: int) -> dict[str, float]:
