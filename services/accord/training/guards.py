@@ -107,7 +107,8 @@ class Guards:
         """Steps from a checkpoint to the one that learns from what it sampled."""
         self._length, self._reward, self._held_out = _Window(), _Window(), _HeldOut()
         self._streaks: dict[str, int] = {}
-        self._evaluation: float | None = None
+        self._evaluations: dict[int, float] = {}
+        """By step, as far back as a checkpoint is still to be rated."""
         self._quality: dict[int, float] = {}
         self._newest = 0
         self.tripped = ""
@@ -139,7 +140,10 @@ class Guards:
         passed = {name: words for name, words in self._passed(metrics).items() if words}
         self._streaks = {name: self._streaks.get(name, 0) + 1 for name in passed}
         self._measure(done - self._behind)
-        self._newest, self._evaluation = done, metrics.get("eval_score", self._evaluation)
+        self._newest = done
+        if "eval_score" in metrics:
+            self._evaluations[done] = metrics["eval_score"]
+        self._forget_evaluations(done + 1 - self._behind)
         alarms = [passed[name] for name, count in self._streaks.items() if count == size]
         if alarms and self._spec.action != "warn":
             self.tripped = alarms[0]
@@ -160,15 +164,15 @@ class Guards:
         """JSON for a checkpoint."""
         return {
             "length": asdict(self._length), "reward": asdict(self._reward), "held_out": asdict(self._held_out), "streaks": dict(self._streaks),
-            "evaluation": self._evaluation, "quality": {str(step): value for step, value in self._quality.items()},
-            "newest": self._newest, "tripped": self.tripped,
+            "evaluations": {str(step): value for step, value in self._evaluations.items()},
+            "quality": {str(step): value for step, value in self._quality.items()}, "newest": self._newest, "tripped": self.tripped,
         }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from a checkpoint."""
         held_out: dict[str, Any] = {name: _Window(**value) if isinstance(value, Mapping) else value for name, value in state["held_out"].items()}
         self._length, self._reward, self._held_out = _Window(**state["length"]), _Window(**state["reward"]), _HeldOut(**held_out)
-        self._streaks, self._evaluation = dict(state["streaks"]), state["evaluation"]
+        self._streaks, self._evaluations = dict(state["streaks"]), _evaluations(state)
         self._quality = {int(step): value for step, value in state["quality"].items()}
         self._newest, self.tripped = state["newest"], state["tripped"]
 
@@ -176,14 +180,24 @@ class Guards:
         return self._every > 0 and step > 0 and step % self._every == 0
 
     def _measure(self, step: int) -> None:
-        """Rates the scheduled checkpoint of a step by the rollouts of its own that were just looked at, or by the newest evaluation until then.
+        """Rates the scheduled checkpoint of a step by the rollouts of its own that were just looked at, or by the newest evaluation up to that step.
 
         Only scheduled ones count: a run that was stopped in between has one more, and must choose as a run that was not.
         """
         value = {"held-out score": self._held_out.score, "reward": self._reward}.get(self.measure)
-        quality = self._evaluation if value is None else value.mean
+        quality = self._evaluation_at(step) if value is None else value.mean
         if self._is_scheduled(step) and not self._streaks and quality is not None:
             self._quality[step] = quality
+
+    def _evaluation_at(self, step: int) -> float | None:
+        """The newest evaluation of a step or an earlier one: with rollouts one step ahead, the step after it has been evaluated already."""
+        known = [each for each in self._evaluations if each <= step]
+        return self._evaluations[max(known)] if known else None
+
+    def _forget_evaluations(self, due: int) -> None:
+        """Keeps what rates the checkpoint of a step and of later ones."""
+        for step in sorted(each for each in self._evaluations if each <= due)[:-1]:
+            del self._evaluations[step]
 
     def _passed(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """What is over its bound, in words; an empty sentence where it is not."""
@@ -242,6 +256,13 @@ class Guards:
     def _steps(self) -> str:
         size = self._spec.patience
         return "in one step" if size == 1 else f"{size} steps in a row"
+
+
+def _evaluations(state: Mapping[str, Any]) -> dict[int, float]:
+    """Evaluations by step; a checkpoint of an earlier version has the newest alone, without its step, which counts as one before all."""
+    if "evaluations" in state:
+        return {int(step): value for step, value in state["evaluations"].items()}
+    return {} if state["evaluation"] is None else {0: state["evaluation"]}
 
 
 def _times(fall: float, std: float) -> str:

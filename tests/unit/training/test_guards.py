@@ -119,6 +119,37 @@ def test_checkpoints_are_rated_by_reward_or_evaluation_where_there_is_no_other_s
     assert by_evaluation.ranked() == [(2, 6.0), (4, 4.0), (6, 2.0)], "what was measured of the checkpoint itself"
 
 
+def test_one_step_ahead_a_checkpoint_is_rated_by_its_own_evaluation() -> None:
+    """When it is rated, the next one has been evaluated already: the checkpoint before the best one would be published."""
+    scores = [1.0, 2.0, 3.0, 4.0, 9.0, 4.0, 3.0, 2.0]
+    spec: dict[str, Any] = {"max_kl": 5, "action": "rollback", "every": 1, "evaluates": True, "ppo": {"max_staleness": 1}}
+    rows = [{"eval_score": score} for score in scores]
+    guards = make(**spec)
+    watch(guards, rows)
+    assert guards.ranked() == [(5, 9.0), (4, 4.0), (6, 4.0), (3, 3.0), (2, 2.0), (1, 1.0)]
+    assert set(guards.state()["evaluations"]) == {"7", "8"}, "what rates the checkpoints to come"
+    for cut in range(1, len(rows)):
+        before, after = make(**spec), make(**spec)
+        watch(before, rows[:cut])
+        after.load_state(json.loads(json.dumps(before.state())))
+        watch(after, rows[cut:], first=cut + 1)
+        assert after.ranked() == guards.ranked()
+    seldom = make(**spec)
+    watch(seldom, [{"eval_score": 2.0}, {}, {}, {"eval_score": 5.0}, {}, {}, {}])
+    assert dict(seldom.ranked()) == {1: 2.0, 2: 2.0, 3: 2.0, 4: 5.0, 5: 5.0}
+
+
+@pytest.mark.parametrize("evaluation", [None, 3.0])
+def test_the_state_of_an_earlier_version_is_taken_up(evaluation: float | None) -> None:
+    """It had the newest evaluation alone."""
+    before, after = (make(max_kl=5, action="rollback", every=2, evaluates=True) for _ in range(2))
+    watch(before, [{}, {}])
+    state = {name: value for name, value in before.state().items() if name != "evaluations"}
+    after.load_state(json.loads(json.dumps({**state, "evaluation": evaluation})))
+    watch(after, [{}, {"eval_score": 1.0}, {}], first=3)
+    assert dict(after.ranked()) == ({4: 1.0} if evaluation is None else {2: 3.0, 4: 1.0})
+
+
 def test_the_best_and_the_newest_scheduled_checkpoint_are_kept() -> None:
     guards = make(max_kl=5, action="rollback", every=2)
     watch(guards, [{"reward_mean": 9.0 - step} for step in range(6)])
