@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from accord.training.context import EventLog, RunContext, StopSignal
     from accord.training.loop import Algorithm
 
+_STARTED = time.time()
 _CONFIGURATION_ERRORS = (InvalidArgumentError, NotFoundError, FailedPreconditionError, UnimplementedError)
 
 
@@ -134,7 +136,7 @@ def _peer_failure(directory: RunDirectory, place: Place, error: Exception) -> st
     """What another process said before it ended, where the error is only its absence."""
     from accord.training.distribution import is_absence
 
-    return told_failure(directory, place.size) if place.leads and place.size > 1 and is_absence(error) else ""
+    return told_failure(directory, place.size, since=_STARTED) if place.leads and place.size > 1 and is_absence(error) else ""
 
 
 def _train(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:

@@ -63,16 +63,21 @@ def place_in_environment(environment: Mapping[str, str] = os.environ) -> Place |
 
 def tell_failure(directory: RunDirectory, rank: int, message: str) -> None:
     """Writes down why a process that is not the first one failed, for those that see it gone."""
-    write_atomically(_failure(directory, rank), json.dumps({"message": message}))
+    write_atomically(_failure(directory, rank), json.dumps({"message": message, "time": time.time()}))
 
 
-def told_failure(directory: RunDirectory, size: int, *, wait_seconds: float = _FAILURE_SECONDS) -> str:
-    """What another process said when it failed, `process 1 of 2: ...`; empty where none has said anything in that time."""
+def told_failure(directory: RunDirectory, size: int, *, since: float = 0.0, wait_seconds: float = _FAILURE_SECONDS) -> str:
+    """What another process said when it failed, `process 1 of 2: ...`; empty where none has said anything in that time.
+
+    What was said before `since`, a Unix time, is of an earlier attempt: the run's own launcher clears that away, torchrun does not.
+    """
     give_up = time.monotonic() + wait_seconds
     while True:
         for rank in range(1, size):
             with contextlib.suppress(OSError, ValueError, KeyError):
-                return f"process {rank} of {size}: {json.loads(_failure(directory, rank).read_text())['message']}"
+                said = json.loads(_failure(directory, rank).read_text())
+                if said.get("time", 0.0) >= since:
+                    return f"process {rank} of {size}: {said['message']}"
         if time.monotonic() >= give_up:
             return ""
         time.sleep(0.05)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from accord.errors import AbortedError
 from accord.rundir import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunDirectory, RunFile, RunResult
 from accord.runspec import parse_spec
-from accord.training.place import clear_failures, ended_by, tell_failure, told_failure
+from accord.training import __main__ as entry
+from accord.training.place import Place, clear_failures, ended_by, tell_failure, told_failure
 from accord.training.ranks import Ranks, threads_each
 
 HEAD = """
@@ -102,11 +104,23 @@ def test_a_stop_reaches_all_and_is_waited_for(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_the_reason_of_an_earlier_attempt_is_not_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun starts a run again in the same folder, and clears nothing away."""
+    directory, gone = RunDirectory(tmp_path), AbortedError("another process of the run ended")
+    place = Place(0, 3, 0, 1, joined=True)
+    tell_failure(directory, 1, "no memory, last week")
+    monkeypatch.setattr(entry, "_STARTED", time.time())
+    assert entry._peer_failure(directory, place, gone) == ""
+    tell_failure(directory, 2, "the disk is full")
+    assert entry._peer_failure(directory, place, gone) == "process 2 of 3: the disk is full"
+
+
 def test_failures_are_told_and_forgotten(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     assert told_failure(directory, 3, wait_seconds=0.0) == ""
     tell_failure(directory, 2, "the disk is full")
     assert told_failure(directory, 3, wait_seconds=0.0) == "process 2 of 3: the disk is full"
+    assert told_failure(directory, 3, since=time.time() - 60, wait_seconds=0.0) == "process 2 of 3: the disk is full"
     clear_failures(directory)
     assert told_failure(directory, 3, wait_seconds=0.0) == ""
     assert (ended_by(1), ended_by(-9)) == ("ended with code 1", "was ended by SIGKILL")
