@@ -1,7 +1,8 @@
 """Which of two responses a text calls better, in sentences: as its own opinion, of the whole response, and left standing.
 
 A claim that is denied, asked, supposed, reported of others, limited to one merit, or set against the other response is none: a guess is worse than an
-abstention. Time is in proportion to the text. What does not belong here: a judge's whole answer (`accord.text.judge`).
+abstention. Time is in proportion to the text. What does not belong here: what a claim hangs on (`accord.text.conditions`), what calls both responses
+equal (`accord.text.ties`), ratings (`accord.text.ratings`) and a judge's whole answer (`accord.text.judge`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-NOUN = r"(?:response|summary|reply|answer|option)"
+from accord.text.conditions import NOUN, hangs, is_supposed
+
 ONE = rf"\b{NOUN}\s*#?\s*([12])\b"
 OTHER = rf"(?!\s*(?:,|/|&|and\b|or\b|vs\b)\s*(?:{NOUN}\s*)?#?[12]\b)"
 DIGIT = rf"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d){OTHER}"
 SAYS = r"(?:(?:my|the|final)\s+){0,4}(?:verdict|choice|decision|conclusion|preference|winner)"
+KEY = r"(?:[\"']?rank[\"']?|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s*[:=]\s*"
 _HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
 _GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
 _BETTER = re.compile(
     rf"{ONE}\W*(?:(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|wins(?=\s*(?:[.!\n]|$)))|"
-    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{NOUN}))?(?:\s+is\b|\s*:)?\W+(?:the\s+)?(?:{ONE}{OTHER}|{DIGIT})",
+    rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{NOUN}))?(?:\s+is\b|\s*:)?[^\w,]+(?:the\s+)?(?:{ONE}{OTHER}|{DIGIT})",
     re.IGNORECASE,
 )
 _WORSE = re.compile(rf"{ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker|less helpful|more harmful)\b(?!\s+or\b)", re.IGNORECASE)
@@ -26,14 +29,14 @@ _SENTENCE = 400
 """Characters of a sentence that are looked at around a verdict: a judge that says the same over and over must take no time in the square of it."""
 _CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{ONE}|{DIGIT})\W*$", re.IGNORECASE)
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|hardly|no|nor|neither|cannot|unable|refuse|if|when|whether|unless)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
+    r"(?:\b(?:not|never|hardly|rarely|seldom|barely|no|nobody|none|nor|neither|cannot|unable|refuse|if|when|whether|unless|otherwise|assuming|supposing|"
+    r"(?<!I )suppose|provided\s+that)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
     re.IGNORECASE,
 )
-_CONDITION = re.compile(rf"\bif\s[^.,:;!?\n]*\b(?:{NOUN}\s*)?#?[12]\b[^.,:;!?\n]*,[^.:;!?\n]*$", re.IGNORECASE)
 _ASKED = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}\?")
 _THINK = r"(?:say|argue|claim|believe|think|feel|insist|maintain|contend|assume|suppose)"
 _THINKS = r"(?:says|said|argue[sd]|claim(?:s|ed)|believe[sd]|thinks|insist(?:s|ed)|contend(?:s|ed))"
-_OTHERS = r"(?:some|others?|many|most|people|critics|readers?|users?|humans?|one|anyone|someone|they|you|who)"
+_OTHERS = r"(?:some|others?|many|most|few|people|critics|readers?|users?|humans?|one|anyone|someone|nobody|they|you|who)"
 _UNTRUE = r"(?:false|wrong|untrue|incorrect|mistaken?|doubtful|debatable|questionable|unlikely|unclear|a mistake|a myth|an error)"
 _REPORT = 120
 """Characters before a claim in which what reports it is looked for."""
@@ -47,7 +50,21 @@ _DISOWNED = re.compile(  # "I would say" is the judge's own, "they would say" is
 _THOUGH = re.compile(r"\b(?:al)?though\b", re.IGNORECASE)
 _WHILE = re.compile(r"\W{0,4}(?:while|whilst|whereas)\b", re.IGNORECASE)
 _REFUTED = re.compile(  # what stands behind one
-    rf"\W{{0,4}}(?:(?:is|was|would be|seems)\s+(?:\w+\s+)?{_UNTRUE}\b|(?:or so\s+)?{_OTHERS}\s+(?:\w+\s+)?{_THINK}\b)", re.IGNORECASE
+    rf"\W{{0,4}}(?:(?:(?:which|that)\s+)?(?:is|was|would be|seems)\s+(?:\w+\s+)?(?:{_UNTRUE}|not\s+(?:true|so|the\s+case))\b|"
+    rf"(?:or so\s+)?{_OTHERS}\s+(?:\w+\s+)?{_THINK}\b|said\s+(?:nobody|no\s+one)\b|or\s+is\s+it\b|"
+    rf"it\s+is\s+(?:said|claimed|argued|believed|thought)\b|(?:just\s+|only\s+)?(?:kidding|joking)\b|"
+    rf"(?:not|{_UNTRUE})(?=[\s.!)\"'*]{{0,8}}(?:$|\n)))|"
+    rf"[^\w.!?\n]{{0,4}}(?:(?:said|says|thought|claim(?:s|ed)|argue[sd]|insist(?:s|ed)|wrote|writes)\b(?!\s+I\b)|(?:is|was)\s+what\b|"
+    rf"according\s+to\s+{_OTHERS}\b)",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(  # 'It says "response 2 is better"' and "I was told to choose response 2" are somebody else's words
+    r"\b(?:says?|said|writes?|wrote|states?|stated|claims?|reads|tells\s+\w+|ends\s+with|begins\s+with|contains|includes|phrase|words|sentence|text|line|"
+    r"instructions?)\b(?:\s+that)?\s*(?:[:,]?\s*[\"\u201c\u2018']|:)[^\w.!?\n]*$|\b(?:supposedly|allegedly|reportedly),?\s*$|"
+    r"(?:(?:^|[.!?\n])\W*|\bplease\s+)(?:say|write|answer|output)\s+(?:that\s+)?$|"
+    r"\b(?:asked|asks|told|tells|wants?|wanted|instruct(?:s|ed)|order(?:s|ed)|tempted|expected|supposed|tries|tried|trying)\s+(?:\w+\s+){0,3}to\s+"
+    r"(?:(?:say|write|answer|reply|claim|output|conclude|pretend)\b\W*(?:that\s+)?)?$",
+    re.IGNORECASE,
 )
 _WHOLE = r"(?:every|all|any|each|both|general|my|this|that|comparison|fact|short|total|balance|the\s+(?:whole|end))"
 _REASON = r"(?:its|their|being|me|this|these|those|that|several|two|three|many|all|the)"
@@ -56,7 +73,7 @@ _LIMITED = re.compile(  # better written, better in tone, preferred by many: one
     r"(?:\w+ly\s+)?(?!(?:based|compared|indeed)\b)(?:\w+ed|written|put|laid|told|said|spoken|made|built|known|done)\b|"
     rf"(?:in|at|on|regarding|concerning)\b(?!\s+{_WHOLE}\b)|with\s+(?:regard|respect)\b|as\s+far\s+as\b|as\s+regards\b|"
     r"(?:only|merely|stylistically|grammatically|structurally|visually|technically)\b|"
-    rf"by\b(?!\s+(?:far|a|me)\b)|for\b(?!\s+{_REASON}\b)))",
+    rf"by\b(?!\s+(?:far|a|me)\b)|to\s+{_OTHERS}\b|for\b(?!\s+{_REASON}\b)))",
     re.IGNORECASE,
 )
 _SENTENCE_REST = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}")
@@ -72,26 +89,26 @@ _NAMED_OR_OTHER = re.compile(rf"{ONE}|\bthe\s+other\b", re.IGNORECASE)
 
 def said_better(text: str) -> set[str]:
     """Responses ("1", "2") that the text calls better, or where it calls the other one worse, or with which it concludes."""
-    better = {name for end, name in _meant(text, _BETTER) if not _is_answered(text, end, _other(name))}
-    worse = {_other(name) for end, name in _meant(text, _WORSE) if not _is_answered(text, end, "1", "2")}
-    concluded = {name for _, name in _meant(text, _CONCLUDED)}
+    better = {name for end, name in _named(text, _BETTER) if not is_answered(text, end, _other(name))}
+    worse = {_other(name) for end, name in _named(text, _WORSE) if not is_answered(text, end, "1", "2")}
+    concluded = {name for _, name in _named(text, _CONCLUDED)}
     return better | worse | concluded
 
 
-def is_supposed(text: str, start: int) -> bool:
-    """Whether what begins at `start` holds on a condition that names a response: "If response 1 is better, choose 1"."""
-    return _CONDITION.search(text, max(0, start - _SENTENCE), start) is not None
-
-
-def _meant(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    """Where each claim of the pattern that the text makes of its own and of the whole response ends, with the response that it names."""
+def meant(text: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """The claims of a pattern that the text makes of its own and of the whole response."""
     for match in pattern.finditer(text):
         start, end = match.span()
-        if any(behind.match(text, end) for behind in (_LIMITED, _REFUTED, _ASKED)):
+        if any(behind.match(text, end) for behind in (_LIMITED, _REFUTED, _ASKED)) or hangs(text, end):
             continue
-        if _DENIED.search(text, max(0, start - _SENTENCE), start) or _is_disowned(text, start) or is_supposed(text, start):
-            continue
-        yield end, next(group for group in match.groups() if group)
+        if not (_DENIED.search(text, max(0, start - _SENTENCE), start) or _is_disowned(text, start) or is_supposed(text, start)):
+            yield match
+
+
+def _named(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """Where each claim that is meant ends, with the response that it names."""
+    for match in meant(text, pattern):
+        yield match.end(), next(group for group in match.groups() if group)
 
 
 def _is_disowned(text: str, start: int) -> bool:
@@ -103,6 +120,8 @@ def _is_disowned(text: str, start: int) -> bool:
         clause = sentence
     if _DISOWNED.search(text, max(clause, start - _REPORT), start) or _THOUGH.search(text, clause, start):
         return True
+    if _QUOTED.search(text, max(sentence - 1, start - _REPORT, 0), start):
+        return True
     return clause == sentence and _WHILE.match(text, clause, start) is not None
 
 
@@ -110,7 +129,7 @@ def _other(name: str) -> str:
     return "1" if name == "2" else "2"
 
 
-def _is_answered(text: str, end: int, *names: str) -> bool:
+def is_answered(text: str, end: int, *names: str) -> bool:
     """Whether what stands behind a verdict sets one of these responses against it: "..., but response 2 is right", "... However, response 2 ..."."""
     rest = _SENTENCE_REST.match(text, end)
     stop = end if rest is None else rest.end()

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from accord.text.chat import Message
-from accord.text.claims import NOUN, ONE, OTHER, SAYS, is_supposed, said_better
+from accord.text.claims import KEY, ONE, OTHER, SAYS, said_better
+from accord.text.conditions import NOUN, is_supposed
+from accord.text.ties import is_only_equal, ranked_equal, said_equal
 
 Outcome = Literal["a", "b", "tie"]
+TIE = "tie"
 RATINGS = tuple(str(number) for number in range(1, 11))
 RENDERING = 2
 """Counts the changes of what a judge is shown of the same rubric and the same pair; part of a question's key. 1 quoted nothing."""
@@ -34,19 +37,18 @@ _CONTROL = re.compile(  # shapes of control tokens, full-width forms too, which 
     rf"{_OPEN}(?=/?{_CAPITAL}(?:{_CAPITAL}|[_\uff3f])+{_CLOSE}|{_BAR}[^\[\]\n\uff3b\uff3d]{{1,64}}{_BAR}{_CLOSE}|[gs]MASK{_CLOSE})|"  # [INST]
     rf"(?:{_OPEN}|{_CLOSE})(?=(?:[!~]\w{{0,16}}~?|\w{{1,16}}~)(?:{_OPEN}|{_CLOSE}))"  # ]~b] [e~[
 )
-_KEY = r"(?:[\"']?rank[\"']?|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s*[:=]\s*"
 _OTHER_DIGIT = r"(?!\1)[12]"
 _OR_THE_OTHER = (  # [1 or 2], [1/2], [1 2], [1] or [2], "Response 1 or Response 2": what was asked for, said again
     rf"(?:[\"' \t]{{0,4}}[ \t]|[\"'\]) \t]{{0,8}}[,/|&=-][\"'\[ \t]{{0,8}}){_OTHER_DIGIT}(?=[\"') \t]{{0,8}}(?:$|[\]\n,.;|}}]))"
     rf"|[\"'\])(\s]{{0,8}}(?:or|vs|versus)\b[\"'\[(\s]{{0,8}}(?:{NOUN}\s*)?#?{_OTHER_DIGIT}\b"
+    r"|[\"'\])(\s]{0,8}(?:or\b|[/|])[\"'\s]{0,8}(?:a\s+)?(?:tie|draw|equal|neither|both)\b"
     rf"|[\"'\])(\s]{{0,8}}and\b[\"'\[(\s]{{0,8}}(?:{_OTHER_DIGIT}\b|{NOUN}\s*#?{_OTHER_DIGIT}[\"'\]])"
 )
 _SUPPOSED = r"\s{0,8}(?:\?|,?\s{0,8}(?:if|when|means|stands)\b)"
 _RANK = re.compile(
-    rf"{_KEY}\[?\s*[\"']?(?:{NOUN}\s*)?([12])(?!\d|\.\d)(?!{_OR_THE_OTHER})[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|{_SUPPOSED})", re.IGNORECASE
+    rf"{KEY}\[?\s*[\"']?(?:{NOUN}\s*)?([12])(?!\d|\.\d)(?!{_OR_THE_OTHER})[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|{_SUPPOSED})", re.IGNORECASE
 )
-_RANK_BOTH = re.compile(rf"{_KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
-_TIE = re.compile(rf"\b(tie|tied|equally good|equally bad|both (?:\w+ )?are equal|no preference|neither (?:{NOUN} )?is better)\b", re.IGNORECASE)
+_RANK_BOTH = re.compile(rf"{KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
 _NAMED = re.compile(ONE, re.IGNORECASE)
 _BARE = re.compile(rf"^\W*(?:(?:{SAYS}|(?:(?:my|the|final)\s+)*{NOUN})\s*(?:is\b|:)\W*)?([12])[^\w?]*$", re.IGNORECASE)
 _ALONE = re.compile(
@@ -97,9 +99,9 @@ def render_template(template: str, values: Mapping[str, str]) -> str:
 def parse_verdict(text: str) -> Verdict:
     """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", a conclusion, or a beginning with one name.
 
-    "The second summary" is summary 2. Ambiguous text (both named, two ranks, a rank that what follows contradicts), a verdict that is denied, asked,
-    conditional, reported of others, limited ("better written") or set against the other response, a response that is only mentioned, letters that the
-    judge was not shown, and text without any give no choice, with the reason.
+    "The second summary" is summary 2; that both are equal is a tie where it is said as a choice would be. Ambiguous text (both named, two ranks, a
+    rank that what follows contradicts), a verdict that is denied, asked, conditional, reported of others, limited ("better written") or set against
+    the other response, a response that is only mentioned, letters that the judge was not shown, and text without any give no choice, with the reason.
     """
     if not text.strip():
         return Verdict(None, reason="empty answer")
@@ -108,22 +110,31 @@ def parse_verdict(text: str) -> Verdict:
     text = _ORDINAL.sub(lambda match: "response " + ("1" if (match.group(1) or match.group(2)).lower() == "first" else "2"), text)
     named = set(_NAMED.findall(text))
     alone = set(_ALONE.findall(text)) if len(named) == 1 else set()
-    for found in (_ranked(text), set(_BARE.findall(text)), said_better(text), alone):
+    for found in (_ranked(text), _bare(text), _said(text), alone):
         if len(found) == 1:
-            return Verdict(1 if found == {"1"} else 2)
+            return Verdict(None, tie=True) if found == {TIE} else Verdict(1 if found == {"1"} else 2)
         if found:
-            return Verdict(None, reason="names both responses")
-    if _TIE.search(text):
-        return Verdict(None, tie=True)
+            return Verdict(None, reason="calls both equal, and one of them better" if TIE in found else "names both responses")
     if not named and _LETTERED.search(text):
         return Verdict(None, reason="names A or B, which the judge was not shown")
     return Verdict(None, reason=("names no response", "gives no verdict", "names both responses")[len(named)])
 
 
 def _ranked(text: str) -> set[str]:
-    """Responses that the machine-readable line ranks first, with those that the text behind it calls better."""
+    """What the machine-readable line ranks first ("1", "2", "tie"), with what the text behind it says."""
     ranks = [match for match in _RANK.finditer(text) if not is_supposed(text, match.start())]
-    return {match.group(1) for match in ranks} | (said_better(text[ranks[-1].end() :]) if ranks else set())
+    found = {match.group(1) for match in ranks} | ({TIE} if ranked_equal(text) else set())
+    return found | (_said(text[ranks[-1].end() :]) if ranks else said_better(text) if found else set())
+
+
+def _bare(text: str) -> set[str]:
+    """The verdict that is the whole answer."""
+    return set(_BARE.findall(text)) | ({TIE} if is_only_equal(text) else set())
+
+
+def _said(text: str) -> set[str]:
+    """What the text calls better, and whether it calls both equal."""
+    return said_better(text) | ({TIE} if said_equal(text) else set())
 
 
 def parse_rating(text: str) -> int | None:

@@ -30,7 +30,7 @@ from accord.text.judge import fenced, parse_rating, parse_verdict, render_conver
         ('"rank": [2]\nand response 1 is too long', 2),
         ("rank: 2\n(1) It has the point.", 2),
         ("If I had to choose, I choose response 1.", 1),
-        ("If accuracy counts, response 2 is better.", 2),
+        ("If I had to choose, response 2 is better.", 2),
         ("Rank = [ 1 ].", 1),
         ('Both read well.\nSummary 2 misses the question.\n"rank": [1]', 1),
         ('"rank": [2]\n"rank": [2]', 2),
@@ -247,7 +247,11 @@ def test_a_response_cannot_write_a_heading(trick: str) -> None:
         "response 1 is better. But. ",
         "although prefer 1 ",
         ". while prefer 1 ",
-        "rank: 1" + " " * 59_000,
+        "it is a tie. ",
+        "they are equal but ",
+        "verdict: tie or ",
+        "if you want, it is a tie ",
+        "tone: both are all all rank: 1" + " " * 59_000,
     ],
 )
 def test_a_judge_that_says_the_same_over_and_over_takes_time_in_proportion(said: str) -> None:
