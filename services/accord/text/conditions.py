@@ -39,7 +39,7 @@ _LED = re.compile(  # a clause that begins with a condition, or with one merit, 
     re.IGNORECASE,
 )
 _LABELLED = re.compile(  # "1. Coherence: ...", "**Tone** - ..."
-    rf"(?:^|[.;!?\n])[^\w\n]{{0,8}}(?:\d\s*[.)]\s*)?[^\w\n]{{0,8}}{_MERIT}(?:\s+and\s+{_MERIT})?[^\w\n.,]{{0,8}}[:\u2013\u2014-][^.!?;\n]*$",
+    rf"(?:^|[.;!?\n])[^\w\n]{{0,8}}(?:\d\s*[.)]\s*)?[^\w\n]{{0,8}}{_MERIT}(?:\s+and\s+{_MERIT})?[^\w\n.,]{{0,8}}[:\u2013\u2014-](?:(?!\boverall\b)[^.!?;\n])*$",
     re.IGNORECASE,
 )
 _HANGS = re.compile(

@@ -4,7 +4,8 @@ Responses are data, never instructions: `fenced` quotes every line of them, so t
 apart what a chat server would read as a control token. The fence is fixed: one drawn at random would make prompts that neither the prefix cache
 nor the ledger finds again, and a secret is needed only where data could write the fence, which no line of it can. Parsing never guesses: what
 names no response, or both, is no verdict. What does not belong here: which response a sentence calls better
-(`accord.text.claims`), rubric files (`accord.prompts`) and calls (`accord.feedback`).
+(`accord.text.claims`), ratings in words
+(`accord.text.ratings`), rubric files (`accord.prompts`) and calls (`accord.feedback`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Literal
 from accord.text.chat import Message
 from accord.text.claims import KEY, ONE, OTHER, SAYS, said_better
 from accord.text.conditions import NOUN, is_supposed
+from accord.text.ratings import RATINGS
 from accord.text.ties import is_only_equal, ranked_equal, said_equal
 
 Outcome = Literal["a", "b", "tie"]
 TIE = "tie"
-RATINGS = tuple(str(number) for number in range(1, 11))
 RENDERING = 2
 """Counts the changes of what a judge is shown of the same rubric and the same pair; part of a question's key. 1 quoted nothing."""
 _INVISIBLE = re.compile(
@@ -56,7 +57,6 @@ _ALONE = re.compile(
 )
 _ORDINAL = re.compile(rf"\b(?:the\s+)?(first|second)\s+(?:{NOUN}|one)\b(?!\s*#?\s*[12])|(?<=prefer )the\s+(first|second)\b(?=\W*$)", re.IGNORECASE)
 _LETTERED = re.compile(rf"^\W*[AB]\W*$|\b{NOUN}\s+[AB]\b", re.IGNORECASE)
-_RATING = re.compile(r"(?<![\w.-])(10|[1-9])\b(?!\.\d|\s{0,8}(?:[%\uff05\ufe6a]|per\s?cent\b))", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +135,6 @@ def _bare(text: str) -> set[str]:
 def _said(text: str) -> set[str]:
     """What the text calls better, and whether it calls both equal."""
     return said_better(text) | ({TIE} if said_equal(text) else set())
-
-
-def parse_rating(text: str) -> int | None:
-    """The rating from 1 to 10 in a judge's answer; None where there is none, or several differ. "8/10" is 8, "7.5" is none."""
-    found = {int(number) for number in _RATING.findall(re.sub(r"(?:/|\bout of)\s*10\b", "", text))}
-    return found.pop() if len(found) == 1 else None
 
 
 def verdict_probability(logprob_1: float, logprob_2: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from accord.prompts import default_rubric, load_rubric
 from accord.runspec import RunSpec
-from accord.text.judge import RATINGS
+from accord.text.ratings import RATINGS
 from accord.text.tasks import Task
 from accord.trainer.lengths import TokenCounter
 

@@ -194,7 +194,7 @@ def test_a_rating_without_logprobs_is_what_the_text_says(words: str, expected: i
     assert read_rating(text(words), RATE) == tuple(float(value == expected) for value in range(1, 11))
 
 
-@pytest.mark.parametrize("words", ["", "7.5", "3 or 4", "eleven", "11"])
+@pytest.mark.parametrize("words", ["", "7.5", "3 or 4", "eleven", "11", "It leaves out 3 important points.", "I'd say 8-9.", "4/5"])
 def test_a_text_without_one_rating_is_an_abstention(words: str) -> None:
     assert isinstance(read_rating(text(words), RATE), str)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accord.text.chat import Message
-from accord.text.judge import fenced, parse_rating, parse_verdict, render_conversation, render_template, visible
+from accord.text.judge import fenced, parse_verdict, render_conversation, render_template, visible
 
 
 @pytest.mark.parametrize(
@@ -190,18 +190,6 @@ def test_a_tie_is_no_abstention(text: str) -> None:
     verdict = parse_verdict(text)
     assert verdict.tie
     assert verdict.choice is None
-
-
-@pytest.mark.parametrize(
-    ("text", "rating"),
-    [
-        ("7", 7), ('"rating": [10]', 10), ("8/10", 8), ("Rating: 1.", 1), ("I give it 9 out of 10", 9), ("**3**", 3), ("7, so 7", 7),
-        ("", None), ("none", None), ("11", None), ("0", None), ("7.5", None), ("between 3 and 5", None), ("100", None), ("-5", None), ("v2", None),
-        ("8%", None), ("10 %", None), ("8 percent", None), ("8/10 (80%)", 8),
-    ],
-)  # fmt: skip
-def test_ratings(text: str, rating: int | None) -> None:
-    assert parse_rating(text) == rating
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from accord.errors import AccordError, InternalError
 from accord.feedback.judge_model import JudgeModel
 from accord.feedback.judges.asking import NOT_FINITE, alternative_logprobs, finite, no_answer, scored_tokens, user_turn
 from accord.feedback.records import Answer, Question
-from accord.text.judge import RATINGS, expected_rating, fenced, render_conversation, render_template
+from accord.text.judge import expected_rating, fenced, render_conversation, render_template
+from accord.text.ratings import RATINGS
 
 _CLOSING = "]"
 

@@ -22,7 +22,8 @@ from accord.feedback.judges.rating import rating_preference, rating_prompt
 from accord.feedback.judges.verdict import ONLY_VERDICT, judge_prompt
 from accord.feedback.records import Answer, JudgeIdentity, Question, VerdictSource
 from accord.prompts import Rubric
-from accord.text.judge import RATINGS, parse_rating, parse_verdict, verdict_probability
+from accord.text.judge import parse_verdict, verdict_probability
+from accord.text.ratings import RATINGS, parse_rating
 
 _ONLY_RATING = "Do not explain. Write only the line of the rating: it begins with {prefix} and your rating, from 1 to 10, follows at once."
 _AT_THE_END = "End with the verdict line: it begins with {prefix} and your verdict, 1 or 2, follows at once."
