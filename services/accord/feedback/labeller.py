@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from accord.feedback.judges.asking import answer_by_rule
 from accord.feedback.labels import Answered, check_prompt, check_text, entry_of, finding_of, label_of, questions_of
 from accord.feedback.ledger import Ledger
 from accord.feedback.panels import Ensemble, Escalation, Finding, Seat, combined, escalated, is_unsure, judges_of, mean_distribution
-from accord.feedback.records import OVERFLOW, JudgeIdentity, LabelEntry, Origin, Question
+from accord.feedback.records import OVERFLOW, Answer, JudgeIdentity, LabelEntry, Origin, Question
 from accord.feedback.room import Room
 from accord.feedback.roster import Roster
 from accord.feedback.settings import Settings, read_settings
@@ -94,11 +94,14 @@ class Labeller:
         return label
 
     async def unanswered(self, pair: LabelPairItem, plan: Plan) -> tuple[Question, ...]:
-        """The questions about a pair that judges may be asked: those that no rule answers and the ledger does not know."""
+        """The questions about a pair that judges may be asked: those that no rule answers and the ledger does not know.
+
+        An escalation's second judge may be asked where the first one is unsure, or has not answered yet.
+        """
         questions = [item.question for judge in judges_of(plan.judge) for item in questions_of(pair, plan.settings, judge)]
-        open_ones = {question.key: question for question in questions if answer_by_rule(question) is None}
-        known = await asyncio.to_thread(self._ledger.answers, list(open_ones.values()))
-        return tuple(question for key, question in open_ones.items() if key not in known)
+        by_rule = {question.key: answer for question in questions if (answer := answer_by_rule(question)) is not None}
+        known = by_rule | await asyncio.to_thread(self._ledger.answers, [question for question in questions if question.key not in by_rule])
+        return tuple({question.key: question for question in _still_open(pair, plan.settings, plan.judge, known)[0]}.values())
 
     async def label_many(self, pairs: Sequence[LabelPairItem | AccordError], plan: Plan, origin: Origin) -> list[Label | AccordError]:
         """A label or an error for each pair; an error in place of a pair stays where it is.
@@ -215,6 +218,25 @@ class Labeller:
             if plan.pinned:
                 raise
         return await work(await self.plan(plan.settings))
+
+
+def _still_open(pair: LabelPairItem, settings: Settings, seat: Seat, known: Mapping[str, Answer]) -> tuple[list[Question], Finding[Answered] | None]:
+    """The questions that the known answers, by question key, leave open; and what they come to where none is open."""
+    if isinstance(seat, Escalation):
+        left, first = _still_open(pair, settings, seat.first, known)
+        if first is not None and not is_unsure(first, seat.threshold):
+            return left, first
+        more, then = _still_open(pair, settings, seat.then, known)
+        return left + more, None if first is None or then is None else escalated(first, then)
+    if isinstance(seat, Ensemble):
+        parts = [_still_open(pair, settings, member, known) for member in seat.members]
+        findings = [finding for _, finding in parts if finding is not None]
+        return [question for left, _ in parts for question in left], (
+            combined(findings, seat.combine, settings.tie_margin) if len(findings) == len(parts) else None
+        )
+    shown = questions_of(pair, settings, seat)
+    left = [item.question for item in shown if item.question.key not in known]
+    return left, None if left else finding_of([Answered(item, known[item.question.key], cached=True) for item in shown])
 
 
 async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -59,8 +59,10 @@ async def make_jobs(make_bench: MakeBench) -> AsyncIterator[Callable[..., Any]]:
     """A function that starts a server's jobs over a bench, as a restart would."""
     started: list[tuple[LabelJobs, Bench]] = []
 
-    async def make(policy: FakePolicy | None = None, source: CandidateSource | None = None, **fields: Any) -> tuple[LabelJobs, Bench]:
-        bench = make_bench(policy, **{"batch_pairs": 2, "concurrency": 1, **fields})
+    async def make(
+        policy: FakePolicy | None = None, source: CandidateSource | None = None, others: Mapping[str, FakePolicy] | None = None, **fields: Any
+    ) -> tuple[LabelJobs, Bench]:
+        bench = make_bench(policy, others, **{"batch_pairs": 2, "concurrency": 1, **fields})
         jobs = LabelJobs(bench.labeller, bench.ledger, bench.config, source)
         started.append((jobs, bench))
         await jobs.start()
