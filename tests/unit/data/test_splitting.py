@@ -43,6 +43,57 @@ def test_texts_are_alike_but_for_case_punctuation_and_spaces() -> None:
     assert ngrams("...") == set()
 
 
+@pytest.mark.parametrize("invisible", ["\u200b", "\u00ad", "\u2060", "\ufeff", "\u200e", "\U000e0041"])
+def test_what_nobody_sees_makes_no_other_text(invisible: str) -> None:
+    plain = "How do I bake bread without yeast, and how long does that take at home?"
+    hidden = plain.replace("bread", f"bre{invisible}ad") + invisible
+    assert normalised(hidden) == normalised(plain)
+    assert ngrams(hidden) == ngrams(plain)
+    assert normalised(f"{invisible}?!") == "?!"
+    train, test = pair(1, prompt=plain, chosen="Yes.", rejected="No."), pair(2, prompt=hidden, chosen=f"Y{invisible}es.", rejected="No.")
+    assert prompt_key(train.messages) == prompt_key(test.messages)
+    assert conversation_key(train.messages) == conversation_key(test.messages)
+    assert Shares.parse("a=0.5,b=0.5").split_of(train, 0, "prompt") == Shares.parse("a=0.5,b=0.5").split_of(test, 0, "prompt")
+    found = contamination(Split("test", lambda: [test]), Split("train", lambda: [train]))
+    assert (found.equal_prompts, found.equal_responses) == (1, 1)
+    known = Duplicates()
+    assert [known.add(train), known.add(test), known.near] == [False, True, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0e14\u0e35", "\u0e14\u0e39"),  # Thai: good, look
+        ("\u0926\u093f\u0928", "\u0926\u093e\u0928"),  # Hindi: day, gift
+        ("\u0915\u093f\u0924\u093e\u092c", "\u0915\u0924\u092c"),
+        ("\u0b95\u0bbf", "\u0b95\u0bc1"),  # Tamil
+        ("What is 1+1?", "What is 1-1?"), ("What is 1 + 1?", "What is 1 - 1?"), ("2*3", "2/3"), ("6\u00d73", "6\u00f73"), ("2 < 3", "2 > 3"), ("2^3", "2 3"),
+        ("How is C++?", "How is C#?"), ("How is C++?", "How is C?"), ("I like F#.", "I like F."), ("a+b", "a-b"),
+    ],
+)  # fmt: skip
+def test_signs_that_tell_texts_apart_stay(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+    assert ngrams(one) != ngrams(other)
+    known = Duplicates()
+    assert not any(known.add(pair(1, prompt=text, chosen="Yes.", rejected="No.")) for text in (one, other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("C++ or C#?", "c++, or c# !"), ("1 + 1", "1+1"), ("2019\u20132020", "2019 - 2020"), ("2019\u22122020", "2019-2020"), ("**bold** move", "bold move"),
+        ("well-known", "well known"), ("caf\u00e9", "cafe\u0301"), ("Yes - no", "yes, no"), ("1. Read", "1) read"), ("(5)", "5"), ("# Title", "Title"), ("+ item", "* item"),
+    ],
+)  # fmt: skip
+def test_signs_that_are_only_punctuation_go(one: str, other: str) -> None:
+    assert normalised(one) == normalised(other)
+
+
+def test_a_mark_is_no_word_of_its_own() -> None:
+    """Eight letters of Thai make one n-gram, however many vowels stand above them."""
+    assert len(ngrams("\u0e14\u0e35" * 8)) == len(ngrams("\u0e14" * 8)) == 1
+
+
 def test_instructions_of_the_system_are_not_the_prompt() -> None:
     user = (Message("user", "How tall?"),)
     assert prompt_key(user) == prompt_key((Message("system", "Be kind."), *user))
