@@ -42,6 +42,7 @@ def split(
         accord data split clean.jsonl splits --shares train=0.8,validation=0.1,test=0.1
         accord data split hh.jsonl.gz splits --by conversation --json
     """
+    from accord.data.files import is_this_file
     from accord.data.files import shown as shown_source
     from accord.data.records import RunningDigest
     from accord.data.splitting import Shares
@@ -50,6 +51,9 @@ def split(
     if by not in ("prompt", "conversation"):
         raise InvalidArgumentError(f"{by!r} is neither prompt nor conversation", field="--by")
     parts, stream = Shares.parse(shares), pairs_of(source, data_format, split_name)
+    for file in (*(f"{name}.jsonl" for name in parts.shares), SPLIT_FILE):
+        if is_this_file(source, output / file):
+            raise InvalidArgumentError(f"{output / file} would take the place of what is split, {source}; give another folder", field="FOLDER")
     digests = {name: RunningDigest() for name in parts.shares}
     with contextlib.suppress(NoRowsError), contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(PairFile(output / f"{name}.jsonl")) for name in parts.shares}

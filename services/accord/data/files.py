@@ -36,6 +36,14 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
+def is_this_file(uri: str, path: Path) -> bool:
+    """Whether a source is this file of this machine, by whatever name or link."""
+    if is_url(uri) or uri.startswith(("sample:", "hub:")):
+        return False
+    source = local_path(uri)
+    return source.exists() and path.exists() and source.samefile(path)
+
+
 def check_file(uri: str) -> None:
     """Says at once whether a file can be there; a local one is looked for, and the network is never asked.
 

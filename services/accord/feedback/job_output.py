@@ -7,6 +7,7 @@ whole or not at all. What does not belong here: what is in the files (`accord.fe
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,23 @@ def check_output(place: str) -> None:
         Path(place).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FailedPreconditionError(f"{place} cannot be made: {error.strerror}", field=_FIELD) from error
+
+
+def check_no_strangers(place: str, labels: str) -> None:
+    """Refuses a local folder whose labels no job wrote: a job's have its card beside them. Where the output is a URL, nobody looks.
+
+    Raises:
+        FailedPreconditionError: there are such labels.
+    """
+    if is_url(place) or not os.path.lexists(Path(place) / labels):
+        return
+    try:
+        card = json.loads((Path(place) / _LAST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        card = None
+    if not (isinstance(card, dict) and {"job", "dataset_digest", "cards"} <= card.keys()):
+        said = f"{Path(place) / labels} is there, and no label job's {_LAST} beside it: it would be replaced"
+        raise FailedPreconditionError(f"{said}; move it away, or give another folder", field=_FIELD)
 
 
 def is_output_there(place: str, names: Iterable[str]) -> bool:

@@ -23,7 +23,7 @@ from accord.feedback.candidates import CandidateSource
 from accord.feedback.config import FeedbackConfig
 from accord.feedback.job_data import CARD_FILE, CARD_PAGE, LABELS_FILE
 from accord.feedback.job_files import JobFiles, JobRecord
-from accord.feedback.job_output import check_output, is_output_there, is_same_place, output_place
+from accord.feedback.job_output import check_no_strangers, check_output, is_output_there, is_same_place, output_place
 from accord.feedback.job_run import JobRun
 from accord.feedback.labeller import Labeller
 from accord.feedback.ledger import Ledger
@@ -184,13 +184,15 @@ class LabelJobs:
         self._check_output(record)
 
     def _check_output(self, record: JobRecord) -> None:
-        """Refuses an output that would take the place of the job's own data, or of what another job has written or will write."""
+        """Refuses an output that would take the place of the job's own data, of what another job has written or will write, or of a stranger's."""
         if is_same_place(f"{record.output}/{LABELS_FILE}", record.data_uri):
             raise InvalidArgumentError(f"the job would write over its own data, {shown(record.data_uri)}; give another folder", field="output_uri")
         for job in self._jobs.values():
             other = job.run.record
             if other.name != record.name and other.state in ("running", "succeeded") and is_same_place(other.output, record.output):
                 raise FailedPreconditionError(f"{shown(record.output)} is the output folder of {other.name}; give another", field="output_uri")
+        if record.state != "succeeded":  # what one that has succeeded finds there, it wrote, whether or not its card is gone
+            check_no_strangers(record.output, LABELS_FILE)
         check_output(record.output)
 
 

@@ -173,6 +173,25 @@ def test_split_keeps_prompts_together_and_says_what_stands_in_both(accord: Accor
     assert accord("data", "split", source, "whole", "--shares", "all=1").stderr.endswith(" --set reward_model.eval_data=null\n")
 
 
+@pytest.mark.parametrize("name", ["p60.jsonl", "./p60.jsonl", "link.jsonl", "file://p60.jsonl"])
+def test_split_replaces_no_file_that_it_reads(accord: Accord, tmp_path: Path, name: str) -> None:
+    put(tmp_path, [comparison(number) for number in range(10)], "p60.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "p60.jsonl")
+    before = (tmp_path / "p60.jsonl").read_bytes()
+    result = accord("data", "split", name, ".", "--shares", "p60=0.5,b=0.5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: FOLDER: p60.jsonl would take the place of what is split, {name}; give another folder\n")
+    assert (tmp_path / "p60.jsonl").read_bytes() == before
+    assert not (tmp_path / "b.jsonl").exists()
+    assert accord("data", "split", name, ".", "--shares", "a=0.5,b=0.5").exit_code == 0
+
+
+def test_split_replaces_no_source_of_its_facts_name(accord: Accord, tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(json.dumps([comparison(number) for number in range(10)]))
+    result = accord("data", "split", "split.json", ".")
+    assert (result.exit_code, "split.json would take the place" in result.stderr) == (2, True)
+
+
 def test_contamination_between_two_files(accord: Accord, tmp_path: Path) -> None:
     put(tmp_path, [comparison(number) for number in range(20)], "train.jsonl")
     put(tmp_path, [comparison(3, worker="other"), comparison(99)], "test.jsonl")

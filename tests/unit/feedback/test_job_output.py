@@ -12,9 +12,9 @@ import pytest
 from tests.unit.feedback.job_bench import ended, labelled, pairs
 from tests.unit.feedback.test_cards import judgement, label
 
-from accord.client.feedback import Judge, LabelJobSpec
+from accord.client.feedback import Judge, LabelJobSpec, LabelLimits
 from accord.data.writers import write_pairs
-from accord.errors import FailedPreconditionError, InvalidArgumentError
+from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned, rating_gap
 from accord.feedback.job_output import check_output
 
@@ -38,6 +38,44 @@ async def test_files_that_are_gone_are_written_again_and_nothing_is_judged_again
     assert after == before
     assert files_of(spec.output_uri) == files
     assert len(bench.policy.asked) == asked
+
+
+@pytest.mark.parametrize("card", ["", "no json", "[]", '{"title": "my card"}'])
+async def test_labels_that_no_job_wrote_stay(make_jobs: Any, spec: LabelJobSpec, card: str) -> None:
+    folder = Path(spec.output_uri)
+    folder.mkdir()
+    (folder / "labels.jsonl").write_text("somebody's work")
+    if card:
+        (folder / "card.json").write_text(card)
+    before = files_of(spec.output_uri)
+    jobs, _ = await make_jobs()
+    with pytest.raises(FailedPreconditionError, match=r"labels\.jsonl is there, and no label job's card\.json beside it") as refused:
+        await jobs.create(spec)
+    assert refused.value.field == "output_uri"
+    assert files_of(spec.output_uri) == before
+    with pytest.raises(NotFoundError):
+        jobs.get("labelJobs/job-1")
+
+
+async def test_a_job_at_its_limit_replaces_no_labels_that_have_come_meanwhile(make_jobs: Any, spec: LabelJobSpec) -> None:
+    jobs, _ = await make_jobs()
+    await jobs.create(replace(spec, limits=LabelLimits(max_tokens=1)))
+    assert (await ended(jobs)).at_limit
+    (Path(spec.output_uri) / "labels.jsonl").write_text("somebody's work")
+    with pytest.raises(FailedPreconditionError, match="it would be replaced"):
+        await jobs.create(spec)
+
+
+async def test_labels_of_another_servers_job_are_replaced(make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
+    """A folder with a job's card is a job's, also where nobody knows that job any more."""
+    jobs, bench = await make_jobs()
+    await jobs.create(spec)
+    await ended(jobs)
+    await jobs.close()
+    await bench.desk.close()
+    others, _ = await make_jobs(jobs=str(tmp_path / "other"))
+    await others.create(replace(spec, request_id="job-2"))
+    assert (await ended(others, "labelJobs/job-2")).state == "succeeded"
 
 
 async def test_a_job_says_what_it_judges_besides_the_pairs_of_the_data(make_jobs: Any, spec: LabelJobSpec) -> None:
