@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.labels_options import KINDS, Job, Kind, Rubric, Since, TaskOption, Until, is_by, labels_of_data, ledger_at, query_of, shortened
+from accord.cli.labels_options import (
+    KINDS,
+    Job,
+    Kind,
+    Rubric,
+    Since,
+    TaskOption,
+    Until,
+    is_by,
+    labels_of_data,
+    ledger_at,
+    nobody_said,
+    query_of,
+    shortened,
+)
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import print_json, print_line, print_table
 from accord.errors import InvalidArgumentError, NotFoundError
@@ -88,8 +102,7 @@ def _read(records: Iterable[LabelRecord], wanted: tuple[str, str], opinions: tup
                     pairs[record.content_key] = record.pair
     for place in (0, 1):
         if not found[place]:
-            there = ", ".join(sorted(seen.values())) or "none"
-            raise NotFoundError(f"there is no label by {wanted[place]!r}; judges of these labels: {there}", field="JUDGE")
+            raise NotFoundError(nobody_said(wanted[place], seen.values()), field="JUDGE")
         if len(found[place]) > 1:
             raise InvalidArgumentError(f"{wanted[place]!r} is more than one judge: {', '.join(sorted(found[place].values()))}", field="JUDGE")
     if found[0] == found[1]:

@@ -6,7 +6,8 @@ What does not belong here: options of one command.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,12 +25,19 @@ if TYPE_CHECKING:
 _CALL_SECONDS = 60.0
 _PAGE = 500
 _SHOW_EVERY = 500
+_PLACED = re.compile(r"(\S.*?) at \S+")
 _DIGEST_CHARACTERS, _LEAST_DIGEST, _SHOWN_DIGEST = 64, 6, 12
+_HEX = frozenset("0123456789abcdef")
 KINDS = ("likelihood", "verdict", "rating")
 _OUTCOMES = ("a", "b", "tie", "abstain")
 
 Job = Annotated[str, typer.Option("--job", metavar="NAME", help="Labels of this job: labelJobs/ID.", show_default=False)]
-Judge = Annotated[str, typer.Option("--judge", metavar="NAME|DIGEST", help="By this judge: its name, or its digest's beginning.", show_default=False)]
+Judge = Annotated[
+    str,
+    typer.Option(
+        "--judge", metavar="NAME|DIGEST", help="By this judge: its name, also without its host, or its digest's beginning.", show_default=False
+    ),
+]
 Kind = Annotated[str, typer.Option("--kind", help="likelihood, verdict or rating.", show_default=False)]
 TaskOption = Annotated[Task | None, typer.Option("--task", help="Of this task.", show_default=False)]
 Rubric = Annotated[str, typer.Option("--rubric", metavar="ID", help="Under this rubric.", show_default=False)]
@@ -52,7 +60,7 @@ def query_of(
 
     _check(kind, KINDS, "--kind")
     _check(outcome, _OUTCOMES, "--outcome")
-    by_content = len(pair) == _DIGEST_CHARACTERS and set(pair) <= set("0123456789abcdef")
+    by_content = len(pair) == _DIGEST_CHARACTERS and set(pair) <= _HEX
     return LabelQuery(
         job=job, kind=kind or "default", task=task, judge_digest=judge if len(judge) == _DIGEST_CHARACTERS else "", rubric=rubric,  # type: ignore[arg-type]
         outcome=outcome or "unspecified", content_key=pair if by_content else "", pair_id="" if by_content else pair,  # type: ignore[arg-type]
@@ -61,9 +69,21 @@ def query_of(
 
 
 def is_by(record: LabelRecord, judge: str) -> bool:
-    """Whether a label is by the judge of this name, or of a digest that begins so, with six characters or more; an empty one is any."""
+    """Whether a label is by the judge of this name, also without the host that it is at, or of a digest that begins so; an empty one is any."""
     by_digest = len(judge) >= _LEAST_DIGEST and record.label.judge_digest.startswith(judge)
-    return not judge or record.label.judge == judge or by_digest
+    return not judge or judge in (record.label.judge, _without_host(record.label.judge)) or by_digest
+
+
+def nobody_said(judge: str, others: Iterable[str]) -> str:
+    """That no label is by this judge, and who there is."""
+    short = f"; of a digest at least {_LEAST_DIGEST} characters are needed" if len(judge) < _LEAST_DIGEST and set(judge) <= _HEX else ""
+    return f"there is no label by {judge!r}; judges of these labels: {', '.join(sorted(others)) or 'none'}{short}"
+
+
+def _without_host(name: str) -> str:
+    """ "big" of an endpoint's judge "big at 127.0.0.1:8471"."""
+    placed = _PLACED.fullmatch(name)
+    return placed.group(1) if placed else name
 
 
 @contextlib.contextmanager
@@ -80,18 +100,24 @@ def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iter
 
     Raises:
         NotFoundError: there are such labels, and none is by this judge; or none is of the job, or under the rubric, at all; names those that are.
+        InvalidArgumentError: judges at several hosts have the name; names them.
     """
     others: set[str] = set()
+    named: set[str] = set()
     found = any_label = False
     for record in client.labels(query, page_size=_PAGE):
         any_label = True
         if is_by(record, judge):
             found = True
+            named.add(record.label.judge)
+            if len(named) > 1 and all(_without_host(name) == judge for name in named):
+                names = ", ".join(sorted(named))
+                raise InvalidArgumentError(f"{judge!r} could be any of {names}; give one of these, or the beginning of a digest", field="--judge")
             yield record
         elif not found:
             others.add(f"{record.label.judge} {record.label.judge_digest[:_SHOWN_DIGEST]}")
     if others and not found:
-        raise NotFoundError(f"there is no label by {judge!r}; judges of these labels: {', '.join(sorted(others))}", field="--judge")
+        raise NotFoundError(nobody_said(judge, others), field="--judge")
     if not any_label:
         _check_there(client, query)
 

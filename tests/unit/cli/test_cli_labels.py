@@ -156,6 +156,43 @@ def test_a_judge_that_gave_no_label_is_told_who_did(accord: Accord, address: str
     assert accord("labels", "list", "--judge", "larg", "--kind", "rating", "--feedback", address).exit_code == 0  # there is none by anybody
 
 
+HERE, THERE = (
+    JudgeIdentity(f"logp at {host}:8471", ModelDigests(), endpoint_digest=digest * 64) for host, digest in (("127.0.0.1", "a"), ("far", "b"))
+)
+
+
+def test_a_judge_at_an_endpoint_is_known_without_its_host(accord: Accord, address: str, ledger: Ledger) -> None:
+    for number in range(3):
+        add_label(ledger, HERE, number, (0.8, 0.8))
+    found = [json.loads(line) for line in accord("labels", "list", "--judge", "logp", "--json", "--feedback", address).stdout.splitlines()]
+    assert [(record["label"]["judge"], record["label"]["pair_id"]) for record in found] == [("logp at 127.0.0.1:8471", f"p{n}") for n in range(3)]
+    assert accord("labels", "export", "l.jsonl", "--judge", "logp", "--feedback", address).exit_code == 0
+    compared = json.loads(accord("labels", "diff", "logp", "large", "--json", "--feedback", address).stdout)
+    assert compared["judges"][0].startswith("logp at 127.0.0.1:8471 ")
+    assert compared["comparison"]["pairs"] == 3
+    assert accord("labels", "diff", "logp:verdict", "large", "--feedback", address).exit_code == 0
+
+
+def test_a_name_that_judges_at_several_hosts_have_is_not_guessed(accord: Accord, address: str, ledger: Ledger) -> None:
+    for judge in (HERE, THERE):
+        add_label(ledger, judge, 0, (0.8, 0.8))
+    result = accord("labels", "list", "--judge", "logp", "--feedback", address)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: --judge: 'logp' could be any of logp at 127.0.0.1:8471, logp at far:8471; give one of these, or the beginning of a digest\n"
+    )
+    whole = accord("labels", "list", "--judge", "logp at far:8471", "--json", "--feedback", address)
+    assert [json.loads(line)["label"]["judge"] for line in whole.stdout.splitlines()] == ["logp at far:8471"]
+    assert "'logp' is more than one judge: logp at 127.0.0.1:8471" in accord("labels", "diff", "logp", "large", "--feedback", address).stderr
+
+
+@pytest.mark.parametrize("command", [("list", "--judge"), ("diff", "small")])
+def test_a_digest_that_is_too_short_says_so(accord: Accord, address: str, command: tuple[str, ...]) -> None:
+    result = accord("labels", *command, LARGE.digest[:5], "--feedback", address)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("; of a digest at least 6 characters are needed\n")
+
+
 def test_a_pair_is_found_by_its_content(accord: Accord, address: str) -> None:
     first = json.loads(accord("labels", "list", "--limit", "1", "--json", "--feedback", address).stdout)
     found = accord("labels", "list", "--pair", first["content_key"], "--json", "--feedback", address).stdout.splitlines()
