@@ -48,7 +48,7 @@ class _Account:
 
     strict: bool
     seen: int = 0
-    other_splits: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
     columns: Columns = field(default_factory=Columns)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -64,8 +64,8 @@ class _Account:
     def report(self, rows: int, over_limit: int, digest: str) -> ReadReport:
         """The account so far."""
         return ReadReport(
-            self.seen, rows, self.other_splits, over_limit, dict(self.rejected), tuple(self.examples), digest, self.repeated,
-            dict(self.columns.unread), self.columns.misspelt(),
+            self.seen, rows, self.splits.total(), over_limit, dict(self.rejected), tuple(self.examples), digest, self.repeated,
+            dict(self.columns.unread), self.columns.misspelt(), dict(self.splits),
         )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> I
         account.seen += len(several) - 1
         for place, row in enumerate(several):
             if options.split not in (ALL_SPLITS, row.split or options.split):
-                account.other_splits += 1
+                account.splits[row.split or ""] += 1
                 continue
             yield raw, row, row.row_id or (_content_id(raw) if len(several) == 1 else f"{_content_id(raw)}-{place}")
     if chosen is None and unknown is not None:

@@ -88,6 +88,7 @@ class ReadReport:
     `other_splits` and `over_limit` those left out on request; `repeated` those whose prompt was
     there before, where only prompts were asked for; `examples` are "where: reason" lines. `digest` is the sha256 of the rows' canonical JSON.
     `unread` counts rows by the columns that their format does not read, `misspelt` names the field that such a column nearly has the name of.
+    `splits` counts the rows of other splits by what these are called.
     """
 
     seen: int
@@ -100,6 +101,7 @@ class ReadReport:
     repeated: int = 0
     unread: Mapping[str, int] = field(default_factory=dict)
     misspelt: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, int] = field(default_factory=dict)
 
     def misspellings(self) -> list[str]:
         """A sentence for each column that was not read and nearly has a field's name."""

@@ -27,6 +27,7 @@ from accord.rundir import write_atomically
 
 LABELS_FILE, CARD_FILE, CARD_PAGE = "labels.jsonl", "card.json", "card.html"
 CHOSEN_CANDIDATE = "chosen_candidate"
+_SHOWN_SPLITS = 5
 _OF_A_LABEL = ("rubric", "rubric_digest")
 """What an earlier label of the pair may say of itself and a new one may not."""
 
@@ -71,13 +72,20 @@ def _of_the_job(record: JobRecord, found: Dataset[RecordT], rows: list[tuple[str
         rejected["id occurs in another split"] = len(rows) - len(once)
         rows = list(once.items())
     if not rows:
-        left_out = {f"of other splits than {spec.split}": found.report.other_splits, **rejected}
+        left_out = {f"of other splits than {spec.split}{_how_to_take(found.report.splits)}": found.report.other_splits, **rejected}
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count) or "it is empty"
         raise InvalidArgumentError(f"nothing in {shown(record.data_uri)} can be labelled: {reasons}", field="dataset_uri")
     if spec.limit and spec.limit < len(rows):
         kept = {name for name, _ in sorted(rows, key=lambda named: _hash(spec.seed, named[0]))[: spec.limit]}
         rows = [(name, row) for name, row in rows if name in kept]
     return tuple(row for _, row in rows), rejected, found.report.digest
+
+
+def _how_to_take(splits: Mapping[str, int]) -> str:
+    """Which splits there are, and the option that takes one."""
+    names = sorted(splits, key=lambda name: -splits[name])
+    there = ", ".join(f"{splits[name]} of {name}" for name in names[:_SHOWN_SPLITS]) + (", ..." if len(names) > _SHOWN_SPLITS else "")
+    return f" ({there}; --split {names[0]} takes those, --split all every one)" if names else ""
 
 
 def chosen_is_a(seed: int, pair_id: str) -> bool:

@@ -185,6 +185,7 @@ def test_splits_and_limits_are_counted(tmp_path: Path) -> None:
         assert balanced(data)
         assert (data.report.rows, data.report.other_splits, data.report.over_limit, sum(data.report.rejected.values())) == (6, 5, 9, 1)
         assert data.report.account() == "read 6 of 21 rows (5 of other splits, 9 over the limit, 1 info is missing)"
+        assert sum(data.report.splits.values()) == data.report.other_splits == 5
         assert read(uri, format="tldr", limit=6, seed=2).rows != data.rows
         assert read(uri, format="tldr", limit=6, seed=1).rows == data.rows
     assert read_prompts(uri, format="tldr", split="test").report.rows == 5

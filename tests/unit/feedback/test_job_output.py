@@ -133,7 +133,9 @@ async def test_a_split_without_rows_is_no_success(make_jobs: Any, spec: LabelJob
     await jobs.create(replace(spec, split="validation"))
     job = await ended(jobs)
     assert job.state == "failed"
-    assert job.message.endswith("pairs.jsonl can be labelled: 8 of other splits than validation")
+    assert job.message.endswith(
+        "pairs.jsonl can be labelled: 8 of other splits than validation (5 of test, 3 of train; --split test takes those, --split all every one)"
+    )
 
 
 @pytest.mark.parametrize(("content", "reason"), [
