@@ -7,7 +7,7 @@ CLUSTER_PROCESSES ?= 3
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
+.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-own bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -67,11 +67,14 @@ prompts-check: setup ## no released rubric has changed
 golden: chart-tools ## rewrite the golden files of tests/golden
 	$(PY) -m pytest -q tests/golden tests/chart --update-golden
 
-bench: setup ## serving, services, labelling, plans, training (some with TRL beside it); table, plot and JSON go to build/bench
+bench: setup ## all benchmarks, with their peers: hours; table, plot and JSON go to build/bench
 	$(PY) benchmarks/run.py
 
+bench-own: setup ## serving, services, labelling, plans, training (some with TRL beside it), without what has an environment of its own
+	$(PY) benchmarks/run.py --own
+
 bench-peers: setup ## the policy server beside vLLM and llama.cpp, PPO beside TRL's; they are installed on first use (3 GB)
-	$(PY) benchmarks/run.py peers.py "training.py --only ppo"
+	$(PY) benchmarks/run.py --peers
 
 vllm-peer: setup ## a real vLLM on this CPU in build/vllm-peer (3.4 GB), and the contract tests against it; not part of make test
 	$(PY) tools/vllm_peer.py install

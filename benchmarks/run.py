@@ -1,9 +1,10 @@
 """Runs all benchmarks and draws what they found: build/bench/figures.md and build/bench/figures.png.
 
-    python benchmarks/run.py [generation.py services.py "training.py --only sft" reward_model.py learning.py]
+    python benchmarks/run.py [--own | --peers | generation.py services.py "training.py --only sft" ...]
 
-Without names it runs those that need nothing but what `make setup` installs; peers.py and PPO beside TRL install their peers (`make bench-peers`),
-reward_model.py trains for a quarter of an hour, learning.py for half an hour and more: by name.
+Without names it runs all (`make bench`). `--own` are those of minutes that need nothing but what `make setup` installs (`make bench-own`); `--peers`
+install their peers on first use (`make bench-peers`); reward_model.py trains for a quarter of an hour, learning.py for half an hour and more. One
+that fails does not keep the others from running.
 """
 
 from __future__ import annotations
@@ -14,25 +15,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("generation.py", "services.py", "labelling.py", "plan.py", "training.py --only dpo,reward,sft,resume,ppo-resume")
+OWN = ("generation.py", "services.py", "labelling.py", "plan.py", "training.py --only dpo,reward,sft,resume,ppo-resume")
+PEERS = ("peers.py", "training.py --only ppo")
+LONG = ("reward_model.py", "learning.py")
+SETS = {"--own": OWN, "--peers": PEERS}
 FOLDER = Path("build/bench")
 LARGER, SMALLER = "#2a6f97", "#d08c36"
 
 
 def main(names: list[str]) -> int:
-    """Runs one after the other; the exit code is that of the first that fails."""
-    here = Path(__file__).resolve().parent
-    for name in names or BENCHMARKS:
+    """Runs one after the other; the exit code is that of the first that failed."""
+    here, failed = Path(__file__).resolve().parent, 0
+    for name in [each for given in names for each in SETS.get(given, (given,))] or [*OWN, *PEERS, *LONG]:
         print(f"== {name}", flush=True)
         script, *options = name.split()
         done = subprocess.run([sys.executable, str(here / script), *options, "--json", str(FOLDER / f"{file_stem(name)}.json")], check=False)
         if done.returncode:
-            return done.returncode
+            print(f"== {name} failed with {done.returncode}", flush=True)
+        failed = failed or done.returncode
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
     (FOLDER / "figures.md").write_text(table(found), encoding="utf-8")
     draw(found, FOLDER / "figures.png")
     print(f"{FOLDER / 'figures.md'} and {FOLDER / 'figures.png'} hold the figures")
-    return 0
+    return failed
 
 
 def file_stem(command: str) -> str:

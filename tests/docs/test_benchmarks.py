@@ -1,17 +1,17 @@
-"""What `make bench` and `make bench-peers` run: every benchmark of minutes, every part of the training one once, and no two write the same file."""
+"""What `make bench` runs: every benchmark, every part of the training one once, no two write the same file, and all run though one fails."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import re
-import shlex
+import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BY_NAME = {"reward_model.py", "learning.py"}
-"""Those that train for a quarter of an hour and more."""
 
 
 def run_script() -> ModuleType:
@@ -23,9 +23,9 @@ def run_script() -> ModuleType:
     return module
 
 
-def peers() -> list[str]:
-    (line,) = re.findall(r"^bench-peers:.*\n\t\$\(PY\) benchmarks/run\.py (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    return shlex.split(line)
+def commands() -> list[str]:
+    script = run_script()
+    return [*script.OWN, *script.PEERS, *script.LONG]
 
 
 def parts_of_training() -> list[str]:
@@ -34,23 +34,38 @@ def parts_of_training() -> list[str]:
     return list(ast.literal_eval(value))
 
 
-def test_every_benchmark_has_a_target_or_a_name_of_its_own() -> None:
-    commands = [*run_script().BENCHMARKS, *peers()]
+def test_every_benchmark_is_run() -> None:
     there = {path.name for path in (ROOT / "benchmarks").glob("*.py") if "options_of(__doc__)" in path.read_text(encoding="utf-8")}
     assert len(there) > 6
-    assert {command.split()[0] for command in commands} == there - BY_NAME
-    said = (ROOT / "benchmarks" / "run.py").read_text(encoding="utf-8").split('"""')[1]
-    assert all(name in said for name in BY_NAME)
+    assert {command.split()[0] for command in commands()} == there
 
 
 def test_every_part_of_the_training_benchmark_is_run_once() -> None:
-    asked = [command.split()[-1].split(",") for command in [*run_script().BENCHMARKS, *peers()] if command.startswith("training.py --only ")]
+    asked = [command.split()[-1].split(",") for command in commands() if command.startswith("training.py --only ")]
     assert sorted(part for parts in asked for part in parts) == sorted(parts_of_training())
-    assert ["ppo"] in asked, "TRL's PPO is installed by make bench-peers alone"
+    assert "training.py --only ppo" in run_script().PEERS, "TRL's PPO has an environment of its own"
 
 
 def test_commands_have_files_of_their_own() -> None:
     script = run_script()
-    commands = [*script.BENCHMARKS, *peers()]
-    assert len({script.file_stem(command) for command in commands}) == len(commands)
+    assert len({script.file_stem(command) for command in commands()}) == len(commands())
     assert script.file_stem("training.py --only dpo,sft") == "training-dpo-sft"
+
+
+def test_all_of_a_set_run_though_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a target names, in its order; the table and the exit code come of all."""
+    script, ran = run_script(), []
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        ran.append(Path(command[1]).name)
+        Path(command[-1]).write_text(json.dumps({"title": ran[-1], "machine": {}, "figures": []}), encoding="utf-8")
+        return SimpleNamespace(returncode=3 if ran[-1] == "services.py" else 0)
+
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.main(["--own"]) == 3
+    assert ran == [command.split()[0] for command in script.OWN]
+    assert all(f"## {name}" in (tmp_path / "figures.md").read_text(encoding="utf-8") for name in ran)
+    ran.clear()
+    script.main([])
+    assert ran == [command.split()[0] for command in commands()]
