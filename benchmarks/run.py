@@ -33,6 +33,7 @@ def main(names: list[str]) -> int:
         if done.returncode:
             print(f"== {name} failed with {done.returncode}", flush=True)
         failed = failed or done.returncode
+    FOLDER.mkdir(parents=True, exist_ok=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
     (FOLDER / "figures.md").write_text(table(found), encoding="utf-8")
     draw(found, FOLDER / "figures.png")
