@@ -27,6 +27,7 @@ from accord.training.sampler import Draw
 
 COUNT = 2 * MOST_ITEMS + 76
 PROMPTS = [EncodedPrompt(f"p{n}", (1, 10 + n % 7)) for n in range(COUNT)]
+SEEDS = tuple(n % 251 for n in range(COUNT))  # `FakePolicy` answers with them, as tokens; no two calls have the same ones in the same places
 
 
 class StrictPolicy(FakePolicy):
@@ -62,8 +63,8 @@ def test_more_prompts_than_a_call_takes_are_asked_for_in_several(tmp_path: Path,
     """As those of a large batch or a whole test split; what has come stays where one of the calls dies."""
     policy.dies_in = dies_in
     context = make_context(tmp_path, tiny_folder, spec_of(tmp_path, "ppo"), endpoints=NOWHERE)
-    found = RolloutSource(context, ONE).collect(PROMPTS, Draw(5, 0.7, tuple(range(COUNT))), "v")
-    assert [(each.id, each.score, each.seed) for each in found] == [(f"p{n}", n, n) for n in range(COUNT)]
+    found = RolloutSource(context, ONE).collect(PROMPTS, Draw(5, 0.7, SEEDS), "v")
+    assert [(each.id, each.score, each.seed) for each in found] == [(f"p{n}", seed, seed) for n, seed in enumerate(SEEDS)]
     sizes = [len(items) for items, _ in policy.asked]
     assert sizes == ([512, 512, 76] if dies_in < 0 else [512, 512, 512, 75])
 
