@@ -28,12 +28,16 @@ def on_ranks(root: Path, size: int, act: Callable[..., Any], *arguments: Any, st
         _context.Process(target=_child, args=(place, strategy, output, act, arguments))
         for place, output in zip(places, outputs, strict=True)
     ]  # fmt: skip
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(_PATIENCE_SECONDS)
-        if child.is_alive():
-            child.kill()
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(_PATIENCE_SECONDS)
+    finally:  # also where the test's own time is over: what is left would hold up the end of all tests
+        for child in children:
+            if child.is_alive():
+                child.kill()
+                child.join()
     assert [child.exitcode for child in children] == [0] * size
     return [pickle.loads(output.read_bytes()) for output in outputs]
 
