@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tests.cluster.release import ROOT, TAG, not_at_hand, run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 SERVICES = ("policy", "reward", "feedback", "trainer")
 HANDLED = {
     "init", "restart", "read_only", "user", "cap_drop", "security_opt", "stop_grace_period", "tmpfs", "networks", "image", "entrypoint", "command", "volumes",
@@ -37,7 +37,7 @@ class Stack:
         """Starts a service; with `wait` until it has ended well."""
         run("docker", "run", *([] if wait else ["--detach"]), *self._arguments(service), timeout=600)
 
-    def call(self, service: str, *command: str, timeout: float = 300) -> str:
+    def call(self, service: str, *command: str, timeout: float = 800) -> str:
         """What a command in a service's container prints."""
         return run("docker", "exec", f"{self.name}-{service}", *command, timeout=timeout).stdout
 
@@ -85,7 +85,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_every_service_becomes_healthy(stack: Stack) -> None:
     for service in SERVICES:
         probe = stack.file["services"][service]["healthcheck"]["test"][1:]
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while run("docker", "exec", f"{stack.name}-{service}", *probe, check=False).returncode != 0:
             assert time.monotonic() < deadline, stack.logs(service)
             time.sleep(1)
