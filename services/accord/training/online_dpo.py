@@ -33,7 +33,7 @@ from accord.training.prompts import read_encoded_prompts
 from accord.training.reference import ReferenceLogprobs
 from accord.training.rollout import check_sampler_gap
 from accord.training.rollout_algorithm import rollout_seed
-from accord.training.rollout_files import kept_rows, write_rows
+from accord.training.rollout_files import kept_rows, read_rows, write_rows
 from accord.training.rollout_versions import publish_rollout_version
 from accord.training.sampled_pairs import SAME_RESPONSES, PairSource, SampledPair, pair_of
 from accord.training.sampler import Draw
@@ -126,7 +126,7 @@ class OnlineDirectPreferenceOptimization:
         """The labelled pairs of a step: those on disk where a killed run left them, else new ones, on disk before they are used."""
         path = self._context.directory.rollouts / f"{step:08d}.jsonl"
         self._context.world.from_first(lambda: self._sample(step, path))
-        found = kept_rows(path, pair_of, self._context.events.message)
+        found = read_rows(path, pair_of)
         assert found is not None
         return found
 
