@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from typing import Any
 import grpc
 import yaml
 from google.protobuf.message import Message
+from tests.nursery import Process, environment_of_processes, shared_nursery
 
 from accord.rpc.channels import ChannelConfig, open_channel, wait_ready
 
-ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 240.0
 MAX_MESSAGE_BYTES = 2**20
 
@@ -79,6 +78,9 @@ class ServiceEntry:
 class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
     """``python -m module config.yaml`` in a process of its own, listening on a free port of the loopback.
 
+    It is forked from the nursery of these tests, seconds earlier than one that imports torch, but where the test watches it begin (`wait` is
+    "announced") or has it compute with more threads than one (OMP_NUM_THREADS, which torch reads when it is imported).
+
     Args:
         module: the module to run.
         config: the configuration; its ``server`` block is filled with port 0, a metrics port, and an announcement below `tmp_path`.
@@ -114,15 +116,7 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
         self.address = self.metrics_address = ""
 
     def __enter__(self) -> ServerProcess:
-        path = os.pathsep.join([str(ROOT / "services"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(self._config)],
-                stdout=log,
-                stderr=log,
-                cwd=self._config.parent,
-                env={**os.environ, "PYTHONPATH": path, **self._environment},
-            )
+        self._process = self._start()
         try:
             if self._wait != "nothing":
                 self._read_announcement()
@@ -136,6 +130,14 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    def _start(self) -> Process:
+        folder = self._config.parent
+        environment = environment_of_processes(self._environment)
+        if self._wait != "announced" and environment["OMP_NUM_THREADS"] == "1":
+            return shared_nursery().start(self.module, [str(self._config)], self._log, folder=folder, environment=self._environment)
+        with self._log.open("wb") as log:
+            return subprocess.Popen([sys.executable, "-m", self.module, str(self._config)], stdout=log, stderr=log, cwd=folder, env=environment)
 
     def _read_announcement(self) -> None:
         give_up = time.monotonic() + START_SECONDS

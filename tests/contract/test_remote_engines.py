@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.contract import tiny
 from tests.contract.doubles.process import Double
-from tests.contract.harness import ROOT
+from tests.nursery import ROOT
 
 from accord.artefacts.store import ArtefactStore
 from accord.errors import (

@@ -18,7 +18,8 @@ import grpc
 import pytest
 from tests.contract import tiny
 from tests.contract.entries import REWARD
-from tests.contract.harness import ROOT, ServerProcess, ServiceEntry, begin, eventually
+from tests.contract.harness import ServerProcess, ServiceEntry, begin, eventually
+from tests.nursery import ROOT
 
 from accord.api.common.v1 import common_pb2
 from accord.api.reward.v1 import reward_pb2 as pb

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tests.contract.harness import ServerProcess
-from tests.e2e.runs import Nursery, TrainingRun
+from tests.e2e.runs import TrainingRun
 from tests.unit.training.surroundings import planted_pairs, run_here, write_rows
 
 from accord.models.testing import tiny_model_folder
@@ -23,7 +23,6 @@ class World:
 
     root: Path
     model: Path
-    nursery: Nursery
     policy: ServerProcess
     reward: ServerProcess
     data: dict[str, Any]
@@ -33,7 +32,7 @@ class World:
     def run(self, name: str, spec: dict[str, Any], *, reward: str = "", **more: Any) -> TrainingRun:
         """A run, not yet started, that scores through the reward server or at another address."""
         endpoints = Endpoints(policy=self.policy.address, reward=reward or self.reward.address)
-        return TrainingRun(self.root, name, self.model, spec, endpoints=endpoints, nursery=self.nursery, **more)
+        return TrainingRun(self.root, name, self.model, spec, endpoints=endpoints, **more)
 
     def server_config(self, listen: str = "127.0.0.1:0") -> dict[str, Any]:
         """Of either server."""
@@ -57,9 +56,9 @@ def rollout_world(root: Path, *, reward_models: int = 1) -> Iterator[World]:
         for seed in range(reward_models)
     ]
     torch.set_num_threads(threads)
-    made = World(root, model, None, None, None, data, start, scoring)  # type: ignore[arg-type]
-    with Nursery() as nursery, ServerProcess("accord.policy", made.server_config(), root) as policy:
-        made.nursery, made.policy = nursery, policy
+    made = World(root, model, None, None, data, start, scoring)  # type: ignore[arg-type]
+    with ServerProcess("accord.policy", made.server_config(), root) as policy:
+        made.policy = policy
         made.reward = made.start_reward()
         yield made
         made.reward.kill()

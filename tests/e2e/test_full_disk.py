@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.runs import Nursery, TrainingRun
+from tests.e2e.runs import TrainingRun
 
 from accord.checkpoint import latest_checkpoint
 from accord.models.testing import tiny_model_folder
@@ -50,27 +50,26 @@ def test_a_full_disk_fails_the_run_and_keeps_its_last_checkpoint(tmp_path: Path,
         "steps": STEPS, "batch_size": 8, "micro_batch_size": 1, "checkpoint_every_steps": 3, "max_prompt_tokens": 200, "max_response_tokens": 60,
         "lora": {"rank": 8}, "sft": {"data": {"uri": str(tmp_path / "rows.jsonl")}},
     }  # fmt: skip
-    with Nursery() as nursery:
-        straight = TrainingRun(tmp_path, "straight", model, spec, nursery=nursery).start()
-        run = TrainingRun(small_disk, "full", model, spec).start()  # a nursery writes exit codes into the folder
-        run.until(lambda: run.last_step() >= 3)
-        assert run.send(signal.SIGTERM) == 3
-        kept = max(int(path.name) for path in run.directory.checkpoints.glob("0*"))
-        assert kept < STEPS - 2, "it must still have something to do"
-        filler = fill(small_disk, leave=leave)
-        assert run.start().wait() == 1
-        result = run.directory.result()
-        if leave:
-            assert result is not None
-            assert "No space left on device" in result.message
-        said: list[str] = []
-        asked = read_run_file(run.directory.path / "run.yaml").spec.learning_values
-        found = latest_checkpoint(run.directory.checkpoints, spec=asked, report=said.append)
-        assert found is not None
-        assert found.step == kept
-        assert not said
-        filler.unlink()
-        run.start().finish()
-        straight.finish()
-        assert run.published() == straight.published()
-        assert run.curve() == straight.curve()
+    straight = TrainingRun(tmp_path, "straight", model, spec).start()
+    run = TrainingRun(small_disk, "full", model, spec).start()
+    run.until(lambda: run.last_step() >= 3)
+    assert run.send(signal.SIGTERM) == 3
+    kept = max(int(path.name) for path in run.directory.checkpoints.glob("0*"))
+    assert kept < STEPS - 2, "it must still have something to do"
+    filler = fill(small_disk, leave=leave)
+    assert run.start().wait() == 1
+    result = run.directory.result()
+    if leave:
+        assert result is not None
+        assert "No space left on device" in result.message
+    said: list[str] = []
+    asked = read_run_file(run.directory.path / "run.yaml").spec.learning_values
+    found = latest_checkpoint(run.directory.checkpoints, spec=asked, report=said.append)
+    assert found is not None
+    assert found.step == kept
+    assert not said
+    filler.unlink()
+    run.start().finish()
+    straight.finish()
+    assert run.published() == straight.published()
+    assert run.curve() == straight.curve()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.contract.harness import ServerProcess
 from tests.e2e.rollout_world import assert_same_curve
-from tests.e2e.runs import Nursery, TrainingRun, kill_between_checkpoints
+from tests.e2e.runs import TrainingRun, kill_between_checkpoints
 from tests.unit.training.surroundings import planted_pairs, write_rows
 
 from accord.client.feedback import FeedbackClient, Judge, Rating
@@ -36,7 +36,6 @@ class World:
 
     root: Path
     model: Path
-    nursery: Nursery
     policy: ServerProcess
     feedback: ServerProcess
     data: dict[str, Any]
@@ -55,7 +54,7 @@ class World:
             "max_response_tokens": 10, "lora": {"rank": 4}, "seed": 5, "optimizer": {"learning_rate": 2e-3}, algorithm: part,
         }  # fmt: skip
         endpoints = Endpoints(policy=self.policy.address, feedback=self.feedback.address)
-        return TrainingRun(self.root, f"{algorithm}-{name}", self.model, spec, endpoints=endpoints, nursery=self.nursery, **more)
+        return TrainingRun(self.root, f"{algorithm}-{name}", self.model, spec, endpoints=endpoints, **more)
 
     def judged(self) -> int:
         """Ratings in the ledger."""
@@ -74,8 +73,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     shape = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 4096}))  # a rubric is long in bytes
     config = {"base_model": str(model), "artefacts": str(root / "artefacts"), "threads": 1, "server": {"listen": "127.0.0.1:0"}}
-    with Nursery() as nursery, ServerProcess("accord.policy", config, root) as policy:
-        made = World(root, model, nursery, policy, None, write_rows(root / "rows.jsonl", planted_pairs()))  # type: ignore[arg-type]
+    with ServerProcess("accord.policy", config, root) as policy:
+        made = World(root, model, policy, None, write_rows(root / "rows.jsonl", planted_pairs()))  # type: ignore[arg-type]
         made.feedback = made.start_feedback()
         yield made
         made.feedback.kill()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.harness import ServerProcess
-from tests.e2e.runs import Nursery, TrainingRun, kill_between_checkpoints
+from tests.e2e.runs import TrainingRun, kill_between_checkpoints
 from tests.unit.training.surroundings import planted_pairs, write_rows
 
 from accord.models.testing import tiny_model_folder
@@ -33,12 +33,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path
             yield root, model, Endpoints(policy=policy.address, feedback=feedback.address)
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as started:
-        yield started
-
-
 def sampled(run: TrainingRun, step: int) -> list[SampledPair]:
     found = read_rows(run.directory.rollouts / f"{step:08d}.jsonl", pair_of)
     assert found is not None
@@ -46,7 +40,7 @@ def sampled(run: TrainingRun, step: int) -> list[SampledPair]:
 
 
 def test_killed_between_checkpoints_it_publishes_the_bits_of_an_undisturbed_run(
-    world: tuple[Path, Path, Endpoints], nursery: Nursery
+    world: tuple[Path, Path, Endpoints]
 ) -> None:  # fmt: skip
     root, model, endpoints = world
     data = write_rows(root / "rows.jsonl", planted_pairs())
@@ -57,7 +51,7 @@ def test_killed_between_checkpoints_it_publishes_the_bits_of_an_undisturbed_run(
     }  # fmt: skip
 
     def made(name: str) -> TrainingRun:
-        return TrainingRun(root, name, model, spec, endpoints=endpoints, nursery=nursery)
+        return TrainingRun(root, name, model, spec, endpoints=endpoints)
 
     straight = made("straight").start()
     straight.finish()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.runs import ROOT, TrainingRun
+from tests.e2e.runs import TrainingRun
+from tests.nursery import ROOT
 from tests.unit.training.ranked import on_ranks
 from tests.unit.training.surroundings import make_context
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.runs import Nursery, TrainingRun, kill_between_checkpoints, stop_and_resume
+from tests.e2e.runs import TrainingRun, kill_between_checkpoints, stop_and_resume
 
 from accord.models.testing import tiny_model_folder
 
@@ -32,12 +32,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as started:
-        yield started
-
-
 @pytest.fixture
 def runs() -> Iterator[list[TrainingRun]]:
     """Runs of the test; what is left of them is killed."""
@@ -49,7 +43,7 @@ def runs() -> Iterator[list[TrainingRun]]:
 
 @pytest.mark.parametrize("kind", ["sft", "reward_model", "dpo"])
 def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(
-    root: Path, nursery: Nursery, runs: list[TrainingRun], kind: str
+    root: Path, runs: list[TrainingRun], kind: str
 ) -> None:  # fmt: skip
     """SFT that nobody disturbs is `python -m accord.training`; all others are forked, which is quicker."""
     data = {"uri": str(root / "rows.jsonl")}
@@ -59,10 +53,10 @@ def test_killed_and_stopped_it_publishes_the_bits_of_an_undisturbed_run(
         kind: {"data": data, "eval_data": {"uri": str(root / "held.jsonl"), "limit": 3}},
     }  # fmt: skip
     name = kind.replace("_", "-")
-    straight = TrainingRun(root, f"{name}-straight", root / "model", spec, nursery=None if kind == "sft" else nursery)
+    straight = TrainingRun(root, f"{name}-straight", root / "model", spec, forked=kind != "sft")
     runs.append(straight.start())
     for attempt in range(3):  # on a busy machine the kill can come a step too late to prove anything
-        disturbed = TrainingRun(root, f"{name}-disturbed-{attempt}", root / "model", spec, nursery=nursery)
+        disturbed = TrainingRun(root, f"{name}-disturbed-{attempt}", root / "model", spec)
         runs.append(disturbed.start())
         if kill_between_checkpoints(disturbed, after_step=EVERY + 1, before_step=2 * EVERY):
             break

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.contract.harness import ROOT
+from tests.nursery import shared_nursery
 
 _START_SECONDS = 60.0
 
@@ -29,12 +26,8 @@ class Double(contextlib.AbstractContextManager["Double"]):
     def __init__(self, kind: str, options: list[str], folder: Path) -> None:
         announcement = folder / f"{kind}-{time.monotonic_ns()}"
         script = Path(__file__).with_name(f"{kind}_double.py")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "services")}
         self.log = announcement.with_suffix(".log")
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(script), "--announce", str(announcement), *options], env=environment, stdout=log, stderr=log
-            )
+        self._process = shared_nursery().start(str(script), ["--announce", str(announcement), *options], self.log)
         give_up = time.monotonic() + _START_SECONDS
         while not announcement.exists():
             assert self._process.poll() is None, self.log.read_text()
