@@ -6,8 +6,9 @@ CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
 CLUSTER_PROCESSES ?= 3
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
+unexport PYTHONDONTWRITEBYTECODE # without compiled files each of a few hundred processes of the tests compiles Accord anew
 
-.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-own bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check kind-up kind-test kind-down cluster-test
+.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-own bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check chart-lint kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -32,7 +33,7 @@ test-peers: setup ## replicas, and the policy service before doubles of vLLM and
 	$(PY) -m pytest -q -m peers tests
 
 test-training: setup ## training killed, starved and spread over processes, label jobs killed, more studies, at depth
-	$(PY) -m pytest -q -m "training and not slow" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "training and not slow" tests
 
 test-slow: setup ## tests that take minutes
 	$(PY) -m pytest -q -m slow tests
@@ -103,9 +104,11 @@ chart: setup ## values.yaml, values.schema.json and README.md of charts/accord, 
 chart-tools: setup ## helm, kubectl, hadolint and Kubernetes' schemas in build/tools
 	$(PY) tools/chart.py tools
 
-chart-check: chart-tools ## the chart: fresh, helm lint, schemas of Kubernetes, golden files, policies; hadolint
+chart-check: chart-lint ## the chart: fresh, helm lint, schemas of Kubernetes, golden files, policies; hadolint
+	$(PY) -m pytest -q -n 2 --no-loadscope-reorder tests/chart
+
+chart-lint: chart-tools ## of make chart-check what needs no tests; with its tools there, make test runs the tests of the chart too
 	$(PY) tools/chart.py check
-	$(PY) -m pytest -q tests/chart
 
 kind-up: ## a kind cluster with the images and the chart (needs docker, kind, kubectl and helm)
 	sh deploy/kind/kind.sh up

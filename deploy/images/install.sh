@@ -4,7 +4,8 @@
 #   install.sh torch cpu|cuda              that build of torch and what it needs
 #   install.sh locks LOCK... [NAME@LOCK]   everything of the locks; one package of a lock where it is named
 # What nobody runs is removed (tests, headers, pyarrow's own object stores), and the bytecode of large packages of which a process imports little: together a
-# third of an image.
+# third of an image. Of sympy each process that computes imports four hundred modules, by way of torch, and a read-only root file system keeps nothing
+# that is compiled at a start: its bytecode stays, but for what torch has no use for.
 set -eu
 python=/opt/accord/bin/python
 packages=/opt/accord/lib/python3.11/site-packages
@@ -18,7 +19,8 @@ trim() {
         rm -rf "${packages:?}"/$path
     done
     for path in pyarrow/libarrow_s3.so* pyarrow/_s3fs*.so pyarrow/_gcsfs*.so pyarrow/_azurefs*.so \
-        transformers/models/*/__pycache__ sympy/*/__pycache__ sympy/*/*/__pycache__ networkx/*/__pycache__ networkx/*/*/__pycache__ fontTools/*/__pycache__ fontTools/*/*/__pycache__ \
+        transformers/models/*/__pycache__ sympy/combinatorics/__pycache__ sympy/physics/__pycache__ sympy/physics/*/__pycache__ sympy/polys/benchmarks \
+        sympy/stats/__pycache__ sympy/stats/*/__pycache__ sympy/vector/__pycache__ networkx/*/__pycache__ networkx/*/*/__pycache__ fontTools/*/__pycache__ fontTools/*/*/__pycache__ \
         matplotlib/__pycache__ matplotlib/*/__pycache__ torch/_inductor/__pycache__ torch/_inductor/*/__pycache__ torch/testing/*/__pycache__ \
         torch/testing/*/*/__pycache__ kubernetes/aio kubernetes/docs kubernetes/test kubernetes/e2e_test; do
         rm -rf "${packages:?}"/$path
