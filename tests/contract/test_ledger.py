@@ -41,7 +41,7 @@ def server(judge: FakeJudge, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 ended(feedback, f"labelJobs/job-{number}")
             feedback.label_pairs([replace(PAIR, pair_id=f"c{number}", response_b=f"other {number}") for number in range(5)], VERDICT)
             for number in range(3):
-                feedback.record_human_label(f"h{number}", PAIR, "b", f"ann{number}", reason="it is", duration_seconds=1.5)
+                feedback.record_human_label(f"h{number}", PAIR, "b", f"ann{number}", reason="it is", duration_seconds=1.5, confidence=f"{7 + number}")
         yield running
 
 
@@ -81,8 +81,8 @@ def test_labels_are_asked_for_by_what_they_are(ledger: LedgerClient) -> None:
 
 def test_people_are_listed(ledger: LedgerClient) -> None:
     found = list(ledger.human_labels(page_size=2))
-    assert [(record.annotator_id, record.outcome, record.reason, record.duration_seconds) for record in found] == [
-        (f"ann{number}", "b", "it is", 1.5) for number in range(3)
+    assert [(record.annotator_id, record.outcome, record.reason, record.duration_seconds, record.confidence) for record in found] == [
+        (f"ann{number}", "b", "it is", 1.5, f"{7 + number}") for number in range(3)
     ]
     assert found[0].pair == PAIR
     assert list(ledger.human_labels(annotator_id="ann1", content_key=found[1].content_key)) == [found[1]]

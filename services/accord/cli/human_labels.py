@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from accord.client.feedback import LabelPairItem, Outcome
-from accord.data.records import ANNOTATOR, REASON, SECONDS, PreferencePair
+from accord.data.records import ANNOTATOR, CONFIDENCE, REASON, SECONDS, PreferencePair
 from accord.errors import AccordError, AlreadyExistsError, InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ def _record(client: FeedbackClient, pair: PreferencePair, annotator: str) -> Acc
     seconds = pair.metadata.get(SECONDS)
     try:
         client.record_human_label(
-            request_id_of(item, annotator), item, outcome, annotator, reason=pair.metadata.get(REASON, ""), duration_seconds=_seconds(seconds)
-        )
+            request_id_of(item, annotator), item, outcome, annotator, reason=pair.metadata.get(REASON, ""), duration_seconds=_seconds(seconds),
+            confidence=pair.metadata.get(CONFIDENCE, ""),
+        )  # fmt: skip
     except (AlreadyExistsError, InvalidArgumentError, OutOfRangeError) as error:
         return error
     except ResourceExhaustedError as error:

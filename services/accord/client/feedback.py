@@ -185,9 +185,10 @@ class FeedbackClient:
         *,
         reason: str = "",
         duration_seconds: float | None = None,
+        confidence: str = "",
         timeout_seconds: float | None = None,
     ) -> str:
-        """Records a person's label; returns its key in the ledger."""
+        """Records a person's label; returns its key in the ledger. `confidence` is a number on the asker's scale, or a word."""
         request = pb.RecordHumanLabelRequest(
             request_id=request_id,
             pair=pair_to_proto(pair),
@@ -195,6 +196,7 @@ class FeedbackClient:
             annotator_id=annotator_id,
             reason=reason,
             duration_seconds=duration_seconds,
+            confidence=confidence,
         )
         return str(self._stub.RecordHumanLabel(request, timeout=timeout_seconds).ledger_key)
 

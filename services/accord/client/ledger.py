@@ -72,6 +72,7 @@ class HumanLabelRecord:
     duration_seconds: float | None
     content_key: str
     create_time: float
+    confidence: str = ""
 
 
 class LedgerClient:
@@ -132,7 +133,7 @@ def human_record_from_proto(wire: pb.HumanLabelRecord) -> HumanLabelRecord:
     duration = wire.duration_seconds if wire.HasField("duration_seconds") else None
     return HumanLabelRecord(
         wire.ledger_key, pair_from_proto(wire.pair), _OUTCOMES[wire.outcome], wire.annotator_id, wire.reason, duration, wire.content_key,
-        seconds_of(wire.create_time),
+        seconds_of(wire.create_time), wire.confidence,
     )  # fmt: skip
 
 

@@ -108,8 +108,9 @@ def read_human_label(wire: pb.RecordHumanLabelRequest) -> HumanLabel:
     outcome: Outcome = OUTCOME_NAMES[wire.outcome]
     duration = wire.duration_seconds if wire.HasField("duration_seconds") else None
     return HumanLabel(
-        wire.request_id, pair.pair_id, pair.task, pair.messages, pair.response_a, pair.response_b, outcome, wire.annotator_id, wire.reason, duration
-    )
+        wire.request_id, pair.pair_id, pair.task, pair.messages, pair.response_a, pair.response_b, outcome, wire.annotator_id, wire.reason, duration,
+        wire.confidence,
+    )  # fmt: skip
 
 
 def label_to_proto(label: Label) -> pb.Label:

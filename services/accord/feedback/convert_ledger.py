@@ -37,6 +37,7 @@ def human_record_to_proto(record: HumanLabelRecord) -> pb.HumanLabelRecord:
     return pb.HumanLabelRecord(
         ledger_key=record.ledger_key, pair=pair_to_proto(record.pair), outcome=OUTCOMES[record.outcome], annotator_id=record.annotator_id,
         reason=record.reason, duration_seconds=record.duration_seconds, content_key=record.content_key, create_time=_timestamp(record.create_time),
+        confidence=record.confidence,
     )  # fmt: skip
 
 

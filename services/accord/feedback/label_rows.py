@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from accord.client.feedback import Label
 from accord.client.ledger import HumanLabelRecord, LabelRecord
-from accord.data.records import ANNOTATOR, LABEL_JOB, LABELLED_AT, REASON, SECONDS, PreferencePair
+from accord.data.records import ANNOTATOR, CONFIDENCE, LABEL_JOB, LABELLED_AT, REASON, SECONDS, PreferencePair
 from accord.feedback.records import digest_of
 from accord.text.chat import Message
 
@@ -22,7 +22,7 @@ PROVENANCE = (
     LABELLED_AT,
 )  # fmt: skip
 """Keys of a row's metadata, in this order."""
-OF_PEOPLE = (ANNOTATOR, REASON, SECONDS, LABELLED_AT, "pair", "content_key")
+OF_PEOPLE = (ANNOTATOR, REASON, SECONDS, CONFIDENCE, LABELLED_AT, "pair", "content_key")
 """The same for a label by a person."""
 
 
@@ -113,7 +113,7 @@ def human_row(record: HumanLabelRecord) -> PreferencePair:
     pair, tie = record.pair, record.outcome == "tie"
     chosen, rejected = (pair.response_b, pair.response_a) if record.outcome == "b" else (pair.response_a, pair.response_b)
     seconds = "" if record.duration_seconds is None else f"{record.duration_seconds:g}"
-    values = (record.annotator_id, record.reason, seconds, _moment(record.create_time), pair.pair_id, record.content_key)
+    values = (record.annotator_id, record.reason, seconds, record.confidence, _moment(record.create_time), pair.pair_id, record.content_key)
     preference = 0.5 if tie else 1.0
     return PreferencePair(
         record.ledger_key, pair.task, pair.messages, chosen, rejected, preference, group=_group(pair.messages), human_preference=preference,

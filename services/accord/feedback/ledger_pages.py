@@ -82,6 +82,7 @@ def _human_record(row: sqlite3.Row) -> HumanLabelRecord:
     pair = LabelPairItem(Task(row["task"]), _messages(row["prompt"]), row["response_a"], row["response_b"], row["pair_id"])
     return HumanLabelRecord(
         row["key"], pair, cast(Outcome, row["outcome"]), row["annotator_id"], row["reason"], row["duration_seconds"], row["content_key"], row["time"],
+        row["confidence"],
     )  # fmt: skip
 
 

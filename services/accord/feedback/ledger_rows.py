@@ -80,7 +80,7 @@ def human_label_columns(label: HumanLabel) -> Columns:
         "response_a": label.response_a, "response_b": label.response_b,
         "content_key": content_key(label.task, label.messages, label.response_a, label.response_b),
         "preference_low": label.preference if low else 1.0 - label.preference, "outcome": label.outcome, "annotator_id": label.annotator_id,
-        "reason": label.reason, "duration_seconds": label.duration_seconds, "time": time.time(),
+        "reason": label.reason, "duration_seconds": label.duration_seconds, "confidence": label.confidence, "time": time.time(),
     }  # fmt: skip
 
 

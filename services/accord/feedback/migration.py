@@ -25,23 +25,31 @@ def migrate(connection: sqlite3.Connection, version: int) -> bool:
     """Brings a ledger of that version up to date; False where no way leads from there.
 
     Version 1 kept a label's pair only in its judgements: from these, and from people's labels, it is taken over. A label whose pair was never
-    written down (no judge was asked and no person) has none afterwards. What version 1 did not know (latency) stays unknown.
+    written down (no judge was asked and no person) has none afterwards. What an older version did not know stays unknown: latency in version 1, how
+    sure people were before version 3.
     """
-    if version != 1:
+    if version not in (1, 2):
         return False
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in schema.upgrade_to_2():
+        if version == 1:
+            _upgrade_to_2(connection)
+        for statement in schema.upgrade_to_3():
             connection.execute(statement)
-        for query in (_PAIRS_BY_JUDGEMENTS, _PAIRS_BY_PEOPLE):
-            for key, task, prompt, one, other in connection.execute(query):
-                _keep_pair(connection, key, (task, prompt, one, other))
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
     return True
+
+
+def _upgrade_to_2(connection: sqlite3.Connection) -> None:
+    for statement in schema.upgrade_to_2():
+        connection.execute(statement)
+    for query in (_PAIRS_BY_JUDGEMENTS, _PAIRS_BY_PEOPLE):
+        for key, task, prompt, one, other in connection.execute(query):
+            _keep_pair(connection, key, (task, prompt, one, other))
 
 
 def _keep_pair(connection: sqlite3.Connection, key: str, pair: tuple[str, str, str, str]) -> None:

@@ -266,11 +266,16 @@ class HumanLabel:
     annotator_id: str
     reason: str = ""
     duration_seconds: float | None = None
+    confidence: str = ""
 
     @property
     def key(self) -> str:
-        """sha256 of the label: its key in the ledger, and what a second use of the request id is compared with."""
-        return digest_of("human/1", json.loads(json.dumps(asdict(self))))
+        """sha256 of the label: its key in the ledger, and what a second use of the request id is compared with.
+
+        A confidence that nobody gave is no part of it, so that labels keep the keys that they had before there was one.
+        """
+        said = {name: value for name, value in asdict(self).items() if name != "confidence" or value}
+        return digest_of("human/1", json.loads(json.dumps(said)))
 
     @property
     def preference(self) -> float:

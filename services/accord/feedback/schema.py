@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-VERSION = 2
+VERSION = 3
 APPLICATION_ID = 0x41434C47  # "ACLG": tells a ledger from any other SQLite file
 
 _TABLES = {
@@ -49,6 +49,8 @@ _SINCE_2 = (
     "ALTER TABLE labels ADD COLUMN escalated INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX labels_of_pairs ON labels (content_key)",
 )
+# Version 3 knows how sure a person was.
+_SINCE_3 = ("ALTER TABLE human_labels ADD COLUMN confidence TEXT NOT NULL DEFAULT ''",)
 
 
 def statements() -> list[str]:
@@ -56,12 +58,17 @@ def statements() -> list[str]:
     found = [f"CREATE TABLE {name} ({columns})" for name, columns in _TABLES.items()]
     found += _INDEXES
     found += _guards(_TABLES)
-    return [*found, *upgrade_to_2(), f"PRAGMA application_id = {APPLICATION_ID}"]
+    return [*found, *upgrade_to_2(), *upgrade_to_3(), f"PRAGMA application_id = {APPLICATION_ID}"]
 
 
 def upgrade_to_2() -> list[str]:
     """The SQL that gives a ledger of version 1 the tables of version 2, without the rows that can be made out of the old ones."""
     return [f"CREATE TABLE pairs ({_PAIRS})", *_SINCE_2, *_guards(("pairs",)), "PRAGMA user_version = 2"]
+
+
+def upgrade_to_3() -> list[str]:
+    """The SQL that gives a ledger of version 2 the tables of version 3."""
+    return [*_SINCE_3, "PRAGMA user_version = 3"]
 
 
 def _guards(tables: Iterable[str]) -> list[str]:

@@ -227,7 +227,11 @@ def test_convert_merges_the_labels_of_several_people(accord: Accord, tmp_path: P
 def test_import_records_each_label_once_with_who_why_and_how_long(accord: Accord, start: Start, tmp_path: Path) -> None:
     ledger = Ledger()
     address = start(ledger)
-    rows = [comparison(number, better=number % 2, worker=worker, reason="clear", seconds=12.5) for number in range(100) for worker in ("w1", "w2")]
+    rows = [
+        comparison(number, better=number % 2, worker=worker, reason="clear", seconds=12.5, extra={"confidence": 8})
+        for number in range(100)
+        for worker in ("w1", "w2")
+    ]
     source = put(tmp_path, rows)
     result = accord("data", "import", source, "--feedback", address, "--json")
     assert result.exit_code == 0
@@ -238,7 +242,7 @@ def test_import_records_each_label_once_with_who_why_and_how_long(accord: Accord
         better = {pb.OUTCOME_A: request.pair.response_a, pb.OUTCOME_B: request.pair.response_b}[request.outcome]
         number = int(better.rsplit(" ", 1)[1])
         assert better.startswith("the second" if number % 2 else "the first")
-        assert (request.reason, request.duration_seconds, request.annotator_id in ("w1", "w2")) == ("clear", 12.5, True)
+        assert (request.reason, request.duration_seconds, request.confidence, request.annotator_id in ("w1", "w2")) == ("clear", 12.5, "8", True)
     shown_first = sum(request.pair.response_a.startswith("the first") for request in ledger.labels.values())
     assert 60 < shown_first < 140  # which response is A says nothing of which is better
     again = accord("data", "import", source, "--feedback", address)

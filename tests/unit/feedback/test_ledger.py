@@ -16,6 +16,7 @@ import pytest
 from accord.client.feedback import LabelPairItem
 from accord.client.messages import ModelDigests
 from accord.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, UnavailableError
+from accord.feedback import schema
 from accord.feedback.ledger import Ledger
 from accord.feedback.records import Answer, HumanLabel, JudgeIdentity, LabelEntry, LabelUse, Origin, Question
 from accord.prompts import default_rubric
@@ -251,7 +252,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     assert text.read_text().startswith("not a database")
     foreign = tmp_path / "foreign.sqlite"
     raw(foreign, "CREATE TABLE t (x)")
-    with pytest.raises(FailedPreconditionError, match="no ledger of version 2"):
+    with pytest.raises(FailedPreconditionError, match=f"no ledger of version {schema.VERSION}"):
         Ledger(foreign)
     assert [row["name"] for row in raw(foreign, "SELECT name FROM sqlite_master")] == ["t"]
 

@@ -19,6 +19,7 @@ from accord.client.ledger import HumanLabelRecord, LabelQuery, LabelRecord, quer
 from accord.client.messages import ModelDigests
 from accord.errors import InvalidArgumentError
 from accord.feedback.convert_ledger import label_record_to_proto, read_label_query
+from accord.feedback.label_rows import human_row
 from accord.feedback.ledger import Ledger
 from accord.feedback.paging import Paging
 from accord.feedback.records import Answer, HumanLabel, JudgeIdentity, LabelEntry, LabelUse, Origin, Question, content_key
@@ -132,14 +133,15 @@ def test_a_query_goes_over_the_wire() -> None:
 def test_labels_by_people_are_listed_by_pair_and_person(ledger: Ledger) -> None:
     for number in range(6):
         ledger.record_human_label(
-            HumanLabel(f"h{number}", "p", Task.CONVERSATION, PROMPT, f"a{number % 2}", "b", "a", f"ann{number % 3}", "why", 2.5)
+            HumanLabel(f"h{number}", "p", Task.CONVERSATION, PROMPT, f"a{number % 2}", "b", "a", f"ann{number % 3}", "why", 2.5, "7")
         )
     records: list[HumanLabelRecord] = []
     place = 0
     while page := ledger.list_human_labels(content_key="", annotator_id="", after=place, limit=4):
         place, records = page[-1][0], [*records, *(record for _, record in page)]
     assert [record.pair.response_a for record in records] == ["a0", "a1"] * 3
-    assert (records[0].reason, records[0].duration_seconds, records[0].outcome) == ("why", 2.5, "a")
+    assert (records[0].reason, records[0].duration_seconds, records[0].outcome, records[0].confidence) == ("why", 2.5, "a", "7")
+    assert human_row(records[0]).metadata["confidence"] == "7", "as data it is where readers look for it"
     by_ann = ledger.list_human_labels(content_key="", annotator_id="ann1", after=0, limit=9)
     assert [record for _, record in by_ann] == [records[1], records[4]]
     key = records[4].content_key

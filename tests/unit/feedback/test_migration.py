@@ -1,18 +1,20 @@
-"""A ledger of version 1 is brought up to date where it lies: nothing is lost, and pairs come out of what was judged."""
+"""A ledger of an older version is brought up to date where it lies: nothing is lost, and pairs come out of what was judged."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from tests.unit.feedback.ledger_v1 import make_version_1
 
-from accord.errors import FailedPreconditionError, UnavailableError
+from accord.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from accord.feedback import migration, schema
 from accord.feedback.ledger import Ledger
-from accord.feedback.records import Answer, HumanLabel, content_key
+from accord.feedback.records import Answer, HumanLabel, content_key, digest_of
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -63,7 +65,7 @@ def test_nothing_is_lost_and_what_was_not_known_stays_unknown(version_1: Path) -
     ledger.close()
     for table, kept in before.items():
         assert [{name: row[name] for name in old} for row, old in zip(rows(version_1, f"SELECT * FROM {table}"), kept, strict=True)] == kept
-    assert rows(version_1, "PRAGMA user_version") == [{"user_version": 2}]
+    assert rows(version_1, "PRAGMA user_version") == [{"user_version": schema.VERSION}]
 
 
 def test_pairs_come_out_of_judgements_and_only_of_those_that_speak_of_them(version_1: Path) -> None:
@@ -97,6 +99,27 @@ def test_a_migrated_ledger_and_a_new_one_are_alike(version_1: Path, tmp_path: Pa
     assert len([row for row in schemas[0] if row["type"] == "trigger"]) == 10
 
 
+def test_a_ledger_of_version_2_keeps_its_labels_and_their_keys(version_1: Path) -> None:
+    """A version that has pairs, and no place for how sure people were: the key of a label without confidence is the one that it had."""
+    connection = sqlite3.connect(version_1)
+    for statement in schema.upgrade_to_2():
+        connection.execute(statement)
+    person = HumanLabel("h1", "p1", Task.SUMMARIZATION, PROMPT, "a dog", "a cat", "a", "ann", "clearer", 2.5)
+    said = {name: value for name, value in asdict(person).items() if name != "confidence"}
+    key = digest_of("human/1", json.loads(json.dumps(said)))
+    row = ("h1", key, "p1", "summarization", PROMPT_JSON, "a dog", "a cat", "c" * 64, 0.0, "a", "ann", "clearer", 2.5, 1.0)
+    connection.execute(f"INSERT INTO human_labels VALUES ({', '.join('?' * len(row))})", row)
+    connection.commit()
+    connection.close()
+    with contextlib.closing(Ledger(version_1)) as ledger:
+        ((_, found),) = ledger.list_human_labels(content_key="", annotator_id="", after=0, limit=9)
+        assert (found.ledger_key, found.reason, found.duration_seconds, found.confidence) == (key, "clearer", 2.5, "")
+        assert ledger.record_human_label(person) == key, "the same label once more"
+        with pytest.raises(AlreadyExistsError):
+            ledger.record_human_label(replace(person, confidence="8"))
+    assert rows(version_1, "PRAGMA user_version") == [{"user_version": schema.VERSION}]
+
+
 def test_a_migration_that_fails_leaves_version_1(version_1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -112,7 +135,7 @@ def test_a_migration_that_fails_leaves_version_1(version_1: Path, monkeypatch: p
     assert len(rows(version_1, "SELECT * FROM pairs")) == 2
 
 
-@pytest.mark.parametrize("version", [0, 3, 99])
+@pytest.mark.parametrize("version", [0, schema.VERSION + 1, 99])
 def test_an_unknown_version_is_refused_and_left_alone(version_1: Path, version: int) -> None:
     connection = sqlite3.connect(version_1)
     connection.execute(f"PRAGMA user_version = {version}")

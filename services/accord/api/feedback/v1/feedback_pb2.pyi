@@ -484,20 +484,22 @@ class CancelLabelJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[LabelJob, _Mapping]] = ...) -> None: ...
 
 class RecordHumanLabelRequest(_message.Message):
-    __slots__ = ("request_id", "pair", "outcome", "annotator_id", "reason", "duration_seconds")
+    __slots__ = ("request_id", "pair", "outcome", "annotator_id", "reason", "duration_seconds", "confidence")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PAIR_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     ANNOTATOR_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     pair: Pair
     outcome: Outcome
     annotator_id: str
     reason: str
     duration_seconds: float
-    def __init__(self, request_id: _Optional[str] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., annotator_id: _Optional[str] = ..., reason: _Optional[str] = ..., duration_seconds: _Optional[float] = ...) -> None: ...
+    confidence: str
+    def __init__(self, request_id: _Optional[str] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., annotator_id: _Optional[str] = ..., reason: _Optional[str] = ..., duration_seconds: _Optional[float] = ..., confidence: _Optional[str] = ...) -> None: ...
 
 class RecordHumanLabelResponse(_message.Message):
     __slots__ = ("ledger_key",)
@@ -733,7 +735,7 @@ class ListHumanLabelsRequest(_message.Message):
     def __init__(self, content_key: _Optional[str] = ..., annotator_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class HumanLabelRecord(_message.Message):
-    __slots__ = ("ledger_key", "pair", "outcome", "annotator_id", "reason", "duration_seconds", "content_key", "create_time")
+    __slots__ = ("ledger_key", "pair", "outcome", "annotator_id", "reason", "duration_seconds", "content_key", "create_time", "confidence")
     LEDGER_KEY_FIELD_NUMBER: _ClassVar[int]
     PAIR_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -742,6 +744,7 @@ class HumanLabelRecord(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CONTENT_KEY_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     ledger_key: str
     pair: Pair
     outcome: Outcome
@@ -750,7 +753,8 @@ class HumanLabelRecord(_message.Message):
     duration_seconds: float
     content_key: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, ledger_key: _Optional[str] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., annotator_id: _Optional[str] = ..., reason: _Optional[str] = ..., duration_seconds: _Optional[float] = ..., content_key: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    confidence: str
+    def __init__(self, ledger_key: _Optional[str] = ..., pair: _Optional[_Union[Pair, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., annotator_id: _Optional[str] = ..., reason: _Optional[str] = ..., duration_seconds: _Optional[float] = ..., content_key: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., confidence: _Optional[str] = ...) -> None: ...
 
 class ListHumanLabelsResponse(_message.Message):
     __slots__ = ("labels", "next_page_token")
