@@ -6,11 +6,15 @@ python=${PYTHON:-python3.11}
 command -v "$python" > /dev/null || python=python3
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Accord needs Python 3.11; name it with PYTHON=/path/to/python3.11" >&2; exit 1; }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-locked() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$1"; }
+pip=".venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps"
+locked() { $pip --require-hashes -r "$1"; }
 
 build=${ACCORD_TORCH:-auto}
 case "$build" in auto | cpu | cuda) ;; *) echo "ACCORD_TORCH is $build; allowed: cpu, cuda, auto" >&2; exit 1 ;; esac
 echo "installing from the locks (torch's CPU build is about 190 MB, the rest about 450 MB)"
+$pip --require-hashes -r requirements.lock & # beside torch, with which it shares no package: each takes one core
+rest=$!
+trap 'kill "$rest" 2> /dev/null || true' EXIT
 if [ "$build" != cuda ] && locked requirements-torch-cpu.lock 2> .venv/torch-cpu.log; then
     echo "torch: the CPU build"
 elif [ "$build" = cpu ]; then
@@ -25,7 +29,8 @@ else
         locked requirements-cuda.lock
     fi
 fi
-locked requirements.lock
+wait "$rest"
+trap - EXIT
 locked requirements-embedded.lock
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+$pip --no-build-isolation --editable .
 touch .venv/.accord-installed
