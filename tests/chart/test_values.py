@@ -67,6 +67,12 @@ def test_runs_over_several_nodes_that_the_role_would_not_allow_are_refused(kind:
     assert render(None, setting, "trainer.severalNodes=true")
 
 
+def test_a_release_name_that_cannot_begin_the_name_of_a_service_is_refused_for_several_nodes() -> None:
+    """Objects of runs are named after the release, whatever fullnameOverride says."""
+    assert 'the release name "7b" begins the names of Services' in refused("trainer.severalNodes=true", "fullnameOverride=accord", release="7b")
+    assert render(None, "fullnameOverride=accord", release="7b")
+
+
 def test_settings_of_jobs_without_jobs_are_refused() -> None:
     assert "is of no use with trainer.launcher local" in refused("trainer.launcher=local", "trainer.config.kubernetes.ttl_seconds=1")
 

@@ -25,7 +25,8 @@ from accord.launch.manifest import (
 from accord.launch.settings import KubernetesConfig
 
 RENDEZVOUS_PORT = 29400
-_GROUP = "node"
+_GROUP = "n"
+"""The JobSet's one group, a part of its pods' names: JobSet refuses those above 63 characters, and "node" could make them so from 11 nodes on."""
 PERMISSIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("jobset.x-k8s.io", "jobsets", ("create", "get", "list", "watch", "delete")),
     ("", "services", ("create", "get", "patch", "delete")),

@@ -23,6 +23,7 @@ FATAL_WAITS: Mapping[str, str] = {
     "RunContainerError": "its container cannot be started",
 }
 _STUCK_STARTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+_FAILED_CREATIONS = ("FailedCreate", "FailedCreatePod", "JobCreationFailed", "HeadlessServiceCreationFailed")  # the last two of a JobSet
 _NO_PROGRESS = ("Scheduled", "SandboxChanged")  # the second comes before each further try
 _SECOND = len("2026-01-01T00:00:00")  # some events' times have fractions of it
 _FINAL_CODES = (EXIT_CONFIGURATION, EXIT_GUARDED)  # another pod would end in the same way
@@ -189,7 +190,7 @@ def _pending(pod: Json, events: Sequence[Json]) -> Observation:
 def _without_pod(job: Json, events: Sequence[Json]) -> Observation:
     created = str(job["metadata"].get("creationTimestamp", ""))[:_SECOND]
     latest = _latest(event for event in events if _event_time(event)[:_SECOND] >= created)  # those of an earlier Job of the name stay for an hour
-    if latest.get("reason") in ("FailedCreate", "FailedCreatePod", "JobCreationFailed"):
+    if latest.get("reason") in _FAILED_CREATIONS:
         return Observation("waiting", message=f"its pod, which cannot be created: {latest.get('message', '').strip()}", stuck=True)
     return Observation("waiting", message=f"the pod of Job {job['metadata']['name']}")
 

@@ -131,6 +131,10 @@ class KubernetesConfig(FrozenModel):
         for name, settings in [("defaults", self.defaults), *((f"kinds.{kind}", self.for_kind(kind)) for kind in self.kinds)]:
             if settings.memory and quantity_bytes(settings.memory) > quantity_bytes(self.most_memory):
                 raise ValueError(f"{name}.memory is {settings.memory}, most_memory {self.most_memory}")
+            if settings.nodes > 1 and self.instance[0].isdigit():
+                raise ValueError(
+                    f"{name}.nodes is {settings.nodes}, and the instance {self.instance}, which begins a Service's name, needs a letter first"
+                )
         paths = [claim.mount_path for claim in self.claims] + [secret.mount_path for secret in self.secrets]
         for path in paths:
             if paths.count(path) > 1:

@@ -530,7 +530,7 @@ def test_why_the_job_of_a_jobset_has_no_pods_is_told(make: Callable[..., World])
     world.launcher = world.launch(kinds={"dpo": {"nodes": 2}})
     world.launcher.start(world.directory, 1)
     (name,) = world.api.names("jobsets")
-    world.api.warn(f"{name}-node-0", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: compute')
+    world.api.warn(f"{name}-n-0", "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: compute')
     assert world.seen("waiting", "exceeded quota: compute").stuck
 
 

@@ -163,9 +163,9 @@ def test_how_a_run_ended(name: str) -> None:
 
 def test_a_jobset_that_was_not_to_begin_again_says_why() -> None:
     """The condition is the same after the end of the deadline and after an exit code that is final: the pods tell them apart."""
-    several = {"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": {"activeDeadlineSeconds": 3600}}}]}
-    without = {"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": {}}}]}
-    applied = failed("FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action (first failed job: accord-x-node-0)")
+    several = {"replicatedJobs": [{"name": "n", "replicas": 1, "template": {"spec": {"activeDeadlineSeconds": 3600}}}]}
+    without = {"replicatedJobs": [{"name": "n", "replicas": 1, "template": {"spec": {}}}]}
+    applied = failed("FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action (first failed job: accord-x-n-0)")
     overdue = observe_job(job(applied, **several), [])
     assert (overdue.state, overdue.message) == ("ended", "it ran longer than its deadline of 3600 s allows (DeadlineExceeded)")
     assert observe_job(job(applied, **without), []).message.startswith("FailJobSetFailurePolicyAction: applying FailJobSet")
@@ -263,12 +263,14 @@ def test_a_pod_that_cannot_be_created_is_told_of_beside_one_that_runs() -> None:
 
 
 def test_the_jobs_of_a_jobset_say_why_they_have_no_pods() -> None:
-    group = {"name": "node", "replicas": 1, "template": {"spec": {"parallelism": 2}}}
+    group = {"name": "n", "replicas": 1, "template": {"spec": {"parallelism": 2}}}
     given = job(replicatedJobs=[group])
-    assert whose_events(given, []) == ["accord-x", "accord-x-node-0"]
+    assert whose_events(given, []) == ["accord-x", "accord-x-n-0"]
     assert whose_events(job(replicatedJobs=[group], suspend=True), []) == []
-    found = observe_job(given, [], [event("FailedCreate", "exceeded quota: compute", "accord-x-node-0")])
+    found = observe_job(given, [], [event("FailedCreate", "exceeded quota: compute", "accord-x-n-0")])
     assert (found.message, found.stuck) == ("its pod, which cannot be created: exceeded quota: compute", True)
+    found = observe_job(given, [], [event("HeadlessServiceCreationFailed", "exceeded quota: services", "accord-x")])
+    assert (found.message, found.stuck) == ("its pod, which cannot be created: exceeded quota: services", True)
 
 
 LOST = node(1, "Failed", terminated(1))

@@ -83,7 +83,7 @@ def test_a_name_is_the_runs_and_fits_what_kubernetes_appends() -> None:
     for instance in ("a", "a" * 53, "a" * 19 + "-b"):
         for run in ("runs/x", f"runs/{'y' * 100}", "runs/" + "y" * 19 + "-z"):
             found = object_name(instance, run)
-            assert len(f"{found}-node-0-1023") <= 63
+            assert len(f"{found}-1023-abcde") <= 63
             assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", found), found
 
 
@@ -170,11 +170,30 @@ def test_several_nodes_meet_at_pod_0() -> None:
     assert f"--master-port={service['spec']['ports'][0]['port']}" in command
 
 
+def test_names_of_a_jobset_s_pods_are_within_63_characters_on_all_the_nodes_that_may_be() -> None:
+    """JobSet's webhook refuses others: with the index of the last pod, and the five characters that Kubernetes appends."""
+    values = FULL | {"instance": "a" * 53, "kinds": {"sft": {"nodes": 1024}}}
+    (jobset,) = build_several(order("sft", name=f"runs/{'y' * 100}"), config(values), WITH_JOBSET)
+    (group,) = jobset["spec"]["replicatedJobs"]
+    assert len(jobset["metadata"]["name"]) == 48
+    assert len(f"{jobset['metadata']['name']}-{group['name']}-0-1023-abcde") == 63
+
+
+@pytest.mark.parametrize("where", ["defaults", "kinds"])
+def test_several_nodes_need_an_instance_that_can_begin_the_name_of_a_service(where: str) -> None:
+    """A label of RFC 1035, as JobSet asks of its own name too; a Job's name may begin with a digit."""
+    several = {"defaults": {"nodes": 2}} if where == "defaults" else {"kinds": {"sft": {"nodes": 2}}}
+    with pytest.raises(ValueError, match=r"nodes is 2, and the instance 7b, which begins a Service's name, needs a letter first"):
+        config(instance="7b", **several)
+    assert config(instance="7b").instance == "7b"
+    assert config(instance="b7", **several).instance == "b7"
+
+
 def test_a_jobset_restarts_all_pods_and_not_after_an_error_of_the_configuration_or_its_deadline() -> None:
     (jobset,) = build_several(order("sft"), config(FULL), WITH_JOBSET)
     name, spec = jobset["metadata"]["name"], jobset["spec"]
     job = spec["replicatedJobs"][0]["template"]
-    assert f"--master-addr={name}-node-0-0.{spec['network']['subdomain']}" in container(job)["command"]
+    assert f"--master-addr={name}-n-0-0.{spec['network']['subdomain']}" in container(job)["command"]
     assert spec["failurePolicy"] == {
         "maxRestarts": 2,
         "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]}],
