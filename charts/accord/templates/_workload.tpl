@@ -217,7 +217,10 @@ spec:
   scaleTargetRef: {name: {{ include "accord.name" . }}}
   minReplicaCount: {{ $scale.minReplicas }}
   maxReplicaCount: {{ $scale.maxReplicas }}
-  cooldownPeriod: 600
+  advanced: # cooldownPeriod is of the step to no replica, which minReplicas excludes; steps above it are the HorizontalPodAutoscaler's, which KEDA makes
+    horizontalPodAutoscalerConfig:
+      behavior:
+        scaleDown: {stabilizationWindowSeconds: 600}
   triggers:
     - type: prometheus
       metadata:
