@@ -74,6 +74,12 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
     return found
 
 
+def is_native(item: Object) -> bool:
+    """Whether Kubernetes itself serves an object; a custom resource is served by what is installed beside it."""
+    group = item["apiVersion"].rpartition("/")[0]
+    return "." not in group or (group.endswith(".k8s.io") and group.split(".")[0] in ("networking", "rbac"))
+
+
 def pods(objects: list[Object]) -> list[tuple[str, Object]]:
     """Name and pod specification of everything that makes pods."""
     found = []

@@ -9,7 +9,21 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.rendering import CASES, COMPONENTS, EXAMPLES, ROOT, Object, case_id, containers, named, of_kind, pods, render, tools_package
+from tests.chart.rendering import (
+    CASES,
+    COMPONENTS,
+    EXAMPLES,
+    ROOT,
+    Object,
+    case_id,
+    containers,
+    is_native,
+    named,
+    of_kind,
+    pods,
+    render,
+    tools_package,
+)
 
 from accord.errors import InvalidArgumentError
 from accord.launch import jobset, manifest
@@ -214,15 +228,10 @@ def test_a_trainer_alone_reads_its_configuration() -> None:
 @pytest.mark.parametrize("version", ["1.28", "1.37"])
 def test_objects_fit_the_schemas_of_kubernetes(case: Path | None, version: str) -> None:
     kubernetes_validate = tools_package("kubernetes_validate")
-    native = [item for item in render(case, version=version) if _native(item)]
+    native = [item for item in render(case, version=version) if is_native(item)]
     assert len(native) >= 15
     for item in native:
         kubernetes_validate.validate(item, version, strict=True)
-
-
-def _native(item: Object) -> bool:
-    group = item["apiVersion"].rpartition("/")[0]
-    return "." not in group or (group.endswith(".k8s.io") and group.split(".")[0] in ("networking", "rbac"))
 
 
 @every_case
