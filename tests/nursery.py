@@ -6,6 +6,7 @@ Importing torch and transformers takes a service or a run longer than most tests
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -16,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -48,6 +51,7 @@ class Nursery:
     """A process that has imported what services and runs need, and forks one for each `start`; whatever lives at its end is killed."""
 
     def __enter__(self) -> Nursery:
+        self._one_at_a_time = threading.Lock()
         self._codes = tempfile.TemporaryDirectory(prefix="accord-nursery-")
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment_of_processes({}),
@@ -68,12 +72,13 @@ class Nursery:
         Args:
             environment: more variables; what torch reads when it is imported has been read.
         """
-        code = Path(self._codes.name) / f"{time.monotonic_ns()}"
+        code = Path(self._codes.name) / uuid.uuid4().hex
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         asked = [module, list(arguments), str(log), str(folder or Path.cwd()), environment_of_processes(environment or {}), str(code)]
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        answer = self._process.stdout.readline()
+        with self._one_at_a_time:
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            answer = self._process.stdout.readline()
         assert answer, "the nursery has ended; what it said is in the output of the tests"
         return Child(int(answer), code)
 
@@ -104,16 +109,25 @@ class Child:
     def send_signal(self, number: int) -> None:
         """Signals it while it runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and its code is on the way here
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL while it runs."""
         self.send_signal(signal.SIGKILL)
 
 
-@cache
+_MAKING = threading.Lock()
+
+
 def shared_nursery() -> Nursery:
     """The nursery of this process's tests, which ends with them."""
+    with _MAKING:  # threads of a test may ask at once
+        return _made()
+
+
+@cache
+def _made() -> Nursery:
     nursery = Nursery()
     atexit.register(nursery.__enter__().__exit__)
     return nursery
@@ -135,18 +149,21 @@ def _serve() -> None:
     gc.freeze()  # a collection in a child would copy all pages
 
     children: dict[int, Path] = {}
+    read = b""
     while True:
-        if select.select([sys.stdin], [], [], 0.01)[0]:
-            line = sys.stdin.readline()
-            if not line:
+        if select.select([0], [], [], 0.01)[0]:
+            chunk = os.read(0, 2**16)
+            if not chunk:
                 break
-            *asked, code = json.loads(line)
-            pid = os.fork()
-            if pid == 0:
-                _become(*asked)
-            children[pid] = Path(code)
-            sys.stdout.write(f"{pid}\n")
-            sys.stdout.flush()
+            *lines, read = (read + chunk).split(b"\n")
+            for line in lines:
+                *asked, code = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    _become(*asked)
+                    return
+                children[pid] = Path(code)
+                os.write(1, f"{pid}\n".encode())
         for pid in list(children):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
@@ -162,33 +179,20 @@ def _write(code_file: Path, code: int) -> None:
 
 
 def _become(module: str, arguments: list[str], log: str, folder: str, environment: dict[str, str]) -> None:
-    """The child: its own log, folder and environment, nothing on stdin, and the exit code that `python -m` would have."""
-    code: object = 1
-    try:
-        with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-            os.dup2(nothing.fileno(), 0)
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.argv = [module, *arguments]
-        if module.endswith(".py"):
-            sys.path.insert(0, str(Path(module).parent))
-            runpy.run_path(module, run_name="__main__")
-        else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as ended:
-        code = ended.code
-        if isinstance(code, str):
-            sys.stderr.write(code + "\n")
-    except BaseException:  # noqa: BLE001 as an interpreter does
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    """The child: its own log, folder and environment, nothing on stdin; from here on what `python -m` does, to the end of the interpreter."""
+    with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        os.dup2(nothing.fileno(), 0)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).parent))
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
