@@ -30,7 +30,7 @@ test: setup ## unit, contract, golden, docs and end-to-end tests
 	@echo "not run here: tests marked peers (make test-peers), training (make test-training), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
 
 test-peers: setup ## replicas, and the policy service before doubles of vLLM and TGI, at depth; three minutes
-	$(PY) -m pytest -q -m peers tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m peers tests
 
 test-training: setup ## training killed, starved and spread over processes, label jobs killed, more studies, at depth
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "training and not slow" tests
