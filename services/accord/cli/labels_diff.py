@@ -16,6 +16,7 @@ from accord.cli.labels_options import (
     TaskOption,
     Until,
     is_by,
+    is_by_one_placed,
     labels_of_data,
     ledger_at,
     nobody_said,
@@ -61,12 +62,11 @@ def diff(
         accord labels diff embedded:verdict embedded:likelihood
         accord labels diff 4be1c0 91aa07 --task summarization --worst 10
     """
-    from accord.feedback.comparing import Opinions, compare
+    from accord.feedback.comparing import compare
 
     query = query_of(job=job, kind=kind, task=task, rubric=rubric, since=since, until=until)
-    opinions = (Opinions(), Opinions())
     with ledger_at(home, feedback) as client:
-        judges, pairs = _read(labels_of_data(client, query), (first, second), opinions)
+        judges, opinions, pairs = _read(labels_of_data(client, query), (first, second))
     found = compare(opinions[0].found, opinions[1].found, pairs, worst=worst)
     if not found.pairs:
         raise NotFoundError(f"there is no pair that both {judges[0]} and {judges[1]} labelled")
@@ -79,36 +79,70 @@ def diff(
         print_line(f"{without_text} labels are not compared: the ledger has no text of their pairs")
 
 
-def _read(records: Iterable[LabelRecord], wanted: tuple[str, str], opinions: tuple[Opinions, Opinions]) -> tuple[list[str], dict[str, LabelPairItem]]:
-    """Takes the labels of both judges; returns who they are and the pairs by content.
+class _Found:
+    """Who is found under a name, by digest and kind, and their opinions."""
+
+    def __init__(self) -> None:
+        from accord.feedback.comparing import Opinions
+
+        self.judges: dict[tuple[str, str], str] = {}
+        self.opinions = Opinions()
+
+
+class _Wanted:
+    """One of the two judges: those of its very name or digest, else those that have the name at some host."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._name, self._kind = _with_kind(text)
+        self._named, self._placed = _Found(), _Found()
+
+    def take(self, record: LabelRecord) -> bool:
+        """Takes a label that is by it, and says whether it is."""
+        into = self._named if is_by(record, self._name) else self._placed if is_by_one_placed(record, self._name) else None
+        if into is None or self._kind not in ("", record.label.kind):
+            return False
+        name = _name_of(record)
+        into.judges[record.label.judge_digest, self._kind] = f"{name}, {self._kind}" if self._kind else name
+        into.opinions.add(record)
+        return True
+
+    @property
+    def found(self) -> _Found:
+        """Whose opinions count."""
+        return self._named if self._named.judges else self._placed
+
+
+def _read(records: Iterable[LabelRecord], names: tuple[str, str]) -> tuple[list[str], list[Opinions], dict[str, LabelPairItem]]:
+    """Takes the labels of both judges; returns who they are, their opinions, and the pairs by content.
 
     Raises:
         NotFoundError: a judge has no label.
         InvalidArgumentError: several judges are meant by one name, or both names mean the same one.
     """
-    found: tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]] = ({}, {})
-    named = [_with_kind(text) for text in wanted]
+    wanted = [_Wanted(text) for text in names]
     seen: dict[str, str] = {}
     pairs: dict[str, LabelPairItem] = {}
     for record in records:
-        digest, name = record.label.judge_digest, f"{record.label.judge} {record.label.judge_digest[:_DIGEST]}"
-        seen[digest] = name
-        for place in (0, 1):
-            judge, kind = named[place]
-            if is_by(record, judge) and kind in ("", record.label.kind):
-                found[place][digest, kind] = f"{name}, {kind}" if kind else name
-                opinions[place].add(record)
-                if record.pair is not None:
-                    pairs[record.content_key] = record.pair
-    for place in (0, 1):
-        if not found[place]:
-            raise NotFoundError(nobody_said(wanted[place], seen.values()), field="JUDGE")
-        if len(found[place]) > 1:
-            raise InvalidArgumentError(f"{wanted[place]!r} is more than one judge: {', '.join(sorted(found[place].values()))}", field="JUDGE")
-    if found[0] == found[1]:
+        seen[record.label.judge_digest] = _name_of(record)
+        taken = [each.take(record) for each in wanted]
+        if any(taken) and record.pair is not None:
+            pairs[record.content_key] = record.pair
+    for each in wanted:
+        judges = each.found.judges
+        if not judges:
+            raise NotFoundError(nobody_said(each.text, seen.values()), field="JUDGE")
+        if len(judges) > 1:
+            raise InvalidArgumentError(f"{each.text!r} is more than one judge: {', '.join(sorted(judges.values()))}", field="JUDGE")
+    first, second = (each.found.judges for each in wanted)
+    if first == second:
         advice = "NAME:verdict and NAME:likelihood compare its kinds"
-        raise InvalidArgumentError(f"both names are the same judge: {next(iter(found[0].values()))}; {advice}", field="JUDGE")
-    return [next(iter(names.values())) for names in found], pairs
+        raise InvalidArgumentError(f"both names are the same judge: {next(iter(first.values()))}; {advice}", field="JUDGE")
+    return [next(iter(judges.values())) for judges in (first, second)], [each.found.opinions for each in wanted], pairs
+
+
+def _name_of(record: LabelRecord) -> str:
+    return f"{record.label.judge} {record.label.judge_digest[:_DIGEST]}"
 
 
 def _with_kind(text: str) -> tuple[str, str]:

@@ -69,9 +69,31 @@ def query_of(
 
 
 def is_by(record: LabelRecord, judge: str) -> bool:
-    """Whether a label is by the judge of this name, also without the host that it is at, or of a digest that begins so; an empty one is any."""
-    by_digest = len(judge) >= _LEAST_DIGEST and record.label.judge_digest.startswith(judge)
-    return not judge or judge in (record.label.judge, _without_host(record.label.judge)) or by_digest
+    """Whether a label is by the judge of this very name, or of a digest that begins so; an empty one is any."""
+    return not judge or judge == record.label.judge or (len(judge) >= _LEAST_DIGEST and record.label.judge_digest.startswith(judge))
+
+
+def is_by_one_placed(record: LabelRecord, judge: str) -> bool:
+    """Whether a label is by a judge that has this name without the host that it is at; where labels are by one of this very name, that is meant."""
+    return judge == _without_host(record.label.judge) != record.label.judge
+
+
+class _Choice:
+    """Which labels are by the judge that was meant; reads them ahead, until one decides, where a judge at a host could be."""
+
+    def __init__(self, client: LedgerClient, query: LabelQuery, judge: str) -> None:
+        self._client, self._query, self._judge = client, query, judge
+        self._placed: bool | None = None
+
+    def __contains__(self, record: LabelRecord) -> bool:
+        if is_by(record, self._judge):
+            self._placed = self._placed or False
+            return True
+        if not is_by_one_placed(record, self._judge):
+            return False
+        if self._placed is None:
+            self._placed = not any(is_by(each, self._judge) for each in self._client.labels(self._query, page_size=_PAGE))
+        return self._placed
 
 
 def nobody_said(judge: str, others: Iterable[str]) -> str:
@@ -96,7 +118,7 @@ def ledger_at(home: Path, address: str | None) -> Iterator[LedgerClient]:
 
 
 def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iterator[LabelRecord]:
-    """The labels, by a judge where one is given, as the ledger has them.
+    """The labels, by a judge where one is given, as the ledger has them. A judge of the very name comes before those at hosts that have it.
 
     Raises:
         NotFoundError: there are such labels, and none is by this judge; or none is of the job, or under the rubric, at all; names those that are.
@@ -104,10 +126,11 @@ def records_of(client: LedgerClient, query: LabelQuery, judge: str = "") -> Iter
     """
     others: set[str] = set()
     named: set[str] = set()
+    meant = _Choice(client, query, judge)
     found = any_label = False
     for record in client.labels(query, page_size=_PAGE):
         any_label = True
-        if is_by(record, judge):
+        if record in meant:
             found = True
             named.add(record.label.judge)
             if len(named) > 1 and all(_without_host(name) == judge for name in named):

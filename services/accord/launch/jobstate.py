@@ -24,7 +24,8 @@ FATAL_WAITS: Mapping[str, str] = {
 }
 _STUCK_STARTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 _FAILED_CREATIONS = ("FailedCreate", "FailedCreatePod", "JobCreationFailed", "HeadlessServiceCreationFailed")  # the last two of a JobSet
-_NO_PROGRESS = ("Scheduled", "SandboxChanged")  # the second comes before each further try
+_OF_SCHEDULING = ("FailedScheduling", "TriggeredScaleUp", "NotTriggerScaleUp", "FailedScaleUp", "Scheduled")  # once a pod has a node, this has passed
+_NO_PROGRESS = (*_OF_SCHEDULING, "SandboxChanged")  # the last one comes before each further try
 _SECOND = len("2026-01-01T00:00:00")  # some events' times have fractions of it
 _FINAL_CODES = (EXIT_CONFIGURATION, EXIT_GUARDED)  # another pod would end in the same way
 _SIGNALS = 128  # what a signal adds to its number
@@ -63,8 +64,8 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return Observation("waiting", message=f"admission by the queue {queue}" if queue else "somebody to resume its Job, which is suspended")
     awaited = awaited_pod(pods)
-    seen = _without_pod(job, events) if awaited is None else _pending(awaited, events)
-    if awaited is None and current and not (seen.stuck and len(current) < _nodes(job)):
+    seen = _without_pod(job, [pod for pod in current if _has_failed(pod)], events) if awaited is None else _pending(awaited, events)
+    if awaited is None and current and not (seen.stuck and _lacks_pods(job, current)):
         return _observe_pod(min(current, key=lambda pod: (_is_over(pod), _phase(pod) != "Unknown", _telling(pod))))
     first = next((pod for pod in current if _index(pod) == 0 and _phase(pod) in ("Running", "Unknown")), None)
     if first is None:
@@ -91,7 +92,7 @@ def whose_events(job: Json, pods: Sequence[Json]) -> list[str]:
     awaited, name = awaited_pod(pods), job["metadata"]["name"]
     if awaited is not None:
         return [awaited["metadata"]["name"]]
-    if len(current_pods(pods)) >= _nodes(job) or job["spec"].get("suspend") or job["metadata"].get("deletionTimestamp"):
+    if not _lacks_pods(job, current_pods(pods)) or job["spec"].get("suspend") or job["metadata"].get("deletionTimestamp"):
         return []
     return [name, *(f"{name}-{group['name']}-0" for group in job["spec"].get("replicatedJobs", []))]
 
@@ -187,11 +188,13 @@ def _pending(pod: Json, events: Sequence[Json]) -> Observation:
     return Observation("waiting", message=f"the container of pod {name} ({reason or 'not yet created'})")
 
 
-def _without_pod(job: Json, events: Sequence[Json]) -> Observation:
-    created = str(job["metadata"].get("creationTimestamp", ""))[:_SECOND]
+def _without_pod(job: Json, lost: Sequence[Json], events: Sequence[Json]) -> Observation:
+    """Of a run that lacks a pod; `lost` are those that have failed, and that no other one has followed yet."""
+    created = max(str(each["metadata"].get("creationTimestamp", "")) for each in (job, *lost))[:_SECOND]
     latest = _latest(event for event in events if _event_time(event)[:_SECOND] >= created)  # those of an earlier Job of the name stay for an hour
     if latest.get("reason") in _FAILED_CREATIONS:
-        return Observation("waiting", message=f"its pod, which cannot be created: {latest.get('message', '').strip()}", stuck=True)
+        before = f"; before it, {describe_pod_end(min(lost, key=_telling))}" if lost else ""
+        return Observation("waiting", message=f"its pod, which cannot be created: {latest.get('message', '').strip()}{before}", stuck=True)
     return Observation("waiting", message=f"the pod of Job {job['metadata']['name']}")
 
 
@@ -227,6 +230,11 @@ def _nodes(job: Json) -> int:
     return int(_job_spec(job).get("parallelism", 1))
 
 
+def _lacks_pods(job: Json, current: Sequence[Json]) -> bool:
+    """Whether a node of the run is without a pod that lives, or is done."""
+    return sum(not _has_failed(pod) for pod in current) < _nodes(job)
+
+
 def _index(pod: Json) -> int:
     """Which node of the run a pod is."""
     return int((pod["metadata"].get("annotations") or {}).get("batch.kubernetes.io/job-completion-index", 0))
@@ -256,6 +264,10 @@ def _phase(pod: Json) -> str:
 
 def _is_over(pod: Json) -> bool:
     return _phase(pod) in ("Succeeded", "Failed")
+
+
+def _has_failed(pod: Json) -> bool:
+    return _phase(pod) == "Failed"
 
 
 def _is_unscheduled(pod: Json) -> bool:

@@ -83,7 +83,9 @@ class LocalLauncher:
 
     def stop(self, directory: Path, *, force: bool) -> None:
         """Sends SIGTERM, or SIGKILL, to the process group; see `Launcher.stop`."""
-        known = _read(directory) or _adopt(directory)
+        child = self._children.get(directory)
+        known = None if child is None else identify(child.pid)  # before process.json, which a full disk may have kept from being written
+        known = known or _read(directory) or _adopt(directory)
         if known is None or not is_alive(known):
             return
         with contextlib.suppress(ProcessLookupError):

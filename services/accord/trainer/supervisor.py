@@ -15,7 +15,14 @@ from pathlib import Path
 
 import structlog
 
-from accord.errors import AccordError, FailedPreconditionError, PermissionDeniedError, UnauthenticatedError, UnavailableError
+from accord.errors import (
+    AccordError,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from accord.launch.launcher import Launcher, NotYetError, Observation
 from accord.rundir import EXIT_DONE, EXIT_STOPPED, PHASE_PENDING, RunDirectory, RunEvent, RunFile
 from accord.runspec import RunSpec
@@ -66,17 +73,19 @@ class Supervisor:
             before = record.name
 
     def cancel(self, name: str) -> RunRecord:
-        """Asks a run to stop; a queued one is cancelled at once, an ended one stays as it is.
+        """Asks a run to stop; a queued one is cancelled at once, with what a start that failed half-way has left; an ended one stays as it is.
 
         Raises:
             NotFoundError: there is no such run.
-            AccordError: the run's Job cannot be reached, or must not be deleted; the run goes on.
+            AccordError: the run's Job cannot be reached, or must not be deleted; the run goes on, or stays queued.
         """
         with self._lock:
             record = self._registry.get(name)
             if record.ended or record.state == "CANCELLING":
                 return record
             if record.state == "QUEUED":
+                if _may_have_left_something(record):
+                    self._launcher.stop(Path(record.directory), force=True)
                 return self._end(record, "CANCELLED", "cancelled before it started", None)
             before = record.state
             record = self._registry.update(record, state="CANCELLING", cancel_time=time.time())
@@ -145,7 +154,18 @@ class Supervisor:
             self._say_waiting(queued, directory, str(error))
             self._registry.update(record, state="QUEUED", attempts=queued.attempts, message=str(error))
         except (AccordError, OSError) as error:
-            self._end(record, "FAILED", f"it could not be started: {error}", None)
+            self._not_started(record, directory, error, attempts=queued.attempts)
+
+    def _not_started(self, record: RunRecord, directory: RunDirectory, error: AccordError | OSError, *, attempts: int) -> None:
+        """Ends a run that cannot be started, once what its start has left of it is gone: nobody looks after an ended run's Job."""
+        try:
+            if _may_have_left_something(record) and not isinstance(error, AlreadyExistsError):  # what has its name is another one's
+                self._clear_away(record, directory)
+        except (AccordError, OSError) as hindrance:
+            _log.warning("not_cleared_away", run=record.name, reason=str(hindrance))
+            self._registry.update(record, state="QUEUED", attempts=attempts, message=f"it could not be started: {error}; then: {hindrance}")
+            return
+        self._end(record, "FAILED", f"it could not be started: {error}", None)
 
     def _look(self, record: RunRecord) -> None:
         directory = RunDirectory(record.directory)
@@ -240,6 +260,11 @@ class Supervisor:
     def _end(self, record: RunRecord, state: str, message: str, exit_code: int | None) -> RunRecord:
         _log.info("run_ended", run=record.name, state=state, exit_code=exit_code)
         return self._registry.update(record, state=state, message=message, end_time=time.time(), exit_code=exit_code)
+
+
+def _may_have_left_something(record: RunRecord) -> bool:
+    """Whether a start was ever tried: one whose answer was lost, or that failed after it, has made a Job all the same."""
+    return record.start_time is not None
 
 
 def latest_phase(directory: RunDirectory, *, since: float) -> str:

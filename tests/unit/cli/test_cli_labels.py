@@ -186,6 +186,32 @@ def test_a_name_that_judges_at_several_hosts_have_is_not_guessed(accord: Accord,
     assert "'logp' is more than one judge: logp at 127.0.0.1:8471" in accord("labels", "diff", "logp", "large", "--feedback", address).stderr
 
 
+@pytest.mark.parametrize("first", ["the exact one", "the one at a host"])
+def test_an_exact_name_is_chosen_before_one_at_a_host(accord: Accord, address: str, ledger: Ledger, first: str) -> None:
+    exact = JudgeIdentity("logp", ModelDigests("logp", "t", "c"))
+    made = [(exact, 0, (0.9, 0.9)), (exact, 1, (0.9, 0.9)), (HERE, 0, (0.2, 0.2)), (HERE, 1, (0.2, 0.2)), (HERE, 2, (0.2, 0.2))]
+    for judge, number, orders in made if first == "the exact one" else reversed(made):
+        add_label(ledger, judge, number, orders)
+
+    def named(*command: str) -> list[str]:
+        result = accord("labels", *command, "--feedback", address)
+        assert result.exit_code == 0, result.stderr
+        return [json.loads(line)["label"]["judge"] for line in result.stdout.splitlines()]
+
+    assert named("list", "--judge", "logp", "--json") == ["logp"] * 2
+    assert named("list", "--judge", "logp", "--json", "--limit", "1") == ["logp"]
+    assert named("list", "--judge", "logp at 127.0.0.1:8471", "--json") == ["logp at 127.0.0.1:8471"] * 3
+    assert accord("labels", "export", "l.jsonl", "--judge", "logp", "--feedback", address).exit_code == 0
+    assert [json.loads(line)["preference"] for line in Path("l.jsonl").read_text().splitlines()] == [0.9, 0.9]
+    for names in (("logp", "logp at 127.0.0.1:8471"), ("logp:verdict", "logp at 127.0.0.1:8471:verdict")):
+        result = accord("labels", "diff", *names, "--json", "--feedback", address)
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert found["judges"][0].startswith(f"logp {exact.digest[:12]}")
+        assert found["judges"][1].startswith("logp at 127.0.0.1:8471 ")
+        assert (found["comparison"]["pairs"], found["comparison"]["agreement"]["value"]) == (2, 0.0)
+
+
 @pytest.mark.parametrize("command", [("list", "--judge"), ("diff", "small")])
 def test_a_digest_that_is_too_short_says_so(accord: Accord, address: str, command: tuple[str, ...]) -> None:
     result = accord("labels", *command, LARGE.digest[:5], "--feedback", address)

@@ -50,6 +50,7 @@ class FakeApi:
         self.watchers: list[tuple[str, str, queue.Queue[tuple[str, Json] | None]]] = []
         self.port = 0
         self.on_create: Callable[[str, Json], None] = lambda resource, item: None
+        self.on_refusal: Callable[[str, str], None] = lambda verb, resource: None
         self.start()
 
     # The process
@@ -172,6 +173,7 @@ class FakeApi:
         if self.broken:
             raise Refused(500, "InternalError", "etcdserver: request timed out")
         if (verb, resource) in self.forbidden:
+            self.on_refusal(verb, resource)
             raise Refused(
                 403,
                 "Forbidden",

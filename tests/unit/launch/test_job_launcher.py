@@ -319,6 +319,21 @@ def test_what_can_never_start_has_ended_after_the_grace_and_not_before(world: Wo
     assert world.seen("waiting", "ImagePullBackOff"), "the grace begins anew"
 
 
+def test_a_run_whose_next_pod_is_refused_says_so_and_ends_after_the_grace(world: World) -> None:
+    job = world.start()
+    name = job["metadata"]["name"]
+    preempted = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]}
+    world.api.set_pod(job, {**ended(143), **preempted})
+    world.api.warn(name, "SuccessfulCreate", f"Created pod: {name}-a", kind="Normal", at=time.time() - 60)
+    assert not world.seen("waiting", "made room for a pod of higher priority").stuck
+    world.clock.now += 10
+    world.api.warn(name, "FailedCreate", f'Error creating: pods "{name}-b" is forbidden: exceeded quota: gpus', at=time.time() + 5)
+    found = world.seen("waiting", "exceeded quota: gpus")
+    assert (found.stuck, "made room for a pod of higher priority" in found.message) == (True, True)
+    world.clock.now += 301
+    assert "it could not start within 300 s: its pod, which cannot be created" in world.seen("ended").message
+
+
 def test_a_pod_that_pulls_its_image_is_not_stuck_by_an_early_warning(world: World) -> None:
     job = world.start()
     pod = f"{job['metadata']['name']}-a"

@@ -49,6 +49,7 @@ def event(reason: str, message: str, about: str = "accord-x-a", at: str = "2026-
 CREATING = pod("Pending", {"waiting": {"reason": "ContainerCreating"}}, **SCHEDULED)
 NO_NETWORK = event("FailedCreatePodSandBox", "network plugin is not ready: cni config uninitialized")
 LATER = "2026-01-01T00:00:01Z"
+PREEMPTED = pod("Failed", terminated(143), **condition("DisruptionTarget", "True", "PreemptionByScheduler"))
 
 
 WAITING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], str, bool]] = {
@@ -110,6 +111,30 @@ WAITING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, An
     "between pods": (
         job(), [pod("Failed", terminated(137, "OOMKilled"))], [],
         "a new pod: pod accord-x-a was killed on node gpu-7 because it used more memory than its limit of 2Gi (OOMKilled); ask for more memory", False,
+    ),
+    "quota that refuses the next pod": (
+        job(), [PREEMPTED], [event("SuccessfulCreate", "Created pod", "accord-x", kind="Normal"), event("FailedCreate", "exceeded quota: gpus", "accord-x", LATER)],
+        "its pod, which cannot be created: exceeded quota: gpus; before it, pod accord-x-a made room for a pod of higher priority on node gpu-7", True,
+    ),
+    "quota that refused an earlier pod": (
+        job(), [PREEMPTED], [event("FailedCreate", "exceeded quota: gpus", "accord-x"), event("SuccessfulCreate", "Created pod", "accord-x", LATER, "Normal")],
+        "a new pod: pod accord-x-a made room for a pod of higher priority on node gpu-7", False,
+    ),
+    "quota from before the pod that failed": (
+        job(), [pod("Failed", terminated(1), created=LATER)], [event("FailedCreate", "exceeded quota: gpus", "accord-x")],
+        "a new pod: pod accord-x-a ended with exit code 1 on node gpu-7", False,
+    ),
+    "on its node after a wait for it": (
+        job(), [CREATING],
+        [event("FailedScheduling", "0/1 nodes are available"), event("TriggeredScaleUp", "pod triggered scale-up", at=LATER, kind="Normal"),
+         event("FailedScheduling", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", at="2026-01-01T00:01:00Z"),
+         event("Scheduled", "Successfully assigned", at="2026-01-01T00:02:00Z", kind="Normal")],
+        "the container of pod accord-x-a (ContainerCreating)", False,
+    ),
+    "a volume that fails while the autoscaler still speaks": (
+        job(), [CREATING],
+        [event("FailedMount", 'secret "tls" not found'), event("NotTriggerScaleUp", "pod didn't trigger scale-up", at=LATER, kind="Normal")],
+        'pod accord-x-a to start: FailedMount: secret "tls" not found', True,
     ),
     "stopped": (job(), [pod("Failed", terminated(3))], [], "a new pod: pod accord-x-a was asked to stop and did, with a checkpoint (exit code 3) on node gpu-7", False),
 }  # fmt: skip
@@ -216,6 +241,7 @@ def node(index: int, phase: str, state: dict[str, Any] | None = None, **more: An
 
 
 RUNS = {"running": {}}
+LOST = node(1, "Failed", terminated(1))
 NO_IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
 
 
@@ -262,6 +288,34 @@ def test_a_pod_that_cannot_be_created_is_told_of_beside_one_that_runs() -> None:
     assert observe_job(job(parallelism=1), [node(0, "Running", RUNS)], refused).message == "pod accord-x-0-abcde runs on node gpu-7"
 
 
+@pytest.mark.parametrize(
+    ("pods", "asked"),
+    [
+        ([node(0, "Failed", terminated(1))], True),
+        ([node(0, "Failed", terminated(1)), node(0, "Running", RUNS, created="2026-01-02T00:00:00Z")], False),
+        ([node(0, "Succeeded", terminated(0))], False),
+    ],
+    ids=["failed", "followed by another one", "done"],
+)
+def test_a_node_whose_pod_has_failed_lacks_one(pods: list[dict[str, Any]], asked: bool) -> None:
+    assert whose_events(job(parallelism=1), pods) == (["accord-x"] if asked else [])
+    refused = [event("FailedCreate", "exceeded quota: compute", "accord-x")]
+    assert observe_job(job(parallelism=1), pods, refused).stuck == asked
+    beside = [node(1, "Running", RUNS), *pods]
+    assert whose_events(job(parallelism=2), beside) == (["accord-x"] if asked else [])
+    assert observe_job(job(parallelism=2), beside, refused).stuck == asked
+
+
+def test_a_node_that_cannot_have_its_next_pod_is_told_of_beside_one_that_runs() -> None:
+    refused = [event("FailedCreate", "exceeded quota: compute", "accord-x")]
+    found = observe_job(job(parallelism=2), [node(0, "Running", RUNS), LOST], refused)
+    assert (found.state, found.stuck) == ("running", True)
+    assert found.message == (
+        "pod accord-x-0-abcde runs on node gpu-7, and waits for its pod, which cannot be created: exceeded quota: compute; before it, "
+        "pod accord-x-1-abcde ended with exit code 1 on node gpu-7"
+    )
+
+
 def test_the_jobs_of_a_jobset_say_why_they_have_no_pods() -> None:
     group = {"name": "n", "replicas": 1, "template": {"spec": {"parallelism": 2}}}
     given = job(replicatedJobs=[group])
@@ -273,7 +327,6 @@ def test_the_jobs_of_a_jobset_say_why_they_have_no_pods() -> None:
     assert (found.message, found.stuck) == ("its pod, which cannot be created: exceeded quota: services", True)
 
 
-LOST = node(1, "Failed", terminated(1))
 FIRST_CAUSES = {
     "out of memory": (node(0, "Failed", terminated(137, "OOMKilled")), 137, "because it used more memory than its limit of 2Gi (OOMKilled)"),
     "evicted": (node(0, "Failed", reason="Evicted", message="The node was low on resource: memory."), None, "was evicted on node gpu-7"),

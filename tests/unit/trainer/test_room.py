@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 from tests.unit.launch.orders import run_file
 
 from accord.launch import local, memory
+from accord.launch.launcher import Observation
 from accord.launch.local import LocalLauncher
+from accord.launch.processes import ProcessId
 from accord.models.testing import tiny_model_folder
 from accord.rundir import RunDirectory
 from accord.runspec import RunSpec, parse_spec
@@ -144,3 +148,22 @@ def test_a_launcher_without_a_plan_starts_all(tmp_path: Path) -> None:
     launcher.start(directory.path, 1)
     assert launcher.observe(directory.path).state == "running"
     launcher.stop(directory.path, force=True)
+
+
+def test_a_process_that_cannot_be_written_down_is_not_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when process.json is to be written: the run ends, and so does its process."""
+
+    def refuse(directory: Path, process: ProcessId, attempt: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local, "_write", refuse)
+    world.launcher = LocalLauncher(("sh", "-c", "sleep 100", "run"), threads=1)
+    world.supervisor = Supervisor(world.registry, world.launcher, world.config)
+    world.create("one")
+    world.supervisor.tick()
+    found = world.registry.get("runs/one")
+    assert (found.state, found.message) == ("FAILED", "it could not be started: [Errno 28] No space left on device")
+    deadline = time.monotonic() + 10
+    while (seen := world.launcher.observe(world.folders["one"])).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert seen == Observation("ended", -signal.SIGKILL)

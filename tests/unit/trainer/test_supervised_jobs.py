@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.launch.fake_api import USER, FakeApi
+from tests.unit.launch.fake_api import USER, FakeApi, Refused
 from tests.unit.launch.orders import run_file
 
 from accord.api.trainer.v1 import trainer_pb2 as pb
@@ -335,6 +335,90 @@ def test_no_permission_to_create_jobs_is_one_sentence(world: World) -> None:
     world.registry.update(world.registry.get("runs/one"), state="QUEUED")
     with pytest.raises(PermissionDeniedError, match="may not delete jobs"):
         world.supervisor._launcher.forget(world.directory.path)
+
+
+def break_after_the_job(world: World) -> None:
+    """Creates the Job; its answer is lost, and so are the ones of all that is asked afterwards."""
+
+    def lose(resource: str, item: dict[str, Any]) -> None:
+        if resource == "jobs":
+            world.api.broken = True
+            raise Refused(500, "InternalError", "etcdserver: request timed out")
+
+    world.api.on_create = lose
+
+
+def start_and_lose_the_answer(world: World) -> dict[str, Any]:
+    break_after_the_job(world)
+    world.until("QUEUED", "etcdserver: request timed out")
+    job = world.api.the_job()
+    world.api.set_pod(job, RUNNING)
+    return job
+
+
+def test_a_queued_run_whose_start_may_have_made_a_job_is_not_cancelled_before_that_is_gone(world: World) -> None:
+    job = start_and_lose_the_answer(world)
+    with pytest.raises(UnavailableError, match="request timed out"):
+        world.supervisor.cancel("runs/one")
+    assert world.registry.get("runs/one").state == "QUEUED", "nobody would look after its Job"
+    world.api.broken = False
+    assert world.supervisor.cancel("runs/one").state == "CANCELLED"
+    pod = world.api.objects["pods", f"{job['metadata']['name']}-a"]["metadata"]
+    assert pod["deletionGracePeriodSeconds"] == 1
+    world.api.remove("pods", pod["name"])
+    assert not world.api.names("jobs")
+
+
+def test_a_start_that_failed_half_way_is_cleared_away_after_a_restart_too(world: World) -> None:
+    start_and_lose_the_answer(world)
+    world.restart()
+    world.api.broken = False
+    assert world.supervisor.cancel("runs/one").message == "cancelled before it started"
+    assert world.api.the_job()["metadata"]["deletionTimestamp"]
+
+
+def test_a_queued_run_that_was_never_started_is_cancelled_while_the_api_server_is_away(world: World) -> None:
+    world.api.broken = True
+    world.until("QUEUED", "etcdserver: request timed out")
+    asked = len(world.api.requests)
+    assert world.supervisor.cancel("runs/one").state == "CANCELLED"
+    assert len(world.api.requests) == asked
+
+
+def test_a_start_that_fails_after_its_job_was_made_takes_it_away(world: World) -> None:
+    world.api.forbidden.add(("patch", "configmaps"))
+    expected = f"it could not be started: {USER} may not patch configmaps in namespace training; its Role lacks the verb patch"
+    assert world.until("FAILED").message == expected
+    assert ("create", "jobs") in world.api.requests
+    assert not world.api.names("jobs")
+
+
+def test_a_run_is_not_failed_while_the_job_of_its_start_may_go_on(world: World) -> None:
+    """The start fails for good, and before its Job could be removed the API server goes away."""
+    world.api.forbidden.add(("patch", "configmaps"))
+
+    def break_now(verb: str, resource: str) -> None:
+        world.api.broken = True
+
+    world.api.on_refusal = break_now
+    world.until("QUEUED", "may not patch configmaps")
+    assert world.api.names("jobs")
+    world.until("QUEUED", "etcdserver: request timed out")
+    world.api.on_refusal = lambda verb, resource: None
+    world.api.broken = False
+    assert "its Role lacks the verb patch" in world.until("FAILED").message
+    assert not world.api.names("jobs")
+
+
+def test_a_job_of_another_one_that_has_the_name_is_not_taken_away(world: World) -> None:
+    def come_first(resource: str, item: dict[str, Any]) -> None:
+        if resource == "configmaps":
+            notes = {"accord.api/run-name": "runs/other", "accord.api/attempt": "1"}
+            world.api.put("jobs", {"metadata": {"name": item["metadata"]["name"], "annotations": notes, "labels": {}}, "spec": {}})
+
+    world.api.on_create = come_first
+    assert "two releases in a namespace need instances of different names" in world.until("FAILED").message
+    assert "deletionTimestamp" not in world.api.the_job()["metadata"]
 
 
 def test_memory_of_a_cluster_is_what_a_pod_gets_and_not_what_is_free_here(make: Callable[..., World]) -> None:
