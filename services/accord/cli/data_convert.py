@@ -70,7 +70,8 @@ def dedupe(
 ) -> None:
     """Leaves out pairs that were there before: the same prompt and responses, in any order, by the same annotator.
 
-    Texts are compared without case, punctuation and spaces. The first of several stays, whatever its label; how many say something else is counted.
+    Texts are compared without case, punctuation and spaces; symbols, and signs between numbers or single letters, count. The first of several stays,
+    whatever its label; how many say something else is counted.
 
     \b
     Example:
