@@ -278,6 +278,21 @@ def test_what_cannot_be_recorded_is_counted(accord: Accord, start: Start, tmp_pa
     assert "1 are there with another label by the same person, which stays" in conflict.stdout
 
 
+def test_a_confidence_too_long_for_the_ledger_costs_no_label(accord: Accord, start: Start, tmp_path: Path) -> None:
+    ledger = Ledger()
+    address, most = start(ledger), "\u00e9" * 64
+    source = put(tmp_path, [comparison(number, confidence=sure) for number, sure in enumerate((most, most + "x", "8"))])
+    result = accord("data", "import", source, "--feedback", address)
+    assert result.exit_code == 0
+    assert "3 labels are in the ledger" in result.stdout
+    assert "1 of them are there without how sure the person was, which took over 64 characters" in result.stdout
+    assert {request.confidence for request in ledger.labels.values()} == {most, "", "8"}
+    found = json.loads(accord("data", "import", source, "--feedback", address, "--json").stdout)["labels"]
+    assert (found["recorded"], found["long_confidences"], found["conflicting"]) == (3, 1, 0)
+    accord("data", "convert", source, "kept.jsonl")
+    assert [pair.metadata["confidence"] for pair in read_pairs("kept.jsonl").rows] == [most, most + "x", "8"]
+
+
 def test_who_labelled_must_be_known(accord: Accord, start: Start, tmp_path: Path) -> None:
     ledger = Ledger()
     address = start(ledger)

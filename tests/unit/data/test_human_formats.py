@@ -177,6 +177,34 @@ def test_ratings_of_each_response_are_compared_and_kept_as_gaps(tmp_path: Path, 
     assert len({pair.pair_id for pair in pairs}) == 2
 
 
+@pytest.mark.parametrize(
+    ("questions", "confidence"),
+    [
+        ({"confidence": 4, "confidence_comment": "x" * 80}, "4"), ({"confidence_comment": "I live there", "confidence": 4.0}, "4"),
+        ({"confidence_comment": "I live there"}, None), ({"confidence in words": "very", "Confidence": 3.5}, "3.5"), ({"confidence": "very"}, "very"),
+        ({"confidence_style": 2, "confidence": 3}, "3"), ({"confidence in your reasoning": 5}, "5"), ({"confidence": " "}, None), ({"confidence": True}, "True"),
+        ({"confidence": [1]}, None), ({"confidence": "a\x00b", "confidence_level": "b"}, "b"),
+    ],
+)  # fmt: skip
+def test_how_sure_is_one_number_whatever_else_was_asked_about_it(tmp_path: Path, questions: dict[str, Any], confidence: str | None) -> None:
+    """It is part of a label in the ledger: a comment in its place, or 4.0 beside 4, made another label of the same one. A comment on it is no reason."""
+    row = nested(
+        **{"preference": [("u1", "response-1")], "reason": [("u1", "short")], **{name: [("u1", value)] for name, value in questions.items()}}
+    )
+    for pair in read_pairs(written(tmp_path, [row]), strict=True).rows:
+        assert (pair.metadata.get("confidence"), pair.metadata["reason"]) == (confidence, "short")
+
+
+def test_how_sure_is_the_same_out_of_json_and_out_of_parquet(tmp_path: Path) -> None:
+    rows = [flat(ranking=[("u1", RANKING)], confidence=[("u1", sure)]) | {"id": f"r{sure}"} for sure in (4, 2.5)]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{**row, "confidence.responses": [float(*row["confidence.responses"])]} for row in rows]), tmp_path / "r.parquet"
+    )
+    found = [[pair.metadata for pair in read_pairs(uri, strict=True).rows] for uri in (written(tmp_path, rows), str(tmp_path / "r.parquet"))]
+    assert found[0] == found[1]
+    assert [facts["confidence"] for facts in found[0]] == ["4"] * 3 + ["2.5"] * 3
+
+
 def test_of_ratings_of_several_things_the_overall_one_counts_or_their_mean(tmp_path: Path) -> None:
     """The last question to be read must not take the place of the others: a response rated 5 and 2 is better than one rated 1 and 3."""
     several = {
