@@ -180,10 +180,31 @@ def test_split_replaces_no_file_that_it_reads(accord: Accord, tmp_path: Path, na
     before = (tmp_path / "p60.jsonl").read_bytes()
     result = accord("data", "split", name, ".", "--shares", "p60=0.5,b=0.5")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: FOLDER: p60.jsonl would take the place of what is split, {name}; give another folder\n")
+    assert result.stderr.startswith(f"error: FOLDER: p60.jsonl would take the place of what is read, {name}; give another place\n")
     assert (tmp_path / "p60.jsonl").read_bytes() == before
     assert not (tmp_path / "b.jsonl").exists()
     assert accord("data", "split", name, ".", "--shares", "a=0.5,b=0.5").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("convert", "--to", "trl"), ("convert", "--merge"), ("dedupe",)], ids=" ".join)
+@pytest.mark.parametrize("name", ["in.jsonl", "./in.jsonl", "link.jsonl", "file://in.jsonl", "local://{here}/in.jsonl"])
+def test_convert_and_dedupe_replace_no_file_that_they_read(accord: Accord, tmp_path: Path, command: tuple[str, ...], name: str) -> None:
+    """One row of two was left, without who gave the label."""
+    put(tmp_path, [comparison(1), comparison(1, worker="w2"), comparison(1)], "in.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
+    before, (what, *options), source = (tmp_path / "in.jsonl").read_bytes(), command, name.format(here=tmp_path)
+    result = accord("data", what, source, "in.jsonl", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: OUTPUT: in.jsonl would take the place of what is read, {source}; give another place\n")
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+    assert accord("data", what, source, "out.jsonl", *options).exit_code == 0
+
+
+def test_a_card_replaces_no_file_that_it_is_of(accord: Accord, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([comparison(1)]))
+    result = accord("data", "inspect", "rows.json", "--card", "rows.json")
+    assert (result.exit_code, "error: --card: rows.json would take the place of what is read" in result.stderr) == (2, True)
+    assert read_pairs("rows.json").report.rows == 1
 
 
 def test_split_replaces_no_source_of_its_facts_name(accord: Accord, tmp_path: Path) -> None:
