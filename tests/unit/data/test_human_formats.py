@@ -12,8 +12,11 @@ import pytest
 from tests.unit.data.test_formats import written
 
 from accord.data.formats import FORMATS
+from accord.data.parquet import ParquetFile
 from accord.data.ratings import FIRST
 from accord.data.readers import read_demonstrations, read_pairs
+from accord.data.records import PreferencePair
+from accord.data.writers import PairFile
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -271,6 +274,32 @@ def test_argilla_out_of_parquet_and_chats(tmp_path: Path) -> None:
     pairs = read_pairs(str(tmp_path / "rows.parquet"), strict=True).rows
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("No.", "The Danube."), ("The Danube.", "A hill."), ("No.", "A hill.")]
     assert pairs[0].messages == (Message("user", "Name a river."),)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_what_is_said_of_a_label_comes_back_from_accords_own_files(tmp_path: Path, suffix: str) -> None:
+    facts = {
+        "annotator": "anna",
+        "confidence": "4",
+        "seconds": "1234567.125",
+        "reason": " clear,\nand short ",
+        "labelled_at": "2026-01-02T03:04:05+00:00",
+    }
+    pair = PreferencePair("p", Task.CONVERSATION, (Message("user", "x"),), "a", "b", group="g", human_preference=1.0, metadata=facts)
+    with ParquetFile(tmp_path / f"rows.{suffix}", tuple(facts)) if suffix == "parquet" else PairFile(tmp_path / f"rows.{suffix}") as file:
+        file.add(pair)
+    assert read_pairs(str(tmp_path / f"rows.{suffix}"), strict=True).rows == (pair,)
+
+
+@pytest.mark.parametrize(("sure", "text"), [(4, "4"), (4.0, "4"), (3.5, "3.5"), ("4", "4"), (True, "True")])
+def test_a_number_in_accords_metadata_is_the_text_that_every_format_has(tmp_path: Path, sure: object, text: str) -> None:
+    turn = {
+        "prompt": [{"role": "user", "content": "x"}],
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+    }
+    row = {"pair_id": "p", "task": "conversation", **turn, "preference": 1.0, "metadata": {"confidence": sure, "loss": 1.0, "reason": ""}}
+    assert read_pairs(written(tmp_path, [row]), strict=True).rows[0].metadata == {"confidence": text, "loss": "1.0", "reason": ""}
 
 
 def test_what_a_plain_row_tells_of_its_label_is_kept(tmp_path: Path) -> None:
