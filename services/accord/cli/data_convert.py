@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.data_options import Format, Source, SplitName, Strict, pairs_of, show_nothing_written, shown
+from accord.cli.data_options import Format, Source, SplitName, Strict, pairs_of, refuse_source, show_nothing_written, shown
 from accord.cli.options import Json
 from accord.cli.output import print_json, print_line
 from accord.errors import InvalidArgumentError
@@ -34,8 +34,8 @@ def convert(
     """Writes preference pairs of any known format in TRL's conversational preference format.
 
     The form accord keeps soft label, labels of people, ratings, annotator and origin, and is read back without loss. The form trl has prompt, chosen,
-    rejected and the margin of ratings alone; ties have no place in it and are counted. Where several people labelled a pair, --merge makes one soft
-    label of theirs.
+    rejected and the margin of ratings alone, and not who labelled; ties have no place in it and are counted. Where several people labelled a pair,
+    --merge makes one soft label of theirs.
 
     \b
     Example:
@@ -47,6 +47,7 @@ def convert(
 
     if to not in FORMS:
         raise InvalidArgumentError(f"{to!r} is not one of {', '.join(FORMS)}", field="--to")
+    refuse_source(source, output, "OUTPUT")
     labels = MeanLabels(shown("reading labels", pairs_of(source, data_format, split))) if merge else None
     stream, left_out = pairs_of(source, data_format, split, strict=strict), Counter[str]()
     with unless_empty(PairFile(output, to)) as file:  # type: ignore[arg-type]
@@ -70,7 +71,8 @@ def dedupe(
 ) -> None:
     """Leaves out pairs that were there before: the same prompt and responses, in any order, by the same annotator.
 
-    Texts are compared without case, punctuation and spaces. The first of several stays, whatever its label; how many say something else is counted.
+    Texts are compared without case, punctuation and spaces; symbols, and signs between numbers or single letters, count. The first of several stays,
+    whatever its label; how many say something else is counted.
 
     \b
     Example:
@@ -79,6 +81,7 @@ def dedupe(
     from accord.data.duplicates import Duplicates
     from accord.data.writers import PairFile, unless_empty
 
+    refuse_source(source, output, "OUTPUT")
     stream, known = pairs_of(source, data_format, split), Duplicates()
     with unless_empty(PairFile(output)) as file:
         for pair in shown("comparing", stream):

@@ -28,15 +28,15 @@ def import_labels(
 ) -> None:
     """Records the labels that people gave in the ledger, beside those of judges, whose cards then say how far judges agree with people.
 
-    Annotator, reason and time spent come with each label where rows have them. The same command again goes on where it stopped: a label is never
-    recorded twice.
+    Annotator, reason, time spent and how sure the person was come with each label where rows have them. The same command again goes on where it
+    stopped: a label is never recorded twice.
 
     \b
     Example:
         accord data import comparisons.jsonl.gz
         accord data import pairs.jsonl --annotator anna
     """
-    from accord.cli.human_labels import Imported, import_human_labels
+    from accord.cli.human_labels import CONFIDENCE_CHARACTERS, Imported, import_human_labels
     from accord.client.feedback import FeedbackClient
 
     stream, done = pairs_of(source, data_format, split), Imported()
@@ -56,6 +56,7 @@ def import_labels(
         print_table(("annotator", "labels>"), done.annotators.most_common())
         print_line(report.account())
         rows = [(done.recorded, "labels are in the ledger"), (done.unlabelled, "pairs have no label by people")]
+        rows += [(done.long_confidences, f"of them are there without how sure the person was, which took over {CONFIDENCE_CHARACTERS} characters")]
         rows += [(done.conflicting, "are there with another label by the same person, which stays")]
         rows += [(count, f"were refused: {reason}") for reason, count in done.refused.items()]
         for count, text in rows:

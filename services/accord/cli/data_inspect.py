@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from accord.cli.data_options import Format, Source, SplitName, Strict, pairs_of, shown
+from accord.cli.data_options import Format, Source, SplitName, Strict, pairs_of, refuse_source, shown
 from accord.cli.failures import FAILED
 from accord.cli.options import Json
 from accord.cli.output import plain, print_json, print_line, print_table
@@ -41,6 +41,8 @@ def inspect(
 
     if card_file is not None and card_file.suffix not in (".md", ".json"):
         raise InvalidArgumentError(f"{card_file} ends in neither .md nor .json", field="--card")
+    if card_file is not None:
+        refuse_source(source, card_file, "--card")
     stream, maker = pairs_of(source, data_format, split, strict=strict), CardMaker()
     for pair in shown("reading", stream):
         maker.add(pair)

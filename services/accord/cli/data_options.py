@@ -14,6 +14,7 @@ import typer
 
 from accord.cli.failures import FAILED
 from accord.cli.progress import ProgressBar
+from accord.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from accord.data.readers import PairStream
@@ -32,6 +33,14 @@ def pairs_of(source: str, data_format: str, split: str, *, strict: bool = False)
     from accord.data.readers import PairStream
 
     return PairStream(source, format=data_format, split=split, strict=strict)
+
+
+def refuse_source(source: str, output: Path, field: str) -> None:
+    """Raises InvalidArgumentError where a file to write is what is read: what the file to write has no place for would be lost."""
+    from accord.data.files import is_this_file
+
+    if is_this_file(source, output):
+        raise InvalidArgumentError(f"{output} would take the place of what is read, {source}; give another place", field=field)
 
 
 def show_nothing_written(path: Path, report: ReadReport) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.data_options import Format, Source, SplitName, pairs_of, show_nothing_written, shown
+from accord.cli.data_options import Format, Source, SplitName, pairs_of, refuse_source, show_nothing_written, shown
 from accord.cli.options import Json
 from accord.cli.output import plain, print_json, print_line, print_table
 from accord.errors import InvalidArgumentError
@@ -42,7 +42,6 @@ def split(
         accord data split clean.jsonl splits --shares train=0.8,validation=0.1,test=0.1
         accord data split hh.jsonl.gz splits --by conversation --json
     """
-    from accord.data.files import is_this_file
     from accord.data.files import shown as shown_source
     from accord.data.records import RunningDigest
     from accord.data.splitting import Shares
@@ -52,8 +51,7 @@ def split(
         raise InvalidArgumentError(f"{by!r} is neither prompt nor conversation", field="--by")
     parts, stream = Shares.parse(shares), pairs_of(source, data_format, split_name)
     for file in (*(f"{name}.jsonl" for name in parts.shares), SPLIT_FILE):
-        if is_this_file(source, output / file):
-            raise InvalidArgumentError(f"{output / file} would take the place of what is split, {source}; give another folder", field="FOLDER")
+        refuse_source(source, output / file, "FOLDER")
     digests = {name: RunningDigest() for name in parts.shares}
     with contextlib.suppress(NoRowsError), contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(PairFile(output / f"{name}.jsonl")) for name in parts.shares}

@@ -26,18 +26,21 @@ if TYPE_CHECKING:
 _AT_ONCE = 8
 _BATCH = 64
 _EXAMPLES = 10
+CONFIDENCE_CHARACTERS = 64
+"""The most that the ledger takes of a confidence (feedback.proto)."""
 
 
 @dataclass
 class Imported:
     """What came of the labels. `recorded` are in the ledger, now or from an earlier import; `annotators` counts them by person.
 
-    `conflicting` are those whose pair the same person labelled otherwise in the ledger, which is never changed; `refused` those that the service
-    does not take, by reason.
+    `long_confidences` of the recorded ones are without how sure the person was, since the ledger has 64 characters for it. `conflicting` are those
+    whose pair the same person labelled otherwise in the ledger, which is never changed; `refused` those that the service does not take, by reason.
     """
 
     recorded: int = 0
     unlabelled: int = 0
+    long_confidences: int = 0
     conflicting: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     annotators: Counter[str] = field(default_factory=Counter)
@@ -87,11 +90,11 @@ def request_id_of(item: LabelPairItem, annotator: str) -> str:
 def _record(client: FeedbackClient, pair: PreferencePair, annotator: str) -> AccordError | None:
     """Records one label; an error that is about this label alone is returned."""
     item, outcome = human_label(pair)
-    seconds = pair.metadata.get(SECONDS)
+    seconds, confidence = pair.metadata.get(SECONDS), "" if _too_long(pair) else pair.metadata.get(CONFIDENCE, "")
     try:
         client.record_human_label(
             request_id_of(item, annotator), item, outcome, annotator, reason=pair.metadata.get(REASON, ""), duration_seconds=_seconds(seconds),
-            confidence=pair.metadata.get(CONFIDENCE, ""),
+            confidence=confidence,
         )  # fmt: skip
     except (AlreadyExistsError, InvalidArgumentError, OutOfRangeError) as error:
         return error
@@ -105,6 +108,7 @@ def _record(client: FeedbackClient, pair: PreferencePair, annotator: str) -> Acc
 def _count(done: Imported, pair: PreferencePair, annotator: str, error: AccordError | None) -> None:
     if error is None:
         done.recorded += 1
+        done.long_confidences += _too_long(pair)
         done.annotators[annotator] += 1
         return
     if isinstance(error, AlreadyExistsError):
@@ -113,6 +117,11 @@ def _count(done: Imported, pair: PreferencePair, annotator: str, error: AccordEr
         done.refused[error.field or error.code] += 1
     if len(done.examples) < _EXAMPLES:
         done.examples.append(f"{pair.pair_id}: {error}")
+
+
+def _too_long(pair: PreferencePair) -> bool:
+    """Whether the ledger has no room for how sure the person was, which is no reason to refuse the label."""
+    return len(pair.metadata.get(CONFIDENCE, "")) > CONFIDENCE_CHARACTERS
 
 
 def _annotator(pair: PreferencePair, other: str) -> str:

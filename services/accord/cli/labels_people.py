@@ -37,8 +37,8 @@ def people(
 ) -> None:
     """Shows how far the people agree whose labels are in the ledger, and writes these as preference data.
 
-    Each label is a row with who gave it, why, when and in how many seconds; several people's labels of a pair are rows of one prompt. `accord data
-    split` and `accord train reward-model` take the file as it is.
+    Each label is a row with who gave it, how sure, why, when and in how many seconds; several people's labels of a pair are rows of one prompt.
+    `accord data split` and `accord train reward-model` take the file as it is.
 
     \b
     Example:

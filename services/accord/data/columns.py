@@ -20,27 +20,32 @@ class WatchedRow(Mapping[str, Any]):
     """A row that remembers what it was asked for, whether it has it or not."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
-        self._row = row
+        self.unwatched = row
         self.asked: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
         self.asked.add(key)
-        return self._row[key]
+        return self.unwatched[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._row)
+        return iter(self.unwatched)
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self.unwatched)
 
     def unread(self) -> list[str]:
         """Columns that hold something and were not asked for."""
-        return [str(key) for key, value in self._row.items() if key not in self.asked and value is not None]
+        return [str(key) for key, value in self.unwatched.items() if key not in self.asked and value is not None]
 
     def explained(self, reason: str, format_name: str) -> str:
         """Why the row cannot be used; of a field that is missing with the column that nearly has its name."""
         near = get_close_matches(reason.removesuffix(_MISSING), self.unread(), n=1, cutoff=_NEAR) if reason.endswith(_MISSING) else []
         return f"{reason}: {near[0]} is no field of the format {format_name}" if near else reason
+
+
+def glance(row: Mapping[str, Any], key: str) -> Any:
+    """What stands under a key, None where nothing does, without that the column counts as read."""
+    return row.unwatched.get(key) if isinstance(row, WatchedRow) else row.get(key)
 
 
 @dataclass(slots=True)

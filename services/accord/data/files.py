@@ -37,7 +37,8 @@ def local_path(uri: str) -> Path:
 
 
 def is_this_file(uri: str, path: Path) -> bool:
-    """Whether a source is this file of this machine, by whatever name or link."""
+    """Whether a source is this file of this machine, by whatever name or link; local:// is what fsspec calls file://, too."""
+    uri = uri.removeprefix("local://")
     if is_url(uri) or uri.startswith(("sample:", "hub:")):
         return False
     source = local_path(uri)

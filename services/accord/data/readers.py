@@ -104,7 +104,10 @@ def read_pairs(
 def read_demonstrations(
     uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None
 ) -> Dataset[Demonstration]:
-    """Prompts with a response to learn: the reference where there is one, else the chosen response. Arguments as `read_prompts`."""
+    """Prompts with a response to learn: the reference where there is one, else the chosen response. Arguments as `read_prompts`.
+
+    A response that its row calls a bad one (TRL's unpaired data) is rejected; its prompt is still one of `read_prompts`.
+    """
     return _read(uri, _Options(format, split, limit, strict, seed, task), _demonstration)
 
 
@@ -284,11 +287,13 @@ def _demonstration(row: Row, row_id: str, split: str, task: Task) -> Demonstrati
     _with_prompt(row)
     response = row.reference or row.response
     if response is None:
-        raise BadRow("response is missing")
+        raise BadRow(row.no_response or "response is missing")
     return Demonstration(_prompt_id(row, row_id), task, row.messages, response, split, row.metadata)
 
 
 def _text(row: Row, row_id: str, split: str, _: Task) -> Text:
+    if row.no_response:
+        raise BadRow(row.no_response)
     parts = [row.messages[-1].content] if row.messages else []
     parts += [part for part in (row.reference or row.response,) if part]
     if not parts:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from accord.client.feedback import Label
 from accord.client.ledger import HumanLabelRecord, LabelRecord
+from accord.data.formats.row import fact
 from accord.data.records import ANNOTATOR, CONFIDENCE, LABEL_JOB, LABELLED_AT, REASON, SECONDS, PreferencePair
 from accord.feedback.records import digest_of
 from accord.text.chat import Message
@@ -112,7 +113,7 @@ def human_row(record: HumanLabelRecord) -> PreferencePair:
     """
     pair, tie = record.pair, record.outcome == "tie"
     chosen, rejected = (pair.response_b, pair.response_a) if record.outcome == "b" else (pair.response_a, pair.response_b)
-    seconds = "" if record.duration_seconds is None else f"{record.duration_seconds:g}"
+    seconds = "" if record.duration_seconds is None else fact(record.duration_seconds, SECONDS)
     values = (record.annotator_id, record.reason, seconds, record.confidence, _moment(record.create_time), pair.pair_id, record.content_key)
     preference = 0.5 if tie else 1.0
     return PreferencePair(

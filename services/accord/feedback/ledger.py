@@ -12,7 +12,7 @@ import fcntl
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,16 +135,20 @@ class Ledger:
     def record_human_label(self, label: HumanLabel) -> str:
         """Makes a person's label durable and returns its key; the same label under the same request id is kept once.
 
+        A label that is there without confidence is the same one with it: version 2 had no place for it. It stays as it is, under its own key.
+
         Raises:
             AlreadyExistsError: the request id was used with another label.
         """
         with self._writing() as run:
-            known = run("SELECT key FROM human_labels WHERE request_id = ?", (label.request_id,)).fetchone()
+            known = run("SELECT key, confidence FROM human_labels WHERE request_id = ?", (label.request_id,)).fetchone()
             if known is None:
                 _insert(run, "human_labels", rows.human_label_columns(label))
-            elif known["key"] != label.key:
+                return label.key
+            key: str = known["key"]
+            if key != (label if known["confidence"] else replace(label, confidence="")).key:
                 raise AlreadyExistsError(f"request_id {label.request_id!r} was used with another label", field="request_id")
-        return label.key
+            return key
 
     def labels(self, *, job: str = "", kind: Kind | None = None, task: Task | None = None) -> list[LabelFacts]:
         """The labels of a job (all where it is empty), of a kind and a task, oldest first, with their judgements and human preferences."""

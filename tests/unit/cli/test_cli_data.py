@@ -180,10 +180,31 @@ def test_split_replaces_no_file_that_it_reads(accord: Accord, tmp_path: Path, na
     before = (tmp_path / "p60.jsonl").read_bytes()
     result = accord("data", "split", name, ".", "--shares", "p60=0.5,b=0.5")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: FOLDER: p60.jsonl would take the place of what is split, {name}; give another folder\n")
+    assert result.stderr.startswith(f"error: FOLDER: p60.jsonl would take the place of what is read, {name}; give another place\n")
     assert (tmp_path / "p60.jsonl").read_bytes() == before
     assert not (tmp_path / "b.jsonl").exists()
     assert accord("data", "split", name, ".", "--shares", "a=0.5,b=0.5").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("convert", "--to", "trl"), ("convert", "--merge"), ("dedupe",)], ids=" ".join)
+@pytest.mark.parametrize("name", ["in.jsonl", "./in.jsonl", "link.jsonl", "file://in.jsonl", "local://{here}/in.jsonl"])
+def test_convert_and_dedupe_replace_no_file_that_they_read(accord: Accord, tmp_path: Path, command: tuple[str, ...], name: str) -> None:
+    """One row of two was left, without who gave the label."""
+    put(tmp_path, [comparison(1), comparison(1, worker="w2"), comparison(1)], "in.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
+    before, (what, *options), source = (tmp_path / "in.jsonl").read_bytes(), command, name.format(here=tmp_path)
+    result = accord("data", what, source, "in.jsonl", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: OUTPUT: in.jsonl would take the place of what is read, {source}; give another place\n")
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+    assert accord("data", what, source, "out.jsonl", *options).exit_code == 0
+
+
+def test_a_card_replaces_no_file_that_it_is_of(accord: Accord, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([comparison(1)]))
+    result = accord("data", "inspect", "rows.json", "--card", "rows.json")
+    assert (result.exit_code, "error: --card: rows.json would take the place of what is read" in result.stderr) == (2, True)
+    assert read_pairs("rows.json").report.rows == 1
 
 
 def test_split_replaces_no_source_of_its_facts_name(accord: Accord, tmp_path: Path) -> None:
@@ -276,6 +297,21 @@ def test_what_cannot_be_recorded_is_counted(accord: Accord, start: Start, tmp_pa
     conflict = accord("data", "import", "other.jsonl", "--feedback", address)
     assert conflict.exit_code == 1
     assert "1 are there with another label by the same person, which stays" in conflict.stdout
+
+
+def test_a_confidence_too_long_for_the_ledger_costs_no_label(accord: Accord, start: Start, tmp_path: Path) -> None:
+    ledger = Ledger()
+    address, most = start(ledger), "\u00e9" * 64
+    source = put(tmp_path, [comparison(number, confidence=sure) for number, sure in enumerate((most, most + "x", "8"))])
+    result = accord("data", "import", source, "--feedback", address)
+    assert result.exit_code == 0
+    assert "3 labels are in the ledger" in result.stdout
+    assert "1 of them are there without how sure the person was, which took over 64 characters" in result.stdout
+    assert {request.confidence for request in ledger.labels.values()} == {most, "", "8"}
+    found = json.loads(accord("data", "import", source, "--feedback", address, "--json").stdout)["labels"]
+    assert (found["recorded"], found["long_confidences"], found["conflicting"]) == (3, 1, 0)
+    accord("data", "convert", source, "kept.jsonl")
+    assert [pair.metadata["confidence"] for pair in read_pairs("kept.jsonl").rows] == [most, most + "x", "8"]
 
 
 def test_who_labelled_must_be_known(accord: Accord, start: Start, tmp_path: Path) -> None:

@@ -135,6 +135,30 @@ def test_trl_demonstrations(tmp_path: Path, row: dict[str, Any]) -> None:
     assert read_texts(written(tmp_path, [row]), strict=True).rows[0].text == "How tall is it?\n\n30 m"
 
 
+@pytest.mark.parametrize("row", [
+    {"prompt": "How tall is it?", "completion": "30 m"}, {"prompt": [USER], "completion": [{"role": "assistant", "content": "30 m"}]},
+    {"messages": [USER, {"role": "assistant", "content": "30 m"}]},
+])  # fmt: skip
+def test_a_bad_response_of_unpaired_data_is_not_learnt(tmp_path: Path, row: dict[str, Any]) -> None:
+    """KTO's data have good and bad responses in one file; as demonstrations the bad ones were learnt, too."""
+    uri = written(tmp_path, [{**row, "label": True}, {**row, "label": False}])
+    for read in (read_demonstrations, read_texts):
+        data = read(uri)
+        assert (len(data.rows), data.report.rejected, data.report.unread) == (1, {"label is false: the response is not one to learn": 1}, {})
+    assert read_demonstrations(uri).rows[0].response == "30 m"
+    with pytest.raises(InvalidArgumentError, match=r"rows\.jsonl:2: label is false"):
+        read_demonstrations(uri, strict=True)
+    (prompt,) = read_prompts(written(tmp_path, [{**row, "label": False}], "bad.jsonl"), strict=True).rows
+    assert (prompt.messages, prompt.reference) == ((Message("user", "How tall is it?"),), None)
+
+
+def test_a_label_of_another_kind_beside_a_response_is_a_column_that_nobody_reads(tmp_path: Path) -> None:
+    data = read_demonstrations(written(tmp_path, [{"prompt": "How tall is it?", "completion": "30 m", "label": 2}]), strict=True)
+    assert (data.rows[0].response, data.report.unread) == ("30 m", {"label": 1})
+    assert read_demonstrations(written(tmp_path, [{"prompt": "How tall is it?", "label": "30 m"}]), strict=True).rows[0].response == "30 m"
+    assert read_demonstrations(written(tmp_path, [{"prompt": "How tall is it?", "label": True}])).report.rejected == {"response is missing": 1}
+
+
 def test_prompts_alone_and_texts(tmp_path: Path) -> None:
     (prompt,) = read_prompts(written(tmp_path, [{"prompt": "How tall is it?"}]), strict=True, task=Task.SUMMARIZATION).rows
     assert (prompt.messages, prompt.reference, prompt.task) == ((Message("user", "How tall is it?"),), None, Task.SUMMARIZATION)

@@ -12,8 +12,11 @@ import pytest
 from tests.unit.data.test_formats import written
 
 from accord.data.formats import FORMATS
+from accord.data.parquet import ParquetFile
 from accord.data.ratings import FIRST
 from accord.data.readers import read_demonstrations, read_pairs
+from accord.data.records import PreferencePair
+from accord.data.writers import PairFile
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -177,6 +180,34 @@ def test_ratings_of_each_response_are_compared_and_kept_as_gaps(tmp_path: Path, 
     assert len({pair.pair_id for pair in pairs}) == 2
 
 
+@pytest.mark.parametrize(
+    ("questions", "confidence"),
+    [
+        ({"confidence": 4, "confidence_comment": "x" * 80}, "4"), ({"confidence_comment": "I live there", "confidence": 4.0}, "4"),
+        ({"confidence_comment": "I live there"}, None), ({"confidence in words": "very", "Confidence": 3.5}, "3.5"), ({"confidence": "very"}, "very"),
+        ({"confidence_style": 2, "confidence": 3}, "3"), ({"confidence in your reasoning": 5}, "5"), ({"confidence": " "}, None), ({"confidence": True}, "True"),
+        ({"confidence": [1]}, None), ({"confidence": "a\x00b", "confidence_level": "b"}, "b"),
+    ],
+)  # fmt: skip
+def test_how_sure_is_one_number_whatever_else_was_asked_about_it(tmp_path: Path, questions: dict[str, Any], confidence: str | None) -> None:
+    """It is part of a label in the ledger: a comment in its place, or 4.0 beside 4, made another label of the same one. A comment on it is no reason."""
+    row = nested(
+        **{"preference": [("u1", "response-1")], "reason": [("u1", "short")], **{name: [("u1", value)] for name, value in questions.items()}}
+    )
+    for pair in read_pairs(written(tmp_path, [row]), strict=True).rows:
+        assert (pair.metadata.get("confidence"), pair.metadata["reason"]) == (confidence, "short")
+
+
+def test_how_sure_is_the_same_out_of_json_and_out_of_parquet(tmp_path: Path) -> None:
+    rows = [flat(ranking=[("u1", RANKING)], confidence=[("u1", sure)]) | {"id": f"r{sure}"} for sure in (4, 2.5)]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{**row, "confidence.responses": [float(*row["confidence.responses"])]} for row in rows]), tmp_path / "r.parquet"
+    )
+    found = [[pair.metadata for pair in read_pairs(uri, strict=True).rows] for uri in (written(tmp_path, rows), str(tmp_path / "r.parquet"))]
+    assert found[0] == found[1]
+    assert [facts["confidence"] for facts in found[0]] == ["4"] * 3 + ["2.5"] * 3
+
+
 def test_of_ratings_of_several_things_the_overall_one_counts_or_their_mean(tmp_path: Path) -> None:
     """The last question to be read must not take the place of the others: a response rated 5 and 2 is better than one rated 1 and 3."""
     several = {
@@ -243,6 +274,32 @@ def test_argilla_out_of_parquet_and_chats(tmp_path: Path) -> None:
     pairs = read_pairs(str(tmp_path / "rows.parquet"), strict=True).rows
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("No.", "The Danube."), ("The Danube.", "A hill."), ("No.", "A hill.")]
     assert pairs[0].messages == (Message("user", "Name a river."),)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_what_is_said_of_a_label_comes_back_from_accords_own_files(tmp_path: Path, suffix: str) -> None:
+    facts = {
+        "annotator": "anna",
+        "confidence": "4",
+        "seconds": "1234567.125",
+        "reason": " clear,\nand short ",
+        "labelled_at": "2026-01-02T03:04:05+00:00",
+    }
+    pair = PreferencePair("p", Task.CONVERSATION, (Message("user", "x"),), "a", "b", group="g", human_preference=1.0, metadata=facts)
+    with ParquetFile(tmp_path / f"rows.{suffix}", tuple(facts)) if suffix == "parquet" else PairFile(tmp_path / f"rows.{suffix}") as file:
+        file.add(pair)
+    assert read_pairs(str(tmp_path / f"rows.{suffix}"), strict=True).rows == (pair,)
+
+
+@pytest.mark.parametrize(("sure", "text"), [(4, "4"), (4.0, "4"), (3.5, "3.5"), ("4", "4"), (True, "True")])
+def test_a_number_in_accords_metadata_is_the_text_that_every_format_has(tmp_path: Path, sure: object, text: str) -> None:
+    turn = {
+        "prompt": [{"role": "user", "content": "x"}],
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+    }
+    row = {"pair_id": "p", "task": "conversation", **turn, "preference": 1.0, "metadata": {"confidence": sure, "loss": 1.0, "reason": ""}}
+    assert read_pairs(written(tmp_path, [row]), strict=True).rows[0].metadata == {"confidence": text, "loss": "1.0", "reason": ""}
 
 
 def test_what_a_plain_row_tells_of_its_label_is_kept(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_what_nobody_sees_makes_no_other_text(invisible: str) -> None:
         ("\u0b95\u0bbf", "\u0b95\u0bc1"),  # Tamil
         ("What is 1+1?", "What is 1-1?"), ("What is 1 + 1?", "What is 1 - 1?"), ("2*3", "2/3"), ("6\u00d73", "6\u00f73"), ("2 < 3", "2 > 3"), ("2^3", "2 3"),
         ("How is C++?", "How is C#?"), ("How is C++?", "How is C?"), ("I like F#.", "I like F."), ("a+b", "a-b"),
+        ("Solve 3 - x = 1", "Solve 3 + x = 1"), ("a > b", "a < b"), ("f(-1)", "f(1)"), ("f(-x)", "f(x)"), ("p && q", "p || q"), ("p && q", "p & q"), ("x - 1", "x * 1"),
+        ("x-1", "x*1"), ("2 * (3 - x)", "2 / (3 - x)"), ("f(x) - 1", "f(x) * 1"), ("x != 1", "x = 1"), ("x == 1", "x = 1"), ("Take !p", "Take p"), ("x -> y", "x <- y"),
+        ("-1 apple", "1 apple"), ("Yes \U0001f44d", "Yes \U0001f44e"), ("\U0001f44d Yes", "\U0001f44e Yes"), ("\u2713 Yes", "\u2717 Yes"), ("$5", "\u20ac5"), ("$5", "5"),
+        ("save 5%", "save 5"), ("50 \u00b0C", "50 C"), ("a \u2264 b", "a \u2265 b"), ("\U0001f1e9\U0001f1ea won", "\U0001f1eb\U0001f1f7 won"),
     ],
 )  # fmt: skip
 def test_signs_that_tell_texts_apart_stay(one: str, other: str) -> None:
@@ -83,6 +87,10 @@ def test_signs_that_tell_texts_apart_stay(one: str, other: str) -> None:
     [
         ("C++ or C#?", "c++, or c# !"), ("1 + 1", "1+1"), ("2019\u20132020", "2019 - 2020"), ("2019\u22122020", "2019-2020"), ("**bold** move", "bold move"),
         ("well-known", "well known"), ("caf\u00e9", "cafe\u0301"), ("Yes - no", "yes, no"), ("1. Read", "1) read"), ("(5)", "5"), ("# Title", "Title"), ("+ item", "* item"),
+        ("a+b", "a + b"), ("3-x", "3 - x"), ("3 -x", "3 - x"), ("x*1", "x * 1"), ("p&&q", "p && q"), ("x\u22121", "x - 1"), ("1\u20442", "1/2"), ("C ++", "C++"),
+        ("\U0001f602\U0001f602", "\U0001f602 \U0001f602"), ("10-minute walk", "10 minute walk"), ("GPT-4", "GPT 4"), ("an e-mail", "an e mail"), ("`code` here", "code here"),
+        ("> quoted\n> words", "quoted words"), ("* one\n  + two", "one two"), ("\u25cf one\n\u25a0 two", "one two"), ("and/or", "and or"), ("Option **A** (best)", "Option A (best)"),
+        ("**5** (five)", "5 (five)"), ("in 2020\n- 3 apples", "in 2020, 3 apples"), ("word \u2014 she", "word, she"),
     ],
 )  # fmt: skip
 def test_signs_that_are_only_punctuation_go(one: str, other: str) -> None:
@@ -177,3 +185,12 @@ def test_contamination_is_found_in_scripts_without_spaces() -> None:
         most, little = pair(2, prompt="".join(letters[:45]) + "\u4e8c\u4e09"), pair(3, prompt="".join(letters[:12]) + "\u4e8c" * 30)
         found = contamination(Split("test", lambda most=most, little=little: [most, little]), Split("train", lambda train=train: train))
         assert (found.equal_prompts, found.overlapping_prompts, found.examples) == (0, 1, ("p2",))
+
+
+def test_a_sign_that_turns_the_answer_round_is_no_contradiction() -> None:
+    """Of 3 - x = 1 the solution is 2, of 3 + x = 1 it is -2: both pairs stay, and neither says something else of the other."""
+    known = Duplicates()
+    first = pair(1, prompt="Solve 3 - x = 1", chosen="x = 2", rejected="x = 4")
+    second = pair(2, prompt="Solve 3 + x = 1", chosen="x = -2", rejected="x = 4")
+    assert [known.add(first), known.add(second), known.contradicting] == [False, False, 0]
+    assert prompt_key(first.messages) != prompt_key(second.messages)

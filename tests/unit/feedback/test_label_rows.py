@@ -11,13 +11,13 @@ import pyarrow.parquet
 import pytest
 
 from accord.client.feedback import Judgement, Label, LabelPairItem
-from accord.client.ledger import LabelRecord
+from accord.client.ledger import HumanLabelRecord, LabelRecord
 from accord.data.parquet import ParquetFile
 from accord.data.readers import read_pairs
 from accord.data.records import LABEL_JOB, PreferencePair
 from accord.data.writers import PairFile, write_pairs
 from accord.errors import InvalidArgumentError
-from accord.feedback.label_rows import PROVENANCE, LabelledRows, labelled_row
+from accord.feedback.label_rows import PROVENANCE, LabelledRows, human_row, labelled_row
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
@@ -154,3 +154,12 @@ def test_an_export_of_a_jobs_labels_trains_like_the_jobs_own_file(tmp_path: Path
     one, other = (read_pairs(str(tmp_path / f"{name}.jsonl")).rows[0] for name in ("own", "export"))
     assert replace(one, metadata={}, group="") == replace(other, metadata={}, group="")
     assert one.metadata[LABEL_JOB] == other.metadata[LABEL_JOB]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.5, "12.5"), (2.0, "2"), (1234567.125, "1234567.125"), (0.0, "0"), (None, None)])
+def test_a_persons_label_keeps_all_that_was_said_of_it(seconds: float | None, text: str | None) -> None:
+    """Imported into another ledger it is the same label, to the last digit of its seconds."""
+    found = HumanLabelRecord("k", PAIR, "b", "ann", "clearer", seconds, "c", 1_750_000_000.0, "8")
+    made = human_row(found)
+    assert (made.chosen, made.human_preference) == (PAIR.response_b, 1.0)
+    assert [made.metadata.get(name) for name in ("annotator", "reason", "seconds", "confidence")] == ["ann", "clearer", text, "8"]

@@ -115,8 +115,17 @@ def test_a_ledger_of_version_2_keeps_its_labels_and_their_keys(version_1: Path) 
         ((_, found),) = ledger.list_human_labels(content_key="", annotator_id="", after=0, limit=9)
         assert (found.ledger_key, found.reason, found.duration_seconds, found.confidence) == (key, "clearer", 2.5, "")
         assert ledger.record_human_label(person) == key, "the same label once more"
-        with pytest.raises(AlreadyExistsError):
-            ledger.record_human_label(replace(person, confidence="8"))
+        assert ledger.record_human_label(replace(person, confidence="8")) == key, "an import that goes on, now with how sure they were"
+        ((_, kept),) = ledger.list_human_labels(content_key="", annotator_id="", after=0, limit=9)
+        assert kept == found, "what is in the ledger stays"
+        for other in (replace(person, outcome="b"), replace(person, outcome="b", confidence="8"), replace(person, reason="", confidence="8")):
+            with pytest.raises(AlreadyExistsError):
+                ledger.record_human_label(other)
+        sure = replace(person, request_id="h2", confidence="7")
+        assert ledger.record_human_label(sure) == ledger.record_human_label(sure) == sure.key
+        for other in (replace(sure, confidence="8"), replace(sure, confidence="")):
+            with pytest.raises(AlreadyExistsError):
+                ledger.record_human_label(other)
     assert rows(version_1, "PRAGMA user_version") == [{"user_version": schema.VERSION}]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.row import BadRow, Format, Row, checked, messages, optional_text, rating_gap, split_of, text
+from accord.data.formats.row import BadRow, Format, Row, checked, fact, messages, optional_text, rating_gap, split_of, text
+from accord.data.records import ANNOTATOR, CONFIDENCE, SECONDS
 from accord.text.tasks import Task
 
+_OF_A_LABEL = (ANNOTATOR, CONFIDENCE, SECONDS)
 _TASKS = tuple(task.value for task in Task)
 
 
@@ -41,9 +43,15 @@ def _parse(row: Mapping[str, Any]) -> Row:
         messages(row.get("prompt"), "prompt"), text(row, "pair_id"), chosen=chosen[0].content, rejected=rejected[0].content,
         preference=preference, human_preference=None if human is None else probability(human, "human_preference"), response=chosen[0].content,
         reference=None if reference is None else checked(reference, "reference"), task=Task(task), split=split_of(row),
-        group=optional_text(row, "group") or "", metadata={str(key): str(value) for key, value in metadata.items() if value is not None},
+        group=optional_text(row, "group") or "", metadata=_kept(metadata),
         rating_gap=rating_gap(row),
     )  # fmt: skip
+
+
+def _kept(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata as texts. What is said of a label is written as by every format: 4.0, which is 4 in Parquet, would be another one in the ledger."""
+    found = {str(key): str(value) for key, value in metadata.items() if value is not None}
+    return found | {name: fact(metadata[name], name) for name in _OF_A_LABEL if isinstance(metadata.get(name), float)}
 
 
 def _recognises(row: Mapping[str, Any]) -> bool:

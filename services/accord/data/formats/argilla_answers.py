@@ -5,12 +5,14 @@ What does not belong here: the shape of exports (`accord.data.formats.argilla`).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from accord.data.formats.row import BadRow, fact
 from accord.data.records import CONFIDENCE, REASON
 
 _TIES = {"tie", "tied", "both", "equal", "same", "neither", "draw", "none"}
@@ -116,14 +118,26 @@ def _explains(question: str) -> bool:
 
 
 def _facts(answers: Mapping[str, Any]) -> dict[str, str]:
+    """Reason and confidence; a comment on the confidence is neither, since it says nothing of the responses."""
     found: dict[str, str] = {}
     for question, value in answers.items():
-        name = question.lower()
-        if "confidence" in name and isinstance(value, int | float | str):
-            found[CONFIDENCE] = str(value)
-        elif isinstance(value, str) and value.strip() and _explains(name):
+        if isinstance(value, str) and value.strip() and _explains(question) and not _asks_how_sure(question):
             found[REASON] = value
-    return found
+    confidence = _confidence({question: value for question, value in answers.items() if _asks_how_sure(question)})
+    return found if confidence is None else {**found, CONFIDENCE: confidence}
+
+
+def _confidence(answers: Mapping[str, Any]) -> str | None:
+    """How sure: a number before words that do not explain, and of several questions the one with the shortest name, in whatever order they stand."""
+    asked = [question for question, value in answers.items() if not (isinstance(value, str) and _explains(question))]
+    for question in sorted(asked, key=lambda name: (isinstance(answers[name], str), len(name), name)):
+        with contextlib.suppress(BadRow):
+            return fact(answers[question], question)
+    return None
+
+
+def _asks_how_sure(question: str) -> bool:
+    return "confidence" in question.lower()
 
 
 def _plain(text: str) -> str:

@@ -37,7 +37,8 @@ class Row:
     """What a row holds; what is not in it is None.
 
     `preference` is P(chosen better), `rating_gap` the rating of chosen less that of rejected, `rating` that of `response` where a row has one
-    response alone: rows of one prompt by one annotator then make pairs (`accord.data.ratings`).
+    response alone: rows of one prompt by one annotator then make pairs (`accord.data.ratings`). `no_response` says why the row's response is none to
+    learn; it is then not in the row.
     """
 
     messages: tuple[Message, ...]
@@ -54,6 +55,7 @@ class Row:
     metadata: Mapping[str, str] = field(default_factory=dict)
     rating_gap: float | None = None
     rating: float | None = None
+    no_response: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 `prompt` may be text or messages; without one, the turns that chosen and rejected share are the prompt. Ratings are read where they are: `margin` of
 TRL's reward data, or a rating of each response; `split`, and `task` where it is one of Accord's, too. The chosen response is the better one, for sure
-and by a person: a row with a label of another kind is not of this format, and is refused.
+and by a person: a row with a label of another kind is not of this format, and is refused. Unpaired rows (KTO's) say with a truth value under `label`
+whether their one response is a good one: of a bad one the prompt alone is read.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accord.data.columns import glance
 from accord.data.formats.row import BadRow, Format, Row, checked, label_facts, messages, rating_gap, refuse_labels, split_of, text
 from accord.text.chat import Message
 from accord.text.tasks import Task
 
 _RESPONSES = ("response", "completion", "label", "summary", "answer")
+_BAD = "label is false: the response is not one to learn"
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[Message, ...] | None:
@@ -56,14 +59,21 @@ def _parse(row: Mapping[str, Any]) -> Row:
         lead, response = _split(row["messages"], "messages")
         if not lead:
             raise BadRow("there is no prompt before the response")
-        return Row(lead, response=response, reference=response, metadata=metadata, **where)
+        return _single(row, lead, response, metadata=metadata, **where)
     if prompt is None:
         raise BadRow("prompt is missing")
-    key = next((name for name in _RESPONSES if name in row), None)
+    key = next((name for name in _RESPONSES if name in row and not isinstance(glance(row, name), bool)), None)
     if key is None:
         return Row(prompt, metadata=metadata, **where)
     lead, response = _split(row[key], key)
-    return Row(_joined(prompt, lead), response=response, reference=response, metadata=metadata, **where)
+    return _single(row, _joined(prompt, lead), response, metadata=metadata, **where)
+
+
+def _single(row: Mapping[str, Any], prompt: tuple[Message, ...], response: str, **more: Any) -> Row:
+    """A row with one response, which is left out where it is labelled as a bad one. A label that is no truth value says nothing, and stays unread."""
+    if isinstance(glance(row, "label"), bool) and not row["label"]:
+        return Row(prompt, no_response=_BAD, **more)
+    return Row(prompt, response=response, reference=response, **more)
 
 
 def _task(row: Mapping[str, Any]) -> Task | None:
