@@ -53,11 +53,14 @@ def split(
     for file in (*(f"{name}.jsonl" for name in parts.shares), SPLIT_FILE):
         refuse_source(source, output / file, "FOLDER")
     digests = {name: RunningDigest() for name in parts.shares}
+    ids: dict[str, set[str]] = {name: set() for name in parts.shares}
     with contextlib.suppress(NoRowsError), contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(PairFile(output / f"{name}.jsonl")) for name in parts.shares}
         for pair in shown("splitting", stream):
             name = parts.split_of(pair, seed, by)  # type: ignore[arg-type]
-            row = replace(pair, split=name)
+            again = pair.pair_id in ids[name]  # an id is of one pair in each of the source's splits, of which several may meet here
+            row = replace(pair, split=name, pair_id=f"{pair.pair_id} of {pair.split}" if again else pair.pair_id)
+            ids[name].add(row.pair_id)
             files[name].add(row)
             digests[name].add(row)
         if not any(file.rows for file in files.values()):

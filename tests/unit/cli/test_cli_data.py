@@ -207,6 +207,23 @@ def test_a_card_replaces_no_file_that_it_is_of(accord: Accord, tmp_path: Path) -
     assert read_pairs("rows.json").report.rows == 1
 
 
+def test_split_keeps_pairs_that_share_an_id_in_different_splits_of_the_source(accord: Accord, tmp_path: Path) -> None:
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    rows = [
+        {
+            "pair_id": "1", "task": "conversation", "prompt": said("user", f"prompt of {split}"), "chosen": said("assistant", "yes"),
+            "rejected": said("assistant", f"no, {split}"), "preference": 1.0, "split": split,
+        }
+        for split in ("train", "test", "validation")
+    ]  # fmt: skip
+    found = json.loads(accord("data", "split", put(tmp_path, rows), "parts", "--shares", "all=1", "--json").stdout)
+    assert found["splits"]["all"]["rows"] == 3
+    kept = read_pairs("parts/all.jsonl", split="all", strict=True).rows
+    assert sorted(pair.pair_id for pair in kept) == ["1", "1 of test", "1 of validation"]
+
+
 def test_split_replaces_no_source_of_its_facts_name(accord: Accord, tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text(json.dumps([comparison(number) for number in range(10)]))
     result = accord("data", "split", "split.json", ".")
