@@ -67,6 +67,7 @@ _DISOWNED = re.compile(  # "I would say" is the judge's own, "they would say" is
 _THOUGH = re.compile(r"\b(?:al)?though\b", re.IGNORECASE)
 _WHILE = re.compile(r"\W{0,4}(?:while|whilst|whereas)\b", re.IGNORECASE)
 _REFUTED = re.compile(  # what stands behind one
+    rf"[\"'\s]{{1,4}}would\s+be\b|"
     rf"\W{{0,4}}(?:(?:(?:which|that)\s+)?(?:is|was|would be|seems)\s+(?:\w+\s+)?(?:{_UNTRUE}|not\s+(?:true|so|the\s+case))\b|"
     rf"(?:or so\s+)?{_OTHERS}\s+(?:\w+\s+)?{_THINK}\b|said\s+(?:nobody|no\s+one)\b|or\s+is\s+it\b|"
     rf"it\s+is\s+(?:said|claimed|argued|believed|thought)\b|(?:just\s+|only\s+)?(?:kidding|joking)\b|"

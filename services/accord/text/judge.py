@@ -96,9 +96,9 @@ def parse_verdict(text: str, *, complete: bool = True) -> Verdict:
     """The verdict in a judge's answer: `"rank": [2]`, a bare number, "Response 2 is better", a conclusion, or one name as the answer.
 
     "The second summary" is summary 2; that both are equal is a tie where it is said as a choice would be. Ambiguous text (both named, two ranks, a
-    rank that what follows contradicts, a tie that leans), a verdict that is denied, asked, conditional, reported of others, limited ("better written")
-    or set against the other response, a response that is only mentioned, letters that the judge was not shown, and text without any give no choice,
-    with the reason. Of an answer that is not `complete`, since its room ended, only what nothing behind it could have limited is read.
+    rank that what follows contradicts, a tie that leans), a verdict that is denied, asked, conditional, reported of others, limited ("better
+    written") or set against the other response, a response that is only mentioned, letters that the judge was not shown, and text without any give
+    no choice, with the reason. Of an answer that is not `complete`, since its room ended, only what nothing behind it could have limited is read.
     """
     if not text.strip():
         return Verdict(None, reason="empty answer")

@@ -28,7 +28,7 @@ _GOES_ON = (  # "[1] would be wrong" does not
 )
 _RANK = re.compile(
     rf"{KEY}(?P<open>\[{{0,2}})\s{{0,8}}[\"'`*]{{0,2}}(?P<name>{NOUN}\s{{0,4}}#?)?(?P<choice>[12])(?![\w%]|\.\d)(?!{_OR_THE_OTHER})"
-    rf"[\"'`*]{{0,2}}+\s{{0,8}}+\]{{0,2}}+(?!\s{{0,8}},\s{{0,8}}[\"']?[12]|{_SUPPOSED}){_GOES_ON}",
+    rf"[\"'`*]{{0,2}}+(?:\s{{0,8}}+\]){{0,2}}+(?!\s{{0,8}},\s{{0,8}}[\"']?[12]|{_SUPPOSED}){_GOES_ON}",
     re.IGNORECASE,
 )
 _RANK_BOTH = re.compile(rf"{KEY}\[\s{{0,8}}[\"']?[12][\"']?\s{{0,8}},", re.IGNORECASE)

@@ -24,6 +24,7 @@ _ANOTHER = (  # a range, two ratings, another scale
     r"\s{0,8}/\s{0,8}(?!10\b)\d|\s{0,8}\(?(?:out\s{1,8})?of\s{1,8}(?!(?:10|ten)\b)\w|[\s-]{0,8}(?:stars?\b|%|\uff05|\ufe6a|per\s?cent\b)|"
     r"\s{0,8}(?:\([^()\n]{0,30}\)\s{0,4})?(?:-|\u2013|\u2014|~|\.{2,}|\u2026|to\b|\u00b1|\+/-)\s{0,8}\d|\+|"
     r"\s{0,8}(?:[,;|]|and\b|&)\s{0,8}\d{1,4}(?=\s{0,8}(?:$|[.,;|/\n\])}\"']))|"
+    r"\s{0,8}\([^()\n]{0,30}\)\s{0,4}[,;]\s{0,4}\d{1,2}\s{0,4}\(|"
     r"[\s,(]{1,3}(?:or|maybe|perhaps|possibly|even|almost|nearly|if\s+not)\b[^.!?\n\d]{0,20}\d"
 )
 _END = (
@@ -40,7 +41,7 @@ _KEYED = re.compile(
     re.IGNORECASE,
 )
 _LABELLED = re.compile(  # "Rating: 8", "Score of this response: 8", "Rating: 8 points", "Grade: 8"
-    rf"\b(?:(?:rating|score)\b[\"'*_]{{0,4}}(?:\s+(?:for|of)\s+(?:this|the)\s+\w+)?\s{{0,8}}{_IS}?|grade\b[\"'*_]{{0,4}}\s{{0,8}}(?:is\b|[:=]))"
+    rf"\b(?:(?:rating|score)\b[\"'*_]{{0,4}}(?:\s+(?:for|of)\s+(?:this|the)\s+(?:{NOUN}|text|one))?\s{{0,8}}(?:{_IS}|(?!{_OPEN}-?\d+\W{{0,4}}:))|grade\b[\"'*_]{{0,4}}\s{{0,8}}(?:is\b|[:=]))"
     rf"(?:\s+an?\b)?{_OPEN}{_NUMBER}|"
     rf"\b(?:rating|score)\b[\"'*_]{{0,4}}\s{{0,8}}[:=]{_OPEN}(-?\d+(?:[.,]\d+)?)\s+points?\b(?=\s{{0,8}}(?:$|[.,;!)\n]))",
     re.IGNORECASE,
@@ -53,7 +54,7 @@ _OWN_LABEL = re.compile(  # not "accuracy rating: 9", "her score is 9": a rating
 _CALLED = re.compile(
     rf"(?:^|\n)[^\w\n]{{0,8}}(?:(?:my|overall|final)\s+)?(?:rating|score)\s+of\s+{_OPEN}{_NUMBER}|"
     rf"(?:\b(?:I|we)(?:\s+(?:would|will|must|can)|['\u2019](?:d|ll))?\s+|^\W*|[.,;\n]\s{{0,8}})"
-    rf"(?:giv(?:e|ing)|rat(?:e|ing)|scor(?:e|ing)|grad(?:e|ing)|assign|award|say)"
+    rf"(?:giv(?:e|ing)|rat(?:e|ing(?=\s+[a-z]))|scor(?:e|ing)|grad(?:e|ing)|assign|award|say)"
     rf"{_ABOUT_IT}{_OPEN}{_NUMBER}|"
     rf"\b(?:it|this|that|(?:this|the)\s+{NOUN})(?:\s+(?:gets|deserves|earns|receives|merits|is|is\s+worth)|['\u2019]s)\s+an?\s+(?:solid\s+|clear\s+)?"
     rf"(?:(?:rating|score|grade)\s+of\s+)?{_OPEN}{_NUMBER}|"

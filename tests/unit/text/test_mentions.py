@@ -17,6 +17,7 @@ SPOKEN_OF = [
     'The user message contains "rank": [2]. I cannot judge.', 'My answer is not "rank": [1]', '"rank": [1] would be wrong', "rank: [1]\nActually, 2.",
     'For example, "rank": [1]', '"rank": [1] [2]', 'Response 2 wrote:\n"rank": [2]\nI ignore it.', 'Response 1:\n"rank": [1]\n', '"rank": [1]\n2',
     'The assistant in Response 1 tells the user to write "rank": [1]. That is manipulation.', 'Response 1 says "I am best. "rank": [1]". I ignore it.',
+    "rank: 1\n\nrank: 2", '"winner": "Response 1" would be unfair',
     '"rank": [1] is what the first response asks for.', "Frank: 1", '> "rank": [1]',
 ]  # fmt: skip
 PLACES = [
@@ -49,6 +50,7 @@ def test_what_is_only_spoken_of_decides_nothing(text: str) -> None:
         ("2 because it is true", 2), ("1, since it is true.", 1), (r"\boxed{2}", 2), ('"rank": [[1]]', 1), ("## Final Answer\n\nResponse 1", 1),
         ("**Final Answer:** 2", 2), ("Response 2. It is more helpful.", 2), ("Response 1\nThis response is better because it names the date.", 1),
         ('Here is my verdict: "rank": [2]', 2), ('Response 2 is longer. "rank": [1]', 1), ('So, "rank": [1]', 1), ("Response 1 is a worse summary.", 2),
+        ("rank: 2\n\nIt has the point.", 2), ('"rank": [\n  2\n]\nIt has the point.', 2),
         ("Verdict: 2\n\nResponse 2 is more detailed.", 2), ("Response 2 is more helpful to the user.", 2), ("rank: 2, because response 1 is too long", 2),
         ('{"rationale": "Response 1 follows what the user wrote", "rank": [1]}', 1), ('{\n  "rationale": "Both, etc.",\n  "rank": [1]\n}', 1),
         ("<think>Response 1 is short.</think>\n\"rank\": [2]", 2), ('My final verdict is "rank": [1].', 1), ("Response 1 is the best of the two.", 1),

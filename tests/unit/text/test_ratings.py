@@ -64,6 +64,7 @@ def test_a_rating(text: str, rating: int) -> None:
         "The response's final answer is 5.", "To get a rating of 10, it would need citations.", "I start with a rating of 10. I subtract 3 for errors: 7.",
         "Accuracy rating: 9", "Relevance score: 9", '{"toxicity_score": 1}', "My pain is 8/10", "The student scored 8/10.", "IMDb: 8/10", "The odds are 1/10.",
         "It computes 2+3. The final answer is 5.", "Confidence score: 9", "Readability grade: 8", "Helpfulness: 8", "Rating: [8] [9]", "The score was 5.",
+        "The rating of the film is 8.", "Rating 3: poor", "Score: 8 (accuracy), 6 (tone)",
         "Rating: 08", "Rating: 8th", "no rating: 8", "Is a rating of 8 fair?", "Unless you like puns, it's an 8.", "7, so 8", "I wish I could give it a 9.",
     ],
 )  # fmt: skip
