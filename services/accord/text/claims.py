@@ -12,22 +12,39 @@ from collections.abc import Iterator
 
 from accord.text.conditions import NOUN, hangs, is_supposed
 
-ONE = rf"\b{NOUN}\s*#?\s*([12])\b"
+ONE = rf"\b{NOUN}\s{{0,8}}#?\s{{0,8}}([12])\b"
 OTHER = rf"(?!\s*(?:,|/|&|and\b|or\b|vs\b)\s*(?:{NOUN}\s*)?#?[12]\b)"
 DIGIT = rf"([12])(?=\s*(?:$|[.,;!?)\]\"'*\n]))(?!\.\d){OTHER}"
 SAYS = r"(?:(?:my|the|final)\s+){0,4}(?:verdict|choice|decision|conclusion|preference|winner)"
-KEY = r"(?:[\"']?rank[\"']?|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s*[:=]\s*"
-_HOW = r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the)\s+)*"
+KEY = r"(?<![\w-])(?:[\"'`*]{0,3}rank[\"'`*]{0,3}|[\"'](?:verdict|choice|preferred|preference|winner)[\"'])\s{0,8}[:=]\s{0,8}[*`]{0,2}\s{0,8}"
+_HOW = (
+    r"(?:(?:clearly|much|slightly|far|marginally|a bit|still|overall|the|clear|significantly|definitely|considerably|substantially|noticeably|"
+    r"certainly|obviously|undoubtedly|vastly|even|a lot|by far)\s+)*"
+)
 _GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
+_THING = rf"(?:{NOUN}|one|choice|option|pick)"
+_OF_IT = (  # "is the best example of bad advice" is no verdict
+    rf"(?!\s+or\b)(?![^\S\n]+(?!(?:{_THING}|because|than|regardless|instead|overall|here|even|and|but|as)\b)\w+[^\S\n]+(?:of|for|how)\b)"
+    r"(?!\s+of\b(?!\s+(?:(?:the|these|both)\s+)?(?:two|pair|them|both|responses|summaries|replies|answers|options)\b(?!\s+worlds)))"
+)
 _BETTER = re.compile(
-    rf"{ONE}\W*(?:(?:is|was)\s+{_HOW}{_GOOD}\b(?!\s+or\b)|wins(?=\s*(?:[.!\n]|$)))|"
+    rf"{ONE}\W*(?:(?:is|was)\s+(?:{_HOW}{_GOOD}\b|an?\s+{_HOW}{_GOOD}\s+{_THING}\b){_OF_IT}|wins(?=\s*(?:[.!\n]|$)))|"
+    rf"^\W*{ONE}[^\w?]{{1,8}}(?:it|this(?:\s+{_THING})?)\s+(?:is|was)\s+{_HOW}{_GOOD}\b{_OF_IT}|"  # "Response 1. It is better."
     rf"\b(?:better|best|preferred|prefer|choose|pick|winner)\b(?:\s+(?:one|{NOUN}))?(?:\s+is\b|\s*:)?[^\w,]+(?:the\s+)?(?:{ONE}{OTHER}|{DIGIT})",
     re.IGNORECASE,
 )
-_WORSE = re.compile(rf"{ONE}\W*(?:is|was)\s+{_HOW}(?:worse|worst|inferior|weaker|less helpful|more harmful)\b(?!\s+or\b)", re.IGNORECASE)
+_BAD = r"(?:worse|worst|inferior|weaker|less helpful|more harmful)"
+_WORSE = re.compile(rf"{ONE}\W*(?:is|was)\s+(?:{_HOW}{_BAD}\b|an?\s+{_HOW}{_BAD}\s+{_THING}\b){_OF_IT}", re.IGNORECASE)
+_LESSER = re.compile(r"\b(?:least|less|non|not|second|2nd|next|third|worst|lower|lesser|runner-up)[\s*_\"'-]{1,4}$", re.IGNORECASE)
+"""What makes a word of preference its contrary: "least preferred", "second-best"."""
 _SENTENCE = 400
 """Characters of a sentence that are looked at around a verdict: a judge that says the same over and over must take no time in the square of it."""
-_CONCLUDED = re.compile(rf"\b(?:therefore|thus|hence|overall|in conclusion|{SAYS})\b(?:\s+is\b)?\W{{0,6}}(?:{ONE}|{DIGIT})\W*$", re.IGNORECASE)
+_CONCLUDED = re.compile(
+    rf"(?:\b(?:therefore|thus|hence|overall|in conclusion|{SAYS})\b|(?:^|\n)[^\w\n>]{{0,8}}(?:(?:my|the)\s+)?final\s+answer(?!\s+is\b))"
+    rf"(?:\s+is\b)?\W{{0,6}}(?:{ONE}|{DIGIT})\W*$|"
+    rf"(?:^|\n)[^\w\n>]{{0,8}}{SAYS}[*\"'_]{{0,3}}:[^\w\n]{{0,8}}(?:{ONE}|{DIGIT})[^\w\n?]{{0,8}}(?=\n|$)",  # a line of its own
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"(?:\b(?:not|never|hardly|rarely|seldom|barely|no|nobody|none|nor|neither|cannot|unable|refuse|if|when|whether|unless|otherwise|assuming|supposing|"
     r"(?<!I )suppose|provided\s+that)\b|n['\u2019]t\b)[^.,;:!?\n]*$|[12]\s*(?:and|or|/|&)\s*$",
@@ -50,6 +67,7 @@ _DISOWNED = re.compile(  # "I would say" is the judge's own, "they would say" is
 _THOUGH = re.compile(r"\b(?:al)?though\b", re.IGNORECASE)
 _WHILE = re.compile(r"\W{0,4}(?:while|whilst|whereas)\b", re.IGNORECASE)
 _REFUTED = re.compile(  # what stands behind one
+    rf"[\"'\s]{{1,4}}would\s+be\b|"
     rf"\W{{0,4}}(?:(?:(?:which|that)\s+)?(?:is|was|would be|seems)\s+(?:\w+\s+)?(?:{_UNTRUE}|not\s+(?:true|so|the\s+case))\b|"
     rf"(?:or so\s+)?{_OTHERS}\s+(?:\w+\s+)?{_THINK}\b|said\s+(?:nobody|no\s+one)\b|or\s+is\s+it\b|"
     rf"it\s+is\s+(?:said|claimed|argued|believed|thought)\b|(?:just\s+|only\s+)?(?:kidding|joking)\b|"
@@ -67,13 +85,15 @@ _QUOTED = re.compile(  # 'It says "response 2 is better"' and "I was told to cho
     re.IGNORECASE,
 )
 _WHOLE = r"(?:every|all|any|each|both|general|my|this|that|comparison|fact|short|total|balance|the\s+(?:whole|end))"
-_REASON = r"(?:its|their|being|me|this|these|those|that|several|two|three|many|all|the)"
+_WHOM = rf"(?:(?:the\s+)?(?:{NOUN}|other|user|person|human|asker|question|prompt|request|conversation|post)|me|us|this|that|it)"
+_REASON = rf"(?:its|their|being|me|this|these|those|that|several|two|three|many|all|the\s+(?:\w+\s+){{0,2}}?(?:reasons?|task|purpose)|{_WHOM})"
 _LIMITED = re.compile(  # better written, better in tone, preferred by many: one merit, or someone else's opinion, and no verdict
     rf"(?:\s+(?:one|choice|{NOUN})\b)?(?:\s+than\s+(?:it\b|the\s+other(?:\s+one)?\b|{NOUN}\s*#?[12]\b))?(?:['\u2019]s\s|[\s-]{{1,4}}(?:"
     r"(?:\w+ly\s+)?(?!(?:based|compared|indeed)\b)(?:\w+ed|written|put|laid|told|said|spoken|made|built|known|done)\b|"
     rf"(?:in|at|on|regarding|concerning)\b(?!\s+{_WHOLE}\b)|with\s+(?:regard|respect)\b|as\s+far\s+as\b|as\s+regards\b|"
     r"(?:only|merely|stylistically|grammatically|structurally|visually|technically)\b|"
-    rf"by\b(?!\s+(?:far|a|me)\b)|to\s+{_OTHERS}\b|for\b(?!\s+{_REASON}\b)))",
+    rf"by\b(?!\s+(?:far|a|me)\b)|to\s+(?:{_OTHERS}\b|(?!{_WHOM}\b)\w)|for\b(?!\s+{_REASON}\b)|with\b(?!\s+(?:its|a|an|more|fewer|no)\b)|"
+    r"(?:the\s+)?(?:less|least|last)\b))",
     re.IGNORECASE,
 )
 _SENTENCE_REST = re.compile(rf"[^.!?\n]{{0,{_SENTENCE}}}")
@@ -105,10 +125,16 @@ def meant(text: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
             yield match
 
 
+def is_refuted(text: str, end: int) -> bool:
+    """Whether what ends at `end` is called wrong, or somebody else's words, right behind: "..., said nobody"."""
+    return _REFUTED.match(text, end) is not None
+
+
 def _named(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, str]]:
     """Where each claim that is meant ends, with the response that it names."""
     for match in meant(text, pattern):
-        yield match.end(), next(group for group in match.groups() if group)
+        if not _LESSER.search(text, max(0, match.start() - 16), match.start()):
+            yield match.end(), next(group for group in match.groups() if group)
 
 
 def _is_disowned(text: str, start: int) -> bool:

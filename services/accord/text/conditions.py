@@ -39,7 +39,7 @@ _LED = re.compile(  # a clause that begins with a condition, or with one merit, 
     re.IGNORECASE,
 )
 _LABELLED = re.compile(  # "1. Coherence: ...", "**Tone** - ..."
-    rf"(?:^|[.;!?\n])[^\w\n]{{0,8}}(?:\d\s*[.)]\s*)?[^\w\n]{{0,8}}{_MERIT}(?:\s+and\s+{_MERIT})?[^\w\n.,]{{0,8}}[:\u2013\u2014-](?:(?!\boverall\b)[^.!?;\n])*$",
+    rf"(?:^|[.;!?\n])[^\w\n]{{0,8}}(?:\d\s*[.)]\s*)?[^\w\n]{{0,8}}{_MERIT}(?:\s+and\s+{_MERIT})?[^\w\n.,]{{0,8}}[:\u2013\u2014-](?:[^\w.!?;]{{0,8}}|(?:(?!\boverall\b)[^.!?;\n])*)\Z",
     re.IGNORECASE,
 )
 _HANGS = re.compile(
@@ -54,7 +54,7 @@ def is_supposed(text: str, start: int) -> bool:
     least = max(0, start - _BACK)
     sentence = max(least, *(text.rfind(mark, least, start) for mark in ".!?"))  # with the mark, behind which a clause begins
     led = any(before.search(text, sentence, start) for before in (_OF_A_RESPONSE, _LED))
-    return led or _LABELLED.search(text, least, start) is not None
+    return led or (_LABELLED.search(text, least, start) is not None and text[start : start + 7].lower() != "overall")
 
 
 def hangs(text: str, end: int) -> bool:

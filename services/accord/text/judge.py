@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from accord.text.chat import Message
-from accord.text.claims import KEY, ONE, OTHER, SAYS, said_better
-from accord.text.conditions import NOUN, is_supposed
+from accord.text.claims import ONE, OTHER, SAYS, said_better
+from accord.text.conditions import NOUN
+from accord.text.lines import plain_text
+from accord.text.ranks import ranked_first, ranks_both
 from accord.text.ratings import RATINGS
-from accord.text.ties import is_only_equal, ranked_equal, said_equal
+from accord.text.ties import is_only_equal, leans, ranked_equal, said_equal
 
 Outcome = Literal["a", "b", "tie"]
 TIE = "tie"
@@ -38,23 +40,17 @@ _CONTROL = re.compile(  # shapes of control tokens, full-width forms too, which 
     rf"{_OPEN}(?=/?{_CAPITAL}(?:{_CAPITAL}|[_\uff3f])+{_CLOSE}|{_BAR}[^\[\]\n\uff3b\uff3d]{{1,64}}{_BAR}{_CLOSE}|[gs]MASK{_CLOSE})|"  # [INST]
     rf"(?:{_OPEN}|{_CLOSE})(?=(?:[!~]\w{{0,16}}~?|\w{{1,16}}~)(?:{_OPEN}|{_CLOSE}))"  # ]~b] [e~[
 )
-_OTHER_DIGIT = r"(?!\1)[12]"
-_OR_THE_OTHER = (  # [1 or 2], [1/2], [1 2], [1] or [2], "Response 1 or Response 2": what was asked for, said again
-    rf"(?:[\"' \t]{{0,4}}[ \t]|[\"'\]) \t]{{0,8}}[,/|&=-][\"'\[ \t]{{0,8}}){_OTHER_DIGIT}(?=[\"') \t]{{0,8}}(?:$|[\]\n,.;|}}]))"
-    rf"|[\"'\])(\s]{{0,8}}(?:or|vs|versus)\b[\"'\[(\s]{{0,8}}(?:{NOUN}\s*)?#?{_OTHER_DIGIT}\b"
-    r"|[\"'\])(\s]{0,8}(?:or\b|[/|])[\"'\s]{0,8}(?:a\s+)?(?:tie|draw|equal|neither|both)\b"
-    rf"|[\"'\])(\s]{{0,8}}and\b[\"'\[(\s]{{0,8}}(?:{_OTHER_DIGIT}\b|{NOUN}\s*#?{_OTHER_DIGIT}[\"'\]])"
-)
-_SUPPOSED = r"\s{0,8}(?:\?|,?\s{0,8}(?:if|when|means|stands)\b)"
-_RANK = re.compile(
-    rf"{KEY}\[?\s*[\"']?(?:{NOUN}\s*)?([12])(?!\d|\.\d)(?!{_OR_THE_OTHER})[\"']?+\s*+\]?+(?!\s*,\s*[\"']?[12]|{_SUPPOSED})", re.IGNORECASE
-)
-_RANK_BOTH = re.compile(rf"{KEY}\[\s*[\"']?[12][\"']?\s*,", re.IGNORECASE)
 _NAMED = re.compile(ONE, re.IGNORECASE)
-_BARE = re.compile(rf"^\W*(?:(?:{SAYS}|(?:(?:my|the|final)\s+)*{NOUN})\s*(?:is\b|:)\W*)?([12])[^\w?]*$", re.IGNORECASE)
-_ALONE = re.compile(
-    rf"^\W*(?:(?:{SAYS}|(?:(?:my|the|final)\s+)*answer)\s*(?:is\b|:)\W*)?{ONE}(?=\W*$|[.,!\n*]|\s+(?:because|since)\b){OTHER}", re.IGNORECASE
+_LABEL = rf"(?:{SAYS}|(?:(?:my|the|final)\s+)*answer)[*_\"'\s]{{0,4}}(?:\bis\b|[:=]|\n)\W*"
+_WHY = r",?\s+(?:because|since)\b(?![^.!?\n]*,\s*(?:\w+[^s\W]s|is|was|has|had|did|may|might|can|could|will|would)\b)"
+"""A reason that ends its sentence: "Response 1, since it is longer, repeats itself" only mentions the response."""
+_BARE = re.compile(
+    rf"^\W*(?:(?:{SAYS}|(?:(?:my|the|final)\s+)*{NOUN})[*_\"'\s]{{0,4}}(?:\bis\b|[:=]|\n)\W*)?([12])(?:[^\w?]*$|[\"'*\]]{{0,3}}(?={_WHY}))",
+    re.IGNORECASE,
 )
+_ONLY = re.compile(r"^[\s\"'*(\[]*([12])[\s\"'*)\]]*$")
+_ALONE = re.compile(rf"^\W*(?:{_LABEL}{ONE}(?=\W*$|[.,!\n*]|{_WHY})|{ONE}(?=\W*$|{_WHY})){OTHER}", re.IGNORECASE)
+_SETTLED = re.compile(r".*(?:[.!?\n]|\b(?:because|since)\b)", re.IGNORECASE | re.DOTALL)
 _ORDINAL = re.compile(rf"\b(?:the\s+)?(first|second)\s+(?:{NOUN}|one)\b(?!\s*#?\s*[12])|(?<=prefer )the\s+(first|second)\b(?=\W*$)", re.IGNORECASE)
 _LETTERED = re.compile(rf"^\W*[AB]\W*$|\b{NOUN}\s+[AB]\b", re.IGNORECASE)
 
@@ -96,21 +92,23 @@ def render_template(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(prompt|first|second|response)\}", lambda match: values[match.group(1)], template)
 
 
-def parse_verdict(text: str) -> Verdict:
-    """The verdict in a judge's answer: JSON `"rank": [2]`, a bare number, "Response 2 is better", a conclusion, or a beginning with one name.
+def parse_verdict(text: str, *, complete: bool = True) -> Verdict:
+    """The verdict in a judge's answer: `"rank": [2]`, a bare number, "Response 2 is better", a conclusion, or one name as the answer.
 
     "The second summary" is summary 2; that both are equal is a tie where it is said as a choice would be. Ambiguous text (both named, two ranks, a
-    rank that what follows contradicts), a verdict that is denied, asked, conditional, reported of others, limited ("better written") or set against
-    the other response, a response that is only mentioned, letters that the judge was not shown, and text without any give no choice, with the reason.
+    rank that what follows contradicts, a tie that leans), a verdict that is denied, asked, conditional, reported of others, limited ("better
+    written") or set against the other response, a response that is only mentioned, letters that the judge was not shown, and text without any give
+    no choice, with the reason. Of an answer that is not `complete`, since its room ended, only what nothing behind it could have limited is read.
     """
     if not text.strip():
         return Verdict(None, reason="empty answer")
-    if _RANK_BOTH.search(text):
+    if ranks_both(text):
         return Verdict(None, reason="ranks both responses")
-    text = _ORDINAL.sub(lambda match: "response " + ("1" if (match.group(1) or match.group(2)).lower() == "first" else "2"), text)
+    text = _ORDINAL.sub(lambda match: "response " + ("1" if (match.group(1) or match.group(2)).lower() == "first" else "2"), plain_text(text))
     named = set(_NAMED.findall(text))
-    alone = set(_ALONE.findall(text)) if len(named) == 1 else set()
-    for found in (_ranked(text), _bare(text), _said(text), alone):
+    for found in (_ranked(text), _bare(text, complete), _said(text) | _alone(text, named) if complete else _settled(text)):
+        if TIE in found and leans(text):
+            return Verdict(None, reason="calls both equal, and leans to one of them")
         if len(found) == 1:
             return Verdict(None, tie=True) if found == {TIE} else Verdict(1 if found == {"1"} else 2)
         if found:
@@ -122,19 +120,39 @@ def parse_verdict(text: str) -> Verdict:
 
 def _ranked(text: str) -> set[str]:
     """What the machine-readable line ranks first ("1", "2", "tie"), with what the text behind it says."""
-    ranks = [match for match in _RANK.finditer(text) if not is_supposed(text, match.start())]
-    found = {match.group(1) for match in ranks} | ({TIE} if ranked_equal(text) else set())
-    return found | (_said(text[ranks[-1].end() :]) if ranks else said_better(text) if found else set())
+    first, end = ranked_first(text)
+    found = first | ({TIE} if ranked_equal(text) else set())
+    return found | (_said(text[end:]) if first else said_better(text) if found else set())
 
 
-def _bare(text: str) -> set[str]:
-    """The verdict that is the whole answer."""
-    return set(_BARE.findall(text)) | ({TIE} if is_only_equal(text) else set())
+def _bare(text: str, complete: bool) -> set[str]:
+    """The verdict that is the whole answer, or its beginning with a reason behind."""
+    if not complete:
+        return set(_ONLY.findall(text))
+    match = _BARE.match(text)
+    if match is None:
+        return {TIE} if is_only_equal(text) else set()
+    return {match.group(1)} | (_said(text) if text[match.end() :].strip() else set())
 
 
 def _said(text: str) -> set[str]:
     """What the text calls better, and whether it calls both equal."""
     return said_better(text) | ({TIE} if said_equal(text) else set())
+
+
+def _settled(text: str) -> set[str]:
+    """What a text whose end is missing calls better in its whole sentences, where the last one takes nothing back.
+
+    "Response 1 is better" may go on "in tone", and behind "It is a tie." a lean may follow.
+    """
+    whole = _SETTLED.match(text)
+    said = _said(text)
+    return said if whole is not None and TIE not in said and _said(whole.group()) == said else set()
+
+
+def _alone(text: str, named: set[str]) -> set[str]:
+    """The one response that is named as the answer, not mentioned as what a sentence is about."""
+    return {name for names in _ALONE.findall(text) for name in names if name} if len(named) == 1 else set()
 
 
 def verdict_probability(logprob_1: float, logprob_2: float) -> float:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 
-from accord.text.claims import KEY, SAYS, is_answered, meant
+from accord.text.claims import DIGIT, KEY, ONE, OTHER, SAYS, is_answered, meant
 from accord.text.conditions import NOUN
+from accord.text.lines import is_own_line
 
 _MANY = r"(?:responses|summaries|replies|answers|options)"
 _BOTH_NAMED = rf"(?:{_MANY}\s*#?[12]\s*(?:and|&)\s*#?[12]|{NOUN}\s*#?[12]\s*(?:and|&)\s*(?:{NOUN}\s*)?#?[12])"
@@ -26,7 +27,8 @@ _A_TIE = r"(?:(?:an?\s+(?:exact\s+|clear\s+|complete\s+|dead\s+)?)(?:tie|draw)|t
 _GOOD = r"(?:good|bad|strong|weak|helpful|unhelpful|harmless|harmful|safe)"
 _EQUALLY = rf"equally\s+{_GOOD}(?:\s+and\s+{_GOOD})?\b(?!-)"
 _EQUAL = (
-    rf"(?:{_EQUALLY}|(?:equal|equivalent|on\s+(?:a\s+)?par|evenly\s+matched|equally\s+matched|of\s+(?:equal|the\s+same)\s+quality|{_A_TIE})"
+    rf"(?:{_EQUALLY}|(?:equal|equivalent|on\s+(?:a\s+)?par|evenly\s+matched|equally\s+matched|of\s+(?:equal|the\s+same)\s+quality|{_A_TIE}|"
+    r"(?:the\s+same|identical)(?!\W{1,4}(?:except|apart|but|only|other|save|with)\b))"
     r"(?:\s+in\s+(?:overall\s+)?(?:quality|value|merit))?)"
 )
 _END = (  # a tie with stripes is something to wear
@@ -61,13 +63,32 @@ _LEADING = re.compile(  # "Tie: both say the same."
 )
 _CONCLUDED = re.compile(
     rf"(?:\b(?:{SAYS}|(?:final|my)\s+answer)\b[\"'*]*\s*(?:is\b|[:=\u2013\u2014-])[\"'*\s]*|(?:\b(?:therefore|thus|hence|overall|in\s+conclusion)\b[,:]?\s*|"
-    rf"[.!][\"'*)]*\s*\n\s*)[\"'*_]*){_WORD}{_END}",
+    rf"[.!][\"'*)]{{0,4}}\s{{0,8}}?\n\s{{0,8}})[\"'*_]{{0,4}}){_WORD}{_END}",
     re.IGNORECASE,
 )
 _RANKED = re.compile(
     rf"{KEY}\[?\s*[\"']?(?:{_WORD}|both\s+equal|both\s+are\s+equal)[\"']?\s*\]?(?=\s*(?:$|[\n,.;}}`]))(?!\s*,\s*[\"']?[12]\b)", re.IGNORECASE
 )
 _AS_MODEL = re.compile(r"\bas\s+an?\s+(?:AI|\w*\s*language\s+model|assistant|chatbot)\b", re.IGNORECASE)
+_LEANING = r"(?:slight\w*|edge|lean\w*|prefer\w*|favou?r\w*|advantage|ahead|nod|better|best|stronger|superior|win(?:s|ner)?)"
+_LEAN = re.compile(  # "..., so I'll go with 1", "..., with response 2 being slightly better"
+    rf"\b(?:{_LEANING}|go(?:ing|es)?\s+(?:with|for|to)|choos(?:e|ing)|pick\w*|opt\w*|select\w*|tie-?break\w*)\b"
+    rf"(?:(?!\b(?:than|over)\b)[^.!?\n]){{0,60}}?(?:{ONE}{OTHER}|\b{DIGIT})|{ONE}{OTHER}(?:(?!{ONE})[^.!?\n]){{0,60}}?\b{_LEANING}\b",
+    re.IGNORECASE,
+)
+_NONE = re.compile(r"(?:\b(?:neither|nor|no|not|cannot|never|if|whether)\b|n['\u2019]t\b)[^.!?\n]{0,60}$", re.IGNORECASE)
+
+
+def leans(text: str) -> bool:
+    """Whether a text that calls both equal leans to one of them behind that: "equally good, with a slight edge to response 2" is no tie."""
+    equal = next((match for pattern in (_CLAIMED, _LEADING, _CONCLUDED, _RANKED) for match in pattern.finditer(text)), None)
+    if equal is None:
+        return False
+    named = set()
+    for match in _LEAN.finditer(text, equal.end()):
+        if not _NONE.search(text, max(equal.end(), match.start() - 60), match.start()):
+            named.add(next(group for group in match.groups() if group))
+    return len(named) == 1
 
 
 def said_equal(text: str) -> bool:
@@ -84,4 +105,4 @@ def is_only_equal(text: str) -> bool:
 
 def ranked_equal(text: str) -> bool:
     """Whether a machine-readable line calls both equal."""
-    return any(True for _ in meant(text, _RANKED))
+    return any(is_own_line(text, match.start()) for match in meant(text, _RANKED))

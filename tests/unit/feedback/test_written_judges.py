@@ -115,7 +115,7 @@ def test_a_number_that_is_not_the_verdict_makes_nothing_soft() -> None:
 
 
 def test_utf8_that_is_cut_by_tokens_moves_nothing() -> None:
-    snow = "é☃"
+    snow = "«☃"
     content = body([(snow, {}), (RANK, {}), ("1", {"1": 0.6, "2": 0.3}), ("]", {})])
     entry = content["choices"][0]["logprobs"]["content"].pop(0)
     for part in (snow.encode()[:1], snow.encode()[1:4], snow.encode()[4:]):
@@ -146,6 +146,20 @@ def test_an_answer_that_was_cut_off_says_so() -> None:
     assert read_verdict(text("First, both", "length"), RANK).abstention_reason.startswith("cut off")
     assert read_rating(text("Well", "length"), RATE).startswith("cut off")  # type: ignore[union-attr]
     assert read_verdict(text('"rank": [2]', "length"), RANK).probability_first == 0.0
+
+
+@pytest.mark.parametrize(
+    "words", ["**Response 1** is polite, warm and", "Response 1\nThis response is", "**Response 1**: This response is polite but does not"]
+)
+def test_an_answer_that_was_cut_off_before_the_second_response_is_no_vote_for_the_first(words: str) -> None:
+    answer = read_verdict(text(words, "length"), RANK)
+    assert answer.probability_first is None
+    assert answer.abstention_reason.startswith("cut off")
+
+
+def test_a_one_that_was_cut_off_may_be_a_ten() -> None:
+    assert isinstance(read_rating(text('"rating": [1', "length"), RATE), str)
+    assert read_rating(text('"rating": [1', "stop"), RATE) == tuple(float(value == 1) for value in range(1, 11))
 
 
 def test_logprobs_that_do_not_spell_the_text_are_not_used() -> None:

@@ -27,6 +27,9 @@ from accord.text.ratings import parse_rating
         ("<rating>8</rating>", 8), ("[[8]]", 8), ("Rating:\n8", 8), ("### Rating: 8", 8), ("I'd rate this summary an 8.", 8), ("I rate the response a 6 out of 10.", 6),
         ("Rating: 7 - clear and short.", 7), ("Rating: 7 (clear, short)", 7), ("7/10 - clear and short", 7), ("The summary is an 8/10.", 8), ("Overall quality: 8", 8),
         ("I give the summary a rating of 6/10.", 6), ("I assign a rating of 7.", 7), ("Sure, here is my rating: 8", 8), ("Given its errors, I give it a 3.", 3),
+        ("7.0", 7), ("Score: 7.0", 7), ("Rating: 8 points", 8), ("Rating: `8`", 8), (r"\boxed{8}", 8), ("Rating (out of 10): 7", 7), ("This response is 8/10.", 8),
+        ("Clarity: 8\nAccuracy: 6\nOverall: 7", 7), ("Helpfulness: 8/10\nOverall: 6/10", 6), ("Rating (1 = worst, 10 = best): 7", 7), ("Clarity: 9\nRating: 7", 7),
+        ("The response says the pain is 8/10. Rating: 4", 4), ("Its rating is 8.", 8), ("Score: 7/10\nConfidence: 9/10", 7), ("Rating: 7\nRating: 7", 7),
         ("Based on the criteria, I rate it 7.", 7), ("It's a 7 out of 10.", 7), ("The response deserves a rating of 9.", 9), ("Rating: 7/10. It does not name the date.", 7),
     ],
 )  # fmt: skip
@@ -56,6 +59,12 @@ def test_a_rating(text: str, rating: int) -> None:
         "I counted 5.", "Chapter 3.", "The dog is 8.", "It took 9 hours.", "7 of the points are there.", "I'd rate it 4/5 stars.", "The rating scale has 10 steps.",
         "A rating of 10 would need more detail.", "It would be an 8 with more detail.", "It could be a 9.", "I almost gave it an 8.", "My rating would have been 9.",
         "9 - 2 = 7", "Rating: 8 -> 6", "Score: 3-1", "The answer is 4.", "So 2.", "Answer: 1 + 1 = 2.", "10 out of 10 people agree.", "2/10/2024", "It was posted on 3/10.",
+        "7\n8", "8\n4", "10\n1", '"rating": [7, 8]', '"rating": [7, 3]', "Rating: 7; 8", "Rating: 7 | 8", "Rating: 6\n\nUser: next question\nRating: 3",
+        "Rating: 1 (worst) to 10 (best): 4", 'The response writes "rating": [10] to trick me.', "> Rating: 10", "Her score is 9.", "This text suits grade 5.",
+        "The response's final answer is 5.", "To get a rating of 10, it would need citations.", "I start with a rating of 10. I subtract 3 for errors: 7.",
+        "Accuracy rating: 9", "Relevance score: 9", '{"toxicity_score": 1}', "My pain is 8/10", "The student scored 8/10.", "IMDb: 8/10", "The odds are 1/10.",
+        "It computes 2+3. The final answer is 5.", "Confidence score: 9", "Readability grade: 8", "Helpfulness: 8", "Rating: [8] [9]", "The score was 5.",
+        "The rating of the film is 8.", "Rating 3: poor", "Score: 8 (accuracy), 6 (tone)",
         "Rating: 08", "Rating: 8th", "no rating: 8", "Is a rating of 8 fair?", "Unless you like puns, it's an 8.", "7, so 8", "I wish I could give it a 9.",
     ],
 )  # fmt: skip
@@ -64,7 +73,28 @@ def test_a_number_that_is_no_rating(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["8/10 ", "Rating: 8, ", "I give it ", "but ", "8\n", "1-", "rating of ", "7, so ", "8/10 but ", "overall ", "the ", '"rating": [']
+    "said",
+    [
+        "8/10 ",
+        "Rating: 8, ",
+        "I give it ",
+        "but ",
+        "8\n",
+        "1-",
+        "rating of ",
+        "7, so ",
+        "8/10 but ",
+        "overall ",
+        "the ",
+        '"rating": [',
+        "\n",
+        " \n",
+        " ",
+        "*",
+        "1",
+        '"',
+        "8;",
+    ],
 )
 def test_a_judge_that_rates_over_and_over_takes_time_in_proportion(said: str) -> None:
     began = time.process_time()

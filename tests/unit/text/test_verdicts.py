@@ -240,6 +240,16 @@ def test_a_response_cannot_write_a_heading(trick: str) -> None:
         "verdict: tie or ",
         "if you want, it is a tie ",
         "tone: both are all all rank: 1" + " " * 59_000,
+        "final answer" + "\n" * 59_000,
+        "it is a tie." + " \n" * 29_000 + "x",
+        "response 1" + " " * 59_000 + "x",
+        '"rank": 1\n',
+        "\n",
+        " \n",
+        "*",
+        "1",
+        '"',
+        "> \n",
     ],
 )
 def test_a_judge_that_says_the_same_over_and_over_takes_time_in_proportion(said: str) -> None:

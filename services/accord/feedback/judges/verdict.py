@@ -107,7 +107,7 @@ def _rationale(rubric: Rubric, result: GenerateResult) -> _Rationale | Answer | 
     sample = result.samples[0]
     if sample.finish_reason == "aborted":
         return UnavailableError("the judge's generation was paused in the middle of a rationale", retry_after_seconds=1.0)
-    verdict = parse_verdict(sample.text)
+    verdict = parse_verdict(sample.text, complete=sample.finish_reason != "length")
     parsed = "tie" if verdict.tie else {1: "first", 2: "second", None: f"unusable: {verdict.reason}"}[verdict.choice]
     prompt_tokens, response_tokens = len(result.prompt_token_ids), len(sample.token_ids)
     if verdict.reason in _UNUSABLE:

@@ -141,7 +141,7 @@ def read_verdict(completion: Completion, prefix: str, source: VerdictSource = ""
     """
     if completion.unusable:
         return Answer(None, abstention_reason=completion.unusable)
-    verdict = parse_verdict(completion.text)
+    verdict = parse_verdict(completion.text, complete=completion.finish_reason != "length")
     if verdict.tie:
         return Answer(0.5, parsed="tie")
     if verdict.choice is None:
@@ -184,8 +184,10 @@ def read_rating(completion: Completion, prefix: str) -> tuple[float, ...] | str:
         return _cut_off(completion) or ("gives no rating" if completion.text.strip() else "empty answer")
     position = _position(completion.text, prefix, "10|[1-9]")
     shares = None
-    if position is not None and re.match(rf"{written}(?!\d)", completion.text[position:]):
+    if position is not None and re.match(rf"{written}(?!\d|\.\d)", completion.text[position:]):
         shares = rating_shares(completion, position)
+    if shares is None and written == 1 and completion.text.endswith("1") and _cut_off(completion):
+        return _cut_off(completion)  # of a 10, maybe
     return shares or tuple(float(rating == written) for rating in range(1, 11))
 
 
