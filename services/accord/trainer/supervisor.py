@@ -31,6 +31,8 @@ from accord.trainer.registry import ACTIVE, Registry, RunRecord
 
 _log = structlog.get_logger(__name__)
 
+_UNREADABLE_SECONDS = 60.0
+
 
 class Supervisor:
     """Moves runs through their states.
@@ -45,10 +47,11 @@ class Supervisor:
         self._registry = registry
         self._launcher = launcher
         self._config = config
+        self._unreadable_since: dict[str, float] = {}
         self._lock = threading.Lock()  # a look and a caller's wish take turns, or a run cancelled in between would start
 
     def tick(self) -> None:
-        """One look at everything that is not ended. A run whose files cannot be read is FAILED; the others go on."""
+        """One look at everything that is not ended. A run whose files cannot be read for a minute is FAILED; the others go on."""
         with self._lock:
             self._tick()
 
@@ -60,8 +63,9 @@ class Supervisor:
             except (UnavailableError, PermissionDeniedError, UnauthenticatedError) as error:
                 _log.warning("run_not_seen", run=record.name, reason=str(error))  # says nothing about the run; `Launcher.fault` makes it known
             except (AccordError, OSError) as error:
-                _log.error("run_unreadable", run=record.name, reason=str(error))
-                self._end(record, "FAILED", f"its directory cannot be read: {error}", None)
+                self._unreadable(record, error)
+            else:
+                self._unreadable_since.pop(record.name, None)
         active = self._registry.find(ACTIVE)
         running, before = len(active), active[0].name if active else ""
         for record in reversed(self._registry.find(("QUEUED",))):
@@ -178,6 +182,23 @@ class Supervisor:
             self._ended(record, directory, seen)
         else:
             self._gone(record, directory)
+
+    def _unreadable(self, record: RunRecord, error: AccordError | OSError) -> None:
+        """Fails a run whose files stay unreadable, once its process or Job is ended, which nobody would look after; a disk may be away a moment."""
+        _log.error("run_unreadable", run=record.name, reason=str(error))
+        message = f"its directory cannot be read: {error}"
+        if time.monotonic() - self._unreadable_since.setdefault(record.name, time.monotonic()) < _UNREADABLE_SECONDS:
+            self._registry.update(record, message=message)
+            return
+        try:
+            self._clear_away(record, RunDirectory(record.directory))
+        except UnavailableError as hindrance:  # the next look tries again
+            self._registry.update(record, message=f"{message}; it cannot be ended now: {hindrance}")
+            return
+        except (AccordError, OSError) as hindrance:
+            message = f"{message}; what it started may go on: {hindrance}"
+        del self._unreadable_since[record.name]
+        self._end(record, "FAILED", message, None)
 
     def _gone(self, record: RunRecord, directory: RunDirectory) -> None:
         """Nothing is left of the run, or it never began: what its folder says counts."""

@@ -19,7 +19,7 @@ from accord.launch.processes import ProcessId
 from accord.models.testing import tiny_model_folder
 from accord.rundir import RunDirectory
 from accord.runspec import RunSpec, parse_spec
-from accord.trainer import planner
+from accord.trainer import planner, supervisor
 from accord.trainer.config import TrainerConfig
 from accord.trainer.planner import available_bytes, find_model_folder, plan_memory, room_for
 from accord.trainer.registry import Registry
@@ -167,3 +167,37 @@ def test_a_process_that_cannot_be_written_down_is_not_left(world: World, monkeyp
     while (seen := world.launcher.observe(world.folders["one"])).state == "running" and time.monotonic() < deadline:
         time.sleep(0.02)
     assert seen == Observation("ended", -signal.SIGKILL)
+
+
+def test_a_run_whose_files_cannot_be_read_fails_after_a_minute_and_its_process_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before: what cannot be read for a moment (a network's file system) is read again, and the run goes on."""
+    observe, away = world.launcher.observe, OSError(errno.ESTALE, "Stale file handle")
+
+    def refuse(directory: Path) -> Observation:
+        raise away
+
+    clock = [1000.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
+    world.create("one")
+    world.supervisor.tick()
+    monkeypatch.setattr(world.launcher, "observe", refuse)
+    for seconds in (0.0, 59.0):
+        clock[0] += seconds
+        world.supervisor.tick()
+        found = world.registry.get("runs/one")
+        assert (found.state, found.message) == ("STARTING", "its directory cannot be read: [Errno 116] Stale file handle")
+    monkeypatch.setattr(world.launcher, "observe", observe)
+    world.supervisor.tick()
+    assert (world.states(), world.registry.get("runs/one").message) == ({"one": "STARTING"}, "")
+    monkeypatch.setattr(world.launcher, "observe", refuse)
+    for seconds in (30.0, 59.0):
+        clock[0] += seconds
+        world.supervisor.tick()
+        assert world.states() == {"one": "STARTING"}
+    clock[0] += 1.0
+    world.supervisor.tick()
+    assert world.states() == {"one": "FAILED"}
+    give_up = time.time() + 10
+    while observe(world.folders["one"]).state != "ended":  # nobody looks after an ended run's process
+        assert time.time() < give_up
+        time.sleep(0.02)
