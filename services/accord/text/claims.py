@@ -23,9 +23,14 @@ _HOW = (
 )
 _GOOD = r"(?:better|best|preferable|preferred|superior|stronger|winner|more helpful|less harmful|more harmless)"
 _THING = rf"(?:{NOUN}|one|choice|option|pick)"
+_GOES_ON = (
+    r"(?:according|and|although|as|at|based|because|but|by|due|even|for|given|here|if|in|instead|of|on|overall|regardless|since|so|than|though|to|when|whereas|"
+    r"while|with)"
+)
 _OF_IT = (  # "is the best example of bad advice" is no verdict
     rf"(?!\s+or\b)(?![^\S\n]+(?!(?:{_THING}|because|than|regardless|instead|overall|here|even|and|but|as)\b)\w+[^\S\n]+(?:of|for|how)\b)"
     r"(?!\s+of\b(?!\s+(?:(?:the|these|both)\s+)?(?:two|pair|them|both|responses|summaries|replies|answers|options)\b(?!\s+worlds)))"
+    rf"(?!(?:(?<=best)|(?<=worst)|(?<=better)|(?<=worse))[^\S\n]+(?!(?:{_THING}|{_GOES_ON})\b)[^\W\d])"  # "the best liar"
 )
 _BETTER = re.compile(
     rf"{ONE}\W*(?:(?:is|was)\s+(?:{_HOW}{_GOOD}\b|an?\s+{_HOW}{_GOOD}\s+{_THING}\b){_OF_IT}|wins(?=\s*(?:[.!\n]|$)))|"
@@ -34,6 +39,8 @@ _BETTER = re.compile(
     re.IGNORECASE,
 )
 _BAD = r"(?:worse|worst|inferior|weaker|less helpful|more harmful)"
+_STATED = re.compile(rf"\b{SAYS}[*\"'_]{{0,3}}[^\S\n]{{0,4}}(?:\bis\b|[:=])[^\w\n]{{0,6}}([12])\b(?=[^\w\n]{{0,4}}[.,;!])", re.IGNORECASE)
+"""A number in mid-line, "My verdict: 2. ...": no verdict by itself, as it may count what follows, but one that a claim must not contradict."""
 _WORSE = re.compile(rf"{ONE}\W*(?:is|was)\s+(?:{_HOW}{_BAD}\b|an?\s+{_HOW}{_BAD}\s+{_THING}\b){_OF_IT}", re.IGNORECASE)
 _LESSER = re.compile(r"\b(?:least|less|non|not|second|2nd|next|third|worst|lower|lesser|runner-up)[\s*_\"'-]{1,4}$", re.IGNORECASE)
 """What makes a word of preference its contrary: "least preferred", "second-best"."""
@@ -112,7 +119,8 @@ def said_better(text: str) -> set[str]:
     better = {name for end, name in _named(text, _BETTER) if not is_answered(text, end, _other(name))}
     worse = {_other(name) for end, name in _named(text, _WORSE) if not is_answered(text, end, "1", "2")}
     concluded = {name for _, name in _named(text, _CONCLUDED)}
-    return better | worse | concluded
+    found = better | worse | concluded
+    return found | set(_STATED.findall(text)) if found else found
 
 
 def meant(text: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:

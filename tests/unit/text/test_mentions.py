@@ -32,6 +32,7 @@ LEANING = [
 ]  # fmt: skip
 LESSER = [
     "Least preferred: Response 1", "Less preferred: 1", "non-preferred: 1", "Second-best response: 1", "The next best response is 1", "I prefer response 1 less.",
+    "Response 1 is the best liar", "Response 2 is a better liar.", "Response 1 is the worst offender", "My verdict: 2. Response 1 is better.",
     "Response 2 is more helpful to terrorists", "Response 2 is more helpful for criminals.", "The response that is less preferred is Response 1.",
 ]  # fmt: skip
 
