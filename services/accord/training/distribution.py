@@ -177,6 +177,7 @@ class World:
         patience = timedelta(seconds=SILENCE_SECONDS)
         try:
             torch.distributed.init_process_group(backend, store=_store(place, patience), rank=place.rank, world_size=place.size, timeout=patience)
+            torch.distributed.all_reduce(torch.zeros(1, device="cpu"))  # who has connected may leave, or end, before another has: now all have
         except RuntimeError as error:
             raise UnavailableError(f"the {place.size} processes of the run did not find each other: {_first_line(error)}") from error
 

@@ -38,7 +38,8 @@ def on_ranks(root: Path, size: int, act: Callable[..., Any], *arguments: Any, st
             if child.is_alive():
                 child.kill()
                 child.join()
-    assert [child.exitcode for child in children] == [0] * size
+    ends = [child.exitcode for child in children]
+    assert ends == [0] * size
     return [pickle.loads(output.read_bytes()) for output in outputs]
 
 
