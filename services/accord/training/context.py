@@ -124,15 +124,18 @@ class RunContext:
         return contextlib.nullcontext() if self.world.lockstep else self.adapted.shared_trunk()
 
     def read_store(self, read: Callable[[ArtefactStore], T]) -> T:
-        """What is read of the artefact store, by this process for itself; waits for a store that is away. Raises as `with_patience`."""
+        """What all processes read of the store, each for itself; waits for one that is away. Raises as `World.each` and `with_patience`."""
+        return self.world.each(lambda: self._read_alone(read))
+
+    def _read_alone(self, read: Callable[[ArtefactStore], T]) -> T:
         return with_patience(self, "", store_in_words(self), lambda: read(self.store))
 
     def manifest(self, version: str) -> Manifest:
         """The manifest of a version, which the first process reads for all: a store that one process alone cannot reach parts none from the others.
 
-        Raises as `read_store` and the store in the first process, as `from_first` in the others.
+        Raises as `with_patience` and the store in the first process, as `from_first` in the others.
         """
-        stored = self.world.from_first(lambda: self.read_store(lambda store: store.manifest(version).to_bytes().decode()))
+        stored = self.world.from_first(lambda: self._read_alone(lambda store: store.manifest(version).to_bytes().decode()))
         return Manifest.from_bytes(stored.encode(), name=version)
 
     def fetch_parent(self, name: str) -> str:
@@ -143,7 +146,7 @@ class RunContext:
             FailedPreconditionError: it was trained on another base model.
             AbortedError: as either, in all processes but the first.
         """
-        return self.world.from_first(lambda: self.read_store(lambda _: self._version(name)))
+        return self.world.from_first(lambda: self._read_alone(lambda _: self._version(name)))
 
     def _version(self, name: str) -> str:
         from accord.serving.reader import check_adapter_base

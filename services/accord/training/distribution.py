@@ -103,13 +103,63 @@ class World:
         while (answer := self._broadcast(_BEAT)) == _BEAT:
             pass
         told = json.loads(answer)
-        if told["raised"] == "RunStopped":
-            raise RunStopped
         if told["raised"]:
-            kind = UnavailableError if told["raised"] == "UnavailableError" else AbortedError
-            raise kind(f"process 0 of {self.size}: {told['message']}", metadata={SERVICE: told["service"]} if told["service"] else None)
+            raise self._followed(0, told)
         result: T = told["value"]
         return result
+
+    def each(self, call: Callable[[], T]) -> T:
+        """What the call returns in this process, where all make it, each for itself; what one raises is raised in all, and each heeds a stop.
+
+        Whoever is asked to stop ends its call; the others end theirs, and then stop too. Beside their calls the processes tell each other every half
+        minute that they are there. The call must not speak with the other processes itself.
+
+        Raises:
+            RunStopped: a process was asked to stop, whatever else went wrong.
+            Exception: what the call raised here.
+            UnavailableError: a service stayed away from another process.
+            AbortedError: anything else went wrong in another, or one is gone.
+        """
+        if self.size == 1:
+            return call()
+        ends, lost, made = [_in_words(None)], list[AbortedError](), threading.Event()
+        said = list[Any]()
+
+        def converse() -> None:
+            try:
+                while not said or None in said:
+                    made.wait(_BEAT_SECONDS)
+                    said[:] = self.gather(ends[-1] if made.is_set() else None)
+            except AbortedError as error:
+                lost.append(error)
+
+        thread = threading.Thread(target=converse, name="each", daemon=True)
+        thread.start()
+        self._stop.held = False
+        try:
+            result = call()
+        except BaseException as error:
+            ends.append(_in_words(error))
+            raise
+        finally:
+            self._stop.held = True
+            made.set()
+            thread.join()
+            if any(other and other["raised"] == RunStopped.__name__ for other in said):
+                raise RunStopped
+        for rank, other in enumerate(said):
+            if other and other["raised"]:
+                raise self._followed(rank, other)
+        if lost:
+            raise lost[0]
+        return result
+
+    def _followed(self, rank: int, told: dict[str, Any]) -> Exception:
+        """What is raised here where another process raised something."""
+        if told["raised"] == RunStopped.__name__:
+            return RunStopped()
+        kind = UnavailableError if told["raised"] == UnavailableError.__name__ else AbortedError
+        return kind(f"process {rank} of {self.size}: {told['message']}", metadata={SERVICE: told["service"]} if told["service"] else None)
 
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes so."""
@@ -193,7 +243,7 @@ class World:
             with self._beating():
                 told["value"] = result = call()
         except BaseException as error:
-            told |= {"raised": _kind(error), "message": str(error), "service": error.metadata.get(SERVICE) if isinstance(error, AccordError) else ""}
+            told |= _in_words(error)
             raise
         finally:
             self._stop.held = True
@@ -313,9 +363,12 @@ def shard_base(model: Any, world: World) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def _kind(error: BaseException) -> str:
-    """What the others raise: a stop and a service that stays away are followed by a checkpoint, in all processes or in none."""
-    return next((kind.__name__ for kind in (RunStopped, UnavailableError) if isinstance(error, kind)), type(error).__name__)
+def _in_words(error: BaseException | None) -> dict[str, Any]:
+    """An error for the others: a stop and a service that stays away are followed by a checkpoint, in all processes or in none."""
+    if error is None:
+        return {"raised": "", "message": "", "service": ""}
+    raised = next((kind.__name__ for kind in (RunStopped, UnavailableError) if isinstance(error, kind)), type(error).__name__)
+    return {"raised": raised, "message": str(error), "service": error.metadata.get(SERVICE, "") if isinstance(error, AccordError) else ""}
 
 
 def is_absence(error: Exception) -> bool:

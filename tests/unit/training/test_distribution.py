@@ -253,6 +253,49 @@ def test_what_happens_in_the_first_process_happens_in_all(tmp_path: Path) -> Non
     assert "weights must be the same in all 2 processes" in first[4]
 
 
+def _each(world: World) -> list[Any]:
+    """What each process gets of calls that it makes for itself, where one of them fails or hears a stop; and whether they still understand each other."""
+    found: list[Any] = []
+
+    def wait(ends: dict[int, BaseException], lasts: float) -> str:
+        time.sleep(lasts * (world.rank in ends))
+        if world.rank in ends:
+            raise ends[world.rank]
+        return f"of {world.rank}"
+
+    def hear() -> str:
+        world._stop.set()
+        world._stop.check()
+        return "deaf"
+
+    away, wrong = UnavailableError("store is away"), InvalidArgumentError("no such file")
+    for ends in ({}, {0: RunStopped()}, {1: RunStopped()}, {1: away}, {0: away}, {1: wrong}, {0: wrong, 1: RunStopped()}, {0: RunStopped(), 1: away}):
+        try:
+            found.append(world.each(lambda ends=ends: wait(ends, 0.3)))  # type: ignore[misc]
+        except (RunStopped, AccordError) as seen:
+            found.append(f"{type(seen).__name__}: {seen}")
+        assert world.gather(len(found)) == [len(found)] * 2
+    try:
+        found.append(world.each(hear if world.rank else lambda: "deaf"))
+    except RunStopped:
+        found.append("heard")
+    world._stop.check()  # it is held again
+    return [*found, world.gather(world.rank)]
+
+
+def test_what_happens_in_one_process_that_reads_for_itself_happens_in_all(tmp_path: Path) -> None:
+    first, second = on_ranks(tmp_path, 2, _each)
+    stopped, away = "RunStopped: ", "UnavailableError: store is away"
+    assert first == [
+        "of 0", stopped, stopped, "UnavailableError: process 1 of 2: store is away", away, "AbortedError: process 1 of 2: no such file", stopped, stopped,
+        "heard", [0, 1],
+    ]  # fmt: skip
+    assert second == [
+        "of 1", stopped, stopped, away, "UnavailableError: process 0 of 2: store is away", "InvalidArgumentError: no such file", stopped, stopped,
+        "heard", [0, 1],
+    ]  # fmt: skip
+
+
 def _slow_batch(world: World, rendezvous: str, beat_seconds: float) -> Any:
     """What each process gets of a batch that takes longer than the others wait without a word; or its error."""
     world.leave()
