@@ -4,6 +4,8 @@ STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
 CLUSTER_PROCESSES ?= 3
+TEST_PROCESSES ?= 3# of make test, on two cores: a quarter of the tests' time is waiting
+marked = $$(grep -rlE --include='test_*.py' 'mark\.$(1)' tests | sort)# files with tests so marked: to read all tests for a few takes twenty seconds a process
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 unexport PYTHONDONTWRITEBYTECODE # without compiled files each of a few hundred processes of the tests compiles Accord anew
@@ -25,18 +27,18 @@ study: setup ## the full study; continues where it stopped
 	.venv/bin/accord doctor --home study && .venv/bin/accord study --recipe full --home study
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(QUICK) and not alone" tests
-	$(PY) -m pytest -q -m "$(QUICK) and alone" tests
+	$(PY) -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "$(QUICK) and not alone" tests
+	$(PY) -m pytest -q -m "$(QUICK) and alone" $(call marked,alone)
 	@echo "not run here: tests marked peers (make test-peers), training (make test-training), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
 
 test-peers: setup ## replicas, and the policy service before doubles of vLLM and TGI, at depth; three minutes
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m peers tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m peers $(call marked,peers)
 
 test-training: setup ## training killed, starved and spread over processes, label jobs killed, more studies, at depth
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "training and not slow" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "training and not slow" $(call marked,training)
 
 test-slow: setup ## tests that take minutes
-	$(PY) -m pytest -q -m slow tests
+	$(PY) -m pytest -q -m slow $(call marked,slow)
 
 lint: setup ## ruff, and the import contracts
 	.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet services tests benchmarks tools && .venv/bin/lint-imports --config pyproject.toml

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.sharing import shared
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; servers that tests start inherit it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; commands that tests start and interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,23 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write what the golden tests see into tests/golden instead of comparing")
 
 
-def pytest_report_header() -> str:
-    share = os.environ.get("ACCORD_TEST_SHARE", "")
-    return f"share {share} of the files alone (ACCORD_TEST_SHARE): THE TESTS OF ALL OTHERS DO NOT RUN" if share else ""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if share := os.environ.get("ACCORD_TEST_SHARE", ""):
+        terminalreporter.write_line(f"share {share} of the files ran (ACCORD_TEST_SHARE); the tests of the others DID NOT RUN")
 
 
 @pytest.hookimpl(trylast=True)  # after the choice of tests by their marks: every third file of those that are chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """End-to-end files first: two processes that share the files (`make test`) then end together, because the last files are short.
+    """End-to-end files first: processes that share the files (`make test`) then end together, because the last files are short.
 
     ACCORD_TEST_TIMEOUT_FACTOR multiplies the time that each test may take, for slow machines and those that others work on too (.ci/run).
-    ACCORD_TEST_SHARE, "2/3": every third file, from the second on; the three shares are all files.
+    ACCORD_TEST_SHARE leaves out what is not of a share of the files (`tests.sharing`).
     """
     items.sort(key=lambda item: "e2e" not in item.path.parts)
     if share := os.environ.get("ACCORD_TEST_SHARE", ""):
-        number, shares = map(int, share.split("/"))
-        files = list(dict.fromkeys(item.path for item in items))
-        kept = set(files[(number - 1) % shares :: shares])
+        kept = set(shared(list(dict.fromkeys(item.path for item in items)), share))
         config.hook.pytest_deselected(items=[item for item in items if item.path not in kept])
         items[:] = [item for item in items if item.path in kept]
     factor = float(os.environ.get("ACCORD_TEST_TIMEOUT_FACTOR", "1"))

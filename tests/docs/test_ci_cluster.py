@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.sharing import shared
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("policy", "policy-proxy", "reward", "feedback", "trainer", "training")
@@ -33,9 +34,20 @@ def test_ci_begins_what_takes_long_first_and_tests_it_beside_what_measures_no_ti
     assert lines[-4:] == [
         "ACCORD_TEST_TIMEOUT_FACTOR=3 part make test",
         ".ci/cluster test > build/cluster.log 2>&1 &",
-        "ACCORD_TEST_TIMEOUT_FACTOR=4 part make test-peers test-training",
+        "ACCORD_TEST_SHARE=$ACCORD_CI_SHARE ACCORD_TEST_TIMEOUT_FACTOR=4 part make test-peers test-training",
         'part wait "$cluster" || failed=$?',
     ]
+
+
+def test_shares_of_the_files_are_all_of_them_each_once() -> None:
+    files = [Path(f"test_{number}.py") for number in range(8)]
+    shares = [shared(files, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(file for share in shares for file in share) == files
+    assert [len(share) for share in shares] == [3, 3, 2]
+    assert shared(files, "1/1") == files
+    for wrong in ("", "0/3", "4/3", "2", "-1/3", "a/3"):
+        with pytest.raises(ValueError, match="it is a number of a share and how many there are"):
+            shared(files, wrong)
 
 
 def make_kit(folder: Path, failing: str) -> tuple[Path, Path]:
@@ -151,6 +163,7 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     done = subprocess.run([str(tmp_path / ".ci" / "run")], env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert calls.read_text().splitlines()[-1] == last
+    assert code != 0 or "share 1/3 ran here, the other files DID NOT" in done.stdout
     checks = "-j 2 --output-sync=target lint types protos-check lock-check prompts-check chart-lint"
     everything = ["setup chart-tools", checks, "test", "test-peers test-training"]
     assert made.read_text().splitlines() == everything[: 2 if failing == "lint" else 4]
