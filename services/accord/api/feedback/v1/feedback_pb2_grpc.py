@@ -198,7 +198,8 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecordHumanLabel(self, request, context):
-        """Records a person's label. ALREADY_EXISTS: the request_id was used with another payload.
+        """Records a person's label. INVALID_ARGUMENT: a field breaks its rule, or the pair is none. ALREADY_EXISTS: the request_id was used
+        with another payload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

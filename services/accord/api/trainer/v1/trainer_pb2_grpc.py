@@ -134,7 +134,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """Asks a run to checkpoint and stop. NOT_FOUND. Cancelling an ended run is no error.
+        """Asks a run to checkpoint and stop. NOT_FOUND. UNAVAILABLE: the API of its Job's cluster does not answer. PERMISSION_DENIED: it lets the trainer
+        delete no Job. After either the run goes on. Cancelling an ended run is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
