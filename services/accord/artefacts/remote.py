@@ -14,7 +14,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ class RemoteShelf:
                 check_entry(name, file, expected, hash_stream(source, sink))
 
     def _download(self, name: AdapterName, manifest: Manifest, folder: Path) -> None:
-        staging = self._cache / f".staging-{uuid.uuid4().hex}"
+        staging, damaged = (self._cache / f".staging-{uuid.uuid4().hex}" for _ in range(2))
         staging.mkdir(parents=True)
         try:
             with self._reported():
@@ -126,15 +126,18 @@ class RemoteShelf:
                 for file, entry in manifest.files.items():
                     with self._fs.open(self._path(name, file), "rb") as source, (staging / file).open("xb") as sink:
                         check_entry(name, file, entry, hash_stream(source, sink))
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            if _intact(folder, manifest):  # another process was faster, and may read it by now
+                return
+            with suppress(FileNotFoundError):
+                folder.rename(damaged)
             try:
                 staging.rename(folder)
             except OSError:
-                if not _intact(folder, manifest):  # else another process fetched the same version first
+                if not _intact(folder, manifest):
                     raise
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            for left in (staging, damaged):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _listing(self, name: AdapterName) -> set[str]:
         self._fs.invalidate_cache()
@@ -151,6 +154,9 @@ class RemoteShelf:
 
 
 def _intact(folder: Path, manifest: Manifest) -> bool:
-    if not folder.is_dir() or {entry.name for entry in os.scandir(folder)} != set(manifest.files):
+    try:
+        return {entry.name for entry in os.scandir(folder)} == set(manifest.files) and all(
+            hash_file(folder / file) == entry for file, entry in manifest.files.items()
+        )
+    except (FileNotFoundError, NotADirectoryError):  # another process puts a damaged one aside at this moment
         return False
-    return all(hash_file(folder / file) == entry for file, entry in manifest.files.items())

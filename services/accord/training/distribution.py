@@ -14,13 +14,14 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import FileStore, TCPStore
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
 from accord.errors import AbortedError, AccordError, FailedPreconditionError, InternalError, UnavailableError
 from accord.training.place import ALONE, Place
@@ -28,7 +29,8 @@ from accord.training.stopping import SERVICE, RunStopped, StopSignal
 
 T = TypeVar("T")
 SILENCE_SECONDS = 600.0  # longest that one process lets the others wait without a word
-_BEAT_SECONDS = 30.0
+_BEAT_SECONDS = 10.0
+_POLL_SECONDS, _CONNECT_SECONDS = 0.1, 2.0
 _BEAT = b""  # what the first process says while its call lasts; an answer is JSON, and never empty
 
 
@@ -88,11 +90,11 @@ class World:
     def from_first(self, call: Callable[[], T]) -> T:
         """What the call returns in the first process, JSON, in all of them; what it raises is raised in all, and heeds a stop.
 
-        It may last as long as it does: the first process says every half minute that it is there, and the others give up on its silence alone. The
-        call must not speak with the other processes itself.
+        It may last as long as it does: the first process says every ten seconds that it is there, and the others give up on its silence alone. They
+        answer whether one of them was asked to stop; the first is then too. The call must not speak with the other processes itself.
 
         Raises:
-            RunStopped: the first process was asked to stop.
+            RunStopped: a process was asked to stop.
             UnavailableError: a service stayed away from it.
             AbortedError: anything else went wrong there.
         """
@@ -101,7 +103,7 @@ class World:
         if self.leads:
             return self._tell(call)
         while (answer := self._broadcast(_BEAT)) == _BEAT:
-            pass
+            self._hear()
         told = json.loads(answer)
         if told["raised"]:
             raise self._followed(0, told)
@@ -111,8 +113,8 @@ class World:
     def each(self, call: Callable[[], T]) -> T:
         """What the call returns in this process, where all make it, each for itself; what one raises is raised in all, and each heeds a stop.
 
-        Whoever is asked to stop ends its call; the others end theirs, and then stop too. Beside their calls the processes tell each other every half
-        minute that they are there. The call must not speak with the other processes itself.
+        Whoever is asked to stop ends its call, and the others are then asked too. Beside their calls the processes tell each other every ten seconds
+        that they are there. The call must not speak with the other processes itself.
 
         Raises:
             RunStopped: a process was asked to stop, whatever else went wrong.
@@ -122,14 +124,14 @@ class World:
         """
         if self.size == 1:
             return call()
-        ends, lost, made = [_in_words(None)], list[AbortedError](), threading.Event()
-        said = list[Any]()
+        ends, said, lost, made = [_in_words(None)], list[Any](), list[AbortedError](), threading.Event()
 
         def converse() -> None:
             try:
                 while not said or None in said:
                     made.wait(_BEAT_SECONDS)
                     said[:] = self.gather(ends[-1] if made.is_set() else None)
+                    self._heed(said)
             except AbortedError as error:
                 lost.append(error)
 
@@ -145,7 +147,7 @@ class World:
             self._stop.held = True
             made.set()
             thread.join()
-            if any(other and other["raised"] == RunStopped.__name__ for other in said):
+            if self._heed(said):
                 raise RunStopped
         for rank, other in enumerate(said):
             if other and other["raised"]:
@@ -217,6 +219,7 @@ class World:
         """Finds the other processes: over a file on one machine, else at MASTER_ADDR and MASTER_PORT. gloo on CPUs, nccl beside it on GPUs.
 
         Raises:
+            RunStopped: this process was asked to stop before all had come.
             UnavailableError: they did not come in time.
         """
         if not place.joined:
@@ -226,10 +229,30 @@ class World:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", next(name for _, name in socket.if_nameindex() if name.startswith("lo")))
         patience = timedelta(seconds=SILENCE_SECONDS)
         try:
-            torch.distributed.init_process_group(backend, store=_store(place, patience), rank=place.rank, world_size=place.size, timeout=patience)
+            store = self._meet(place, patience)
+            torch.distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=patience)
             torch.distributed.all_reduce(torch.zeros(1, device="cpu"))  # who has connected may leave, or end, before another has: now all have
         except RuntimeError as error:
             raise UnavailableError(f"the {place.size} processes of the run did not find each other: {_first_line(error)}") from error
+
+    def _meet(self, place: Place, patience: timedelta) -> Store:
+        """The store that all processes have come to."""
+        names = [f"rank-{rank}" for rank in range(place.size)]
+        store = self._found(lambda: _store(place, patience), patience)
+        store.set(names[place.rank], "here")
+        self._found(lambda: store.check(names), patience)
+        return store
+
+    def _found(self, look: Callable[[], T | None], patience: timedelta) -> T:
+        """What is found in the end; looks in short steps, for who waits inside torch hears no SIGTERM."""
+        give_up = time.monotonic() + patience.total_seconds()
+        while not (found := look()):
+            if self._stop.is_set:
+                raise RunStopped
+            if time.monotonic() > give_up:
+                raise UnavailableError(f"the {self.size} processes of the run did not find each other in {patience.total_seconds():g} s")
+            time.sleep(_POLL_SECONDS)
+        return found
 
     def leave(self) -> None:
         """Leaves the others, at the end."""
@@ -259,6 +282,7 @@ class World:
             with contextlib.suppress(AbortedError):  # whoever speaks next finds out that another process is gone
                 while not over.wait(_BEAT_SECONDS):
                     self._broadcast(_BEAT)
+                    self._hear()
 
         thread = threading.Thread(target=beat, name="beat", daemon=True)
         thread.start()
@@ -267,6 +291,18 @@ class World:
         finally:
             over.set()
             thread.join()
+
+    def _heed(self, ends: Sequence[dict[str, Any] | None]) -> bool:
+        """Whether a process ended its call because it was asked to stop; this one is then asked too."""
+        stopped = any(end is not None and end["raised"] == RunStopped.__name__ for end in ends)
+        if stopped:
+            self._stop.set()
+        return stopped
+
+    def _hear(self) -> None:
+        """Who was asked to stop asks all."""
+        if self.agree(self._stop.is_set):
+            self._stop.set()
 
     def _broadcast(self, content: bytes) -> bytes:
         """What the first process says, in all of them."""
@@ -376,17 +412,28 @@ def is_absence(error: Exception) -> bool:
     return isinstance(error, AbortedError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer"))
 
 
-def _store(place: Place, patience: timedelta) -> Any:
-    """Where the processes find each other. A store at a loopback address listens there alone, not on every interface as env:// does."""
+def _store(place: Place, patience: timedelta) -> Store | None:
+    """Where the processes find each other; None where the one that keeps it does not listen yet.
+
+    A store at a loopback address listens there alone, not on every interface as env:// does. What an earlier attempt of torchrun left in its agent's
+    store is not this one's.
+    """
     if place.rendezvous:
         return FileStore(place.rendezvous, place.size)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_it = place.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    options: dict[str, Any] = {"world_size": place.size, "is_master": hosts_it, "timeout": patience}
+    options: dict[str, Any] = {"world_size": place.size, "is_master": hosts_it, "wait_for_workers": False}
     if hosts_it and _is_loopback(host):
         listening = socket.create_server((host, port), backlog=place.size)
         options["master_listen_fd"] = listening.detach()
-    return TCPStore(host, port, **options)
+    try:
+        store = TCPStore(host, port, timeout=patience if hosts_it else timedelta(seconds=_CONNECT_SECONDS), **options)
+    except RuntimeError:
+        if hosts_it:
+            raise
+        return None
+    store.set_timeout(patience)
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _is_loopback(host: str) -> bool:

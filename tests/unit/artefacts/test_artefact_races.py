@@ -10,10 +10,11 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from accord.artefacts import ArtefactStore
+from accord.artefacts import ArtefactStore, remote
 
 PUBLISH = """
 import os, sys, time
@@ -49,6 +50,24 @@ def _folder(path: Path) -> Path:
     (path / "adapter_model.safetensors").write_bytes(b"0" * 100_000)
     (path / "adapter_config.json").write_text("{}")
     return path
+
+
+def test_what_another_process_has_put_into_the_cache_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a run that are on one machine fetch its parent at once; who comes late must not remove what another reads by now."""
+    ArtefactStore(str(tmp_path / "store")).publish("x", _folder(tmp_path / "x"), kind="policy", run="runs/r", step=1)
+    slow, fast = (ArtefactStore(f"local://{tmp_path / 'store'}", cache=tmp_path / "cache") for _ in range(2))
+    check, found = remote.check_listing, list[Any]()
+
+    def while_it_downloads(*arguments: Any) -> None:
+        monkeypatch.setattr(remote, "check_listing", check)
+        found.append(fast.fetch("adapters/x/versions/1"))
+        found.append(found[0].stat().st_ino)
+        check(*arguments)
+
+    monkeypatch.setattr(remote, "check_listing", while_it_downloads)
+    folder = slow.fetch("adapters/x/versions/1")
+    assert [folder, folder.stat().st_ino] == found
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
 def test_two_processes_publish_at_once(tmp_path: Path) -> None:

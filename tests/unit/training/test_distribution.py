@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -253,6 +255,51 @@ def test_what_happens_in_the_first_process_happens_in_all(tmp_path: Path) -> Non
     assert "weights must be the same in all 2 processes" in first[4]
 
 
+def _stopped_beside(world: World, name: str) -> float:
+    """How long process 0 works on where process 1 alone is asked to stop after half a second; both must end by that."""
+    began = time.monotonic()
+
+    def work() -> str:
+        while time.monotonic() < began + 60.0:
+            world._stop.check()
+            time.sleep(0.02)
+        return "deaf"
+
+    if world.rank == 1:
+        threading.Timer(0.5, world._stop.set).start()
+    call = world.from_first if name == "from_first" else world.each
+    distribution._BEAT_SECONDS = 0.2
+    with pytest.raises(RunStopped):
+        call(work)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("call", ["from_first", "each"])
+def test_a_stop_that_one_process_hears_ends_what_the_others_wait_for(tmp_path: Path, call: str) -> None:
+    """A node that is drained tells its own processes alone, and kills them after a while."""
+    assert max(on_ranks(tmp_path, 2, _stopped_beside, call)) < 50.0
+
+
+@pytest.mark.parametrize("where", ["a file", "an address"])
+def test_a_stop_is_heard_while_the_others_have_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    place = Place(1, 2, 1, 2, str(tmp_path / "meeting") if where == "a file" else "", joined=True)
+    world = World(place)
+    threading.Timer(0.5, world._stop.set).start()
+    with pytest.raises(RunStopped):
+        world.join(place)
+
+
+def test_processes_that_do_not_come_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "SILENCE_SECONDS", 0.5)
+    place = Place(0, 2, 0, 2, str(tmp_path / "meeting"), joined=True)
+    with pytest.raises(UnavailableError, match="the 2 processes of the run did not find each other"):
+        World(place).join(place)
+
+
 def _each(world: World) -> list[Any]:
     """What each process gets of calls that it makes for itself, where one of them fails or hears a stop; and whether they still understand each other."""
     found: list[Any] = []
@@ -432,8 +479,6 @@ def _joined_by_environment(world: World, port: int) -> int:
 
 
 def test_processes_find_each_other_at_the_master_address(tmp_path: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert on_ranks(tmp_path, 2, _joined_by_environment, port) == [3, 3]
