@@ -59,13 +59,36 @@ def test_the_labels_are_the_judge_s_and_so_are_the_wins(tmp_path: Path) -> None:
     assert "larger" in yaml.safe_load((tmp_path / "home" / "config" / "feedback.yaml").read_text())["judges"]
 
 
-def test_a_judge_that_refuses_is_named_before_anything_is_trained(tmp_path: Path) -> None:
-    with Double("openai", ["--api-key", "sk-other"], tmp_path) as endpoint:
+class UntilTrained(Steps):
+    """Ends a study once it has labelled."""
+
+    def step(self, title: str, number: int, total: int, *, known: bool) -> None:
+        if "train" in title:
+            raise KeyboardInterrupt
+        super().step(title, number, total, known=known)
+
+
+def test_a_judge_that_refuses_or_abstains_is_named_before_anything_is_trained_and_labels_once_it_is_mended(tmp_path: Path) -> None:
+    """The same step all the time: what is mended is the endpoint, not the recipe."""
+    free = {"prompt_per_million": 0.0, "completion_per_million": 0.0}
+    many = 60
+    with Double("openai", [], tmp_path) as endpoint:
         larger = {"kind": "openai", "base_url": f"{endpoint.url}/v1", "model": MODEL, "context_tokens": 8192}
-        free = {"prompt_per_million": 0.0, "completion_per_million": 0.0}
-        recipe = make_recipe(tmp_path, judges={"larger": larger}, prices={MODEL: free}, judge={"name": "larger", "kind": "verdict"})
-        steps = Steps()
-        with pytest.raises(AccordError, match=r"the judge larger .* answered 401"):
+        judge = {"name": "larger", "kind": "verdict"}
+        size = {"prompts": 3, "pairs": 4, "bootstrap_samples": 100, "judge_check_pairs": 0}
+        recipe = make_recipe(tmp_path, judges={"larger": larger}, prices={MODEL: free}, judge=judge, evaluation=size)
+        endpoint.set(faults=[{"status": 401}] * many)
+        with pytest.raises(AccordError, match=r"the judge larger .* answered 401.*run the study again"):
+            run_study(recipe, tmp_path / "home", UntilTrained())
+        endpoint.set(faults=[{"text": "I cannot say."}] * many)
+        with pytest.raises(AccordError, match="abstained from all 4 pairs"):
+            run_study(recipe, tmp_path / "home", UntilTrained())
+        endpoint.set(faults=[], fingerprint="fp_2")
+        steps = UntilTrained()
+        with pytest.raises(KeyboardInterrupt):
             run_study(recipe, tmp_path / "home", steps)
     assert steps.done == ["conversation: verdict judge larger labels"]
+    (kept,) = (json.loads(path.read_text())["values"] for path in (tmp_path / "home" / "study" / "steps").glob("*.json"))
+    assert (kept["pairs"], kept["abstained"]) == (4, 0)
+    assert len(read_pairs(kept["dataset_uri"], strict=True).rows) == 4
     assert not list((tmp_path / "home" / "runs").glob("*/run.json"))

@@ -146,13 +146,16 @@ def _rubrics(known: Mapping[str, Rubric], wanted: Sequence[str]) -> list[Rubric]
 
 
 def _run(client: FeedbackClient, cells: Sequence[Cell], output: Path) -> list[Found]:
-    """What came of each cell; cells that ask the same share a job, and a job that fails leaves the others alone."""
-    from accord.study.judge_tables import Found, output_name
+    """What came of each cell; cells that ask the same share a job, and a job that fails leaves the others alone.
+
+    A job's folder is named by question and data, as its id is: after a change of the data another job asks, and the first keeps its folder.
+    """
+    from accord.study.judge_tables import Found
 
     known: dict[str, Found] = {}
+    names = [request_id_of(cell.spec) for cell in cells]
     with ProgressBar("judging", len(cells)) as bar:
-        for done, cell in enumerate(cells):
-            name = output_name(cell.spec)
+        for done, (name, cell) in enumerate(zip(names, cells, strict=True)):
             if name not in known:
                 bar.set(done, text=f"{cell.table}: {cell.row}, {cell.column}")
                 try:
@@ -160,7 +163,7 @@ def _run(client: FeedbackClient, cells: Sequence[Cell], output: Path) -> list[Fo
                 except AccordError as error:
                     known[name] = Found(cell, error=str(error))
         bar.set(len(cells), text="")
-    return [replace(known[output_name(cell.spec)], cell=cell) for cell in cells]
+    return [replace(known[name], cell=cell) for name, cell in zip(names, cells, strict=True)]
 
 
 def _label(client: FeedbackClient, cell: Cell, folder: Path, bar: ProgressBar, done: int) -> Found:

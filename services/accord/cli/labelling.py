@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.client.label_attempts import create_attempt
 from accord.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _STREAM_SECONDS = 3000.0
 _PAUSE_SECONDS = 1.0
 _PATIENCE = 60
-_ATTEMPTS = 1000
 _PACE_SECONDS = 60.0
 
 
@@ -80,15 +80,8 @@ def request_id_of(spec: LabelJobSpec) -> str:
 
 
 def create_job(client: FeedbackClient, spec: LabelJobSpec, request_id: str) -> LabelJob:
-    """The job of this id, or where that was cancelled or has failed the next attempt, which finds all judgements in the ledger.
-
-    One that has ended at a limit is given back as it is: a new attempt would spend as much once more.
-    """
-    for attempt in range(1, _ATTEMPTS):
-        job = client.create_label_job(replace(spec, request_id=request_id if attempt == 1 else f"{request_id}-{attempt}"))
-        if job.state in ("running", "succeeded") or job.at_limit:
-            return job
-    raise UnavailableError(f"{_ATTEMPTS} attempts of this job have failed; change --output to begin a new one")
+    """The job of this id, or where that was cancelled or has failed the next attempt. As `create_attempt`."""
+    return create_attempt(client, replace(spec, request_id=request_id))
 
 
 class JobPace:

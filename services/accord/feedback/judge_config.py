@@ -136,6 +136,18 @@ def parts_of(judge: NamedJudge) -> tuple[str, ...]:
     return (judge.first, judge.then) if isinstance(judge, EscalationJudge) else ()
 
 
+def asked_through(name: str, judges: Mapping[str, NamedJudge]) -> tuple[str, ...]:
+    """Names of all judges that a judge asks, itself or through others, each once; one that the table does not have is where it ends."""
+    found: dict[str, None] = {}
+    open_names = [name]
+    while open_names:
+        judge = judges.get(open_names.pop())
+        new = [part for part in (parts_of(judge) if judge is not None else ()) if part not in found]
+        found.update(dict.fromkeys(new))
+        open_names += new
+    return tuple(found)
+
+
 def check_parts(judges: Mapping[str, NamedJudge]) -> None:
     """Raises ValueError where a judge asks one that does not exist, or itself through others."""
     for name, judge in judges.items():

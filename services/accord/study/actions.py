@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.client.feedback import FeedbackClient, Judge, LabelJob, LabelJobSpec
+from accord.client.label_attempts import create_attempt, is_lost
 from accord.client.label_cards import LabelCard
 from accord.client.policy import Origin, PolicyClient
 from accord.client.reward import RewardClient
 from accord.client.trainer import Run, TrainerClient
-from accord.errors import AccordError, InternalError, NotFoundError
+from accord.errors import AccordError, FailedPreconditionError, InternalError, NotFoundError
 from accord.rpc.channels import ChannelConfig
 from accord.runspec import RunSpec, parse_spec
 from accord.study.graph import Step
@@ -160,24 +161,55 @@ def wanted_judge(facts: Mapping[str, Any]) -> Judge:
 
 
 def label(step: Step, context: StepContext) -> dict[str, Any]:
-    """Runs a label job to its end; the ledger keeps what an earlier call paid for."""
+    """Runs a label job to its end; the ledger keeps what an earlier call paid for.
+
+    Where the attempts of earlier calls are lost, a new one begins: at most one a call, so that a judge that is still away ends the study again.
+
+    Raises:
+        InternalError: the job was cancelled or has failed; the message names it and its reason.
+        FailedPreconditionError: a judge whose labels are trained on has labelled no pair.
+    """
     params, feedback = step.params, context.services.feedback
     spec = LabelJobSpec(
         f"study-{context.key}", params["uri"], Task(params["task"]), context.label_folder, params["format"], params["split"], params["limit"],
         wanted_judge(params["judge"]), params["seed"],
     )  # fmt: skip
-    job: LabelJob = feedback.create_label_job(spec)
+
+    def is_in_vain(job: LabelJob) -> bool:
+        return is_lost(job) or (step.is_trained_on and _labelled_nothing(job))
+
+    job = create_attempt(feedback, spec, lost=is_in_vain, output_of=lambda attempt: _attempt_folder(context, attempt))
     for seen in feedback.watch_label_job(job.name, timeout_seconds=_RUN_SECONDS):
         job = seen
         note = f"; {job.message}" if job.message else ""
         context.progress(job.done_pairs / max(1, job.total_pairs), f"{job.done_pairs} of {job.total_pairs} pairs{note}")
     if job.state != "succeeded":
-        raise InternalError(f"{job.name} {job.state}: {job.message or 'it left no reason'}")
-    cards = [_card(card) for card in feedback.label_cards(job=job.name)]
+        raise InternalError(f"{job.name} {job.state}: {job.message or 'it left no reason'}; mend that and run the study again")
+    cards = feedback.label_cards(job=job.name)
+    if step.is_trained_on and _labelled_nothing(job):
+        raise FailedPreconditionError(_why_nothing(job, cards), field="judge")
     return {
         "job": job.name, "dataset_uri": job.dataset_uri, "dataset_digest": job.dataset_digest, "pairs": job.total_pairs,
-        "abstained": job.abstained_pairs, "tokens": job.tokens, "cards": cards,
+        "abstained": job.abstained_pairs, "tokens": job.tokens, "cards": [_card(card) for card in cards],
     }  # fmt: skip
+
+
+def _attempt_folder(context: StepContext, attempt: int) -> str:
+    """One of its own for each: that of an attempt which has succeeded without a label is taken."""
+    return context.label_folder if attempt == 1 else f"{context.label_folder}/attempt-{attempt}"
+
+
+def _labelled_nothing(job: LabelJob) -> bool:
+    return job.state == "succeeded" and job.abstained_pairs >= job.total_pairs
+
+
+def _why_nothing(job: LabelJob, cards: Sequence[LabelCard]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for card in cards for reason, count in card.abstentions.items())
+    return (
+        f"{job.name}: the judge abstained from all {job.total_pairs} pairs ({reasons or 'it left no reason'}), so that there is nothing to train on; "
+        "run the study again with another judge, kind or rubric, or once this judge is mended or has more room: what it said as it is now is in the "
+        "ledger and stays its answer"
+    )
 
 
 def _card(card: LabelCard) -> dict[str, Any]:

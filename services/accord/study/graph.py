@@ -27,6 +27,7 @@ class Step:
     """One step; `inputs` are names of earlier steps, `tokens` about what it computes (see `accord.study.costs`).
 
     `asked_pairs` are those about which it asks a judge with a name, which computes elsewhere, or with another model: tokens say little of how long.
+    `is_trained_on` says of a label step that runs learn from what it gives; none of the three is in the step's key.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Step:
     inputs: tuple[str, ...] = ()
     tokens: int = 0
     asked_pairs: int = 0
+    is_trained_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
                 params | {"seed": recipe.seed},
                 tokens=costs.label_cost(recipe.judge.kind, recipe.ai_pairs, lengths),
                 asked_pairs=recipe.ai_pairs if recipe.judge.name else 0,
+                is_trained_on=True,
             )
         )
     checked = {f"{task}/judge-check-{kind}": (f"{task}: {kind} judge against people", {"kind": kind}) for kind in evaluation.judge_check_kinds}

@@ -7,8 +7,6 @@ What does not belong here: running the jobs (`accord.cli.judges`) and drawing (`
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -162,11 +160,6 @@ def markdown(tables: Mapping[str, Any], names: Sequence[str]) -> str:
             lines.append(f"| {_escaped(row['name'])} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n\nShares in per cent of the decided pairs that people labelled, with 95 % intervals over their prompts.\n"
-
-
-def output_name(spec: LabelJobSpec) -> str:
-    """The folder of a cell's job, the same for the same question."""
-    return hashlib.sha256(json.dumps(asdict(replace(spec, request_id="", output_uri="")), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _in_order(found: Iterable[Found]) -> list[str]:

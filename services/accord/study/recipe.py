@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from accord.errors import InvalidArgumentError, NotFoundError
-from accord.feedback.judge_config import JudgeName, NamedJudge, Price
+from accord.feedback.judge_config import JudgeName, NamedJudge, Price, asked_through
 from accord.runspec_parts import LoraSpec, NonNegative, Positive, Spec
 from accord.text.tasks import Task
 
@@ -156,13 +156,19 @@ class StudyRecipe(Spec):
 
     @property
     def judge_facts(self) -> dict[str, Any]:
-        """The judge as steps know it: who is asked and how; where it is only known by its name, nothing more."""
+        """The judge as steps know it: who is asked and how, with all whom an ensemble or escalation asks; of a judge known by name only, the name."""
         facts = self.judge.model_dump(mode="json", exclude={"seconds_per_pair"})
         if not self.judge.name:  # steps of before there were names keep their keys
             del facts["name"]
         elif self.judge.name in self.judges:
-            facts["who"] = self.judges[self.judge.name].model_dump(mode="json", exclude_defaults=True)
+            facts["who"] = self._who_is(self.judge.name)
+            parts = {name: self._who_is(name) for name in asked_through(self.judge.name, self.judges) if name in self.judges}
+            if parts:  # steps of judges that answer themselves keep their keys
+                facts["parts"] = parts
         return facts
+
+    def _who_is(self, name: str) -> dict[str, Any]:
+        return self.judges[name].model_dump(mode="json", exclude_defaults=True)
 
     @property
     def judge_table(self) -> dict[str, dict[str, Any]]:

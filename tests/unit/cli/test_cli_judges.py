@@ -113,6 +113,23 @@ def test_cells_that_ask_the_same_are_one_job(accord: Accord, start: Start, tmp_p
     assert len(feedback.jobs) == 3 + 1
 
 
+def test_after_a_change_of_the_data_other_jobs_write_to_other_folders(accord: Accord, start: Start, tmp_path: Path) -> None:
+    """The service lets no job write where another that succeeded has."""
+    feedback = Judging()
+    address = start(feedback)
+    data = tmp_path / "pairs.jsonl"
+
+    def folders(text: str) -> dict[str, str]:
+        data.write_text(text)
+        assert accord("judges", f"conversation={data}", "--rubric", "conversation/base/1", "--feedback", address).exit_code == 0
+        return {each.request_id: each.output_uri for each in feedback.requests}
+
+    assert len(folders("one")) == 2
+    assert len(folders("one")) == 2
+    both = folders("two")
+    assert len(both) == len(set(both.values())) == 4
+
+
 def test_rubrics_can_be_chosen(accord: Accord, start: Start, tmp_path: Path) -> None:
     feedback = Judging()
     chosen = ("--rubric", "conversation/base/1", "--rubric", "summarization/detailed/1", "--rationale", "--judge", "default:likelihood")

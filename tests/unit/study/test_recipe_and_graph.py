@@ -102,6 +102,32 @@ def test_a_named_judge_labels_is_measured_and_counts_wins(recipe: StudyRecipe) -
     assert plain.params["judge"] == {"kind": "likelihood", "rubric": "", "rationale": False, "adapter": "", "tie_margin": 0.0}
 
 
+def test_a_change_of_a_judge_that_a_panel_asks_makes_its_labels_anew() -> None:
+    """At any depth: an escalation to an ensemble whose member moves; a judge that nobody asks changes nothing."""
+    own = load_recipe("larger-judge")
+    at = own.judges["larger"].model_dump(exclude_defaults=True)
+    both = {"kind": "ensemble", "members": ["default", "large"]}
+    judges = {
+        "panel": {"kind": "escalation", "first": "small", "then": "both", "threshold": 0.2},
+        "both": both,
+        "small": at,
+        "large": at,
+        "other": at,
+    }
+
+    def graph(**moved: object) -> Graph:
+        return build_graph(changed(own, judges=judges | moved, judge={"name": "panel", "kind": "verdict"}), DIGESTS)
+
+    assert not keys_that_differ(graph(), graph(other=at | {"model": "m2"}))
+    moves = ({"large": at | {"model": "m2"}}, {"small": at | {"base_url": "http://127.0.0.1:1/v1"}}, {"both": both | {"combine": "majority"}})
+    for moved in moves:
+        differ = keys_that_differ(graph(), graph(**moved))
+        assert {"summarization/labels-ai", "summarization/judge-check-panel", "summarization/dpo-ai", "summarization/judge"} <= differ
+        assert not {"summarization/sft", "summarization/dpo-human", "summarization/judge-check-verdict"} & differ
+    alone = {step.name: step for step in build_graph(own, DIGESTS).steps}
+    assert set(alone["summarization/labels-ai"].params["judge"]) == {"name", "kind", "rubric", "rationale", "adapter", "tie_margin", "who"}
+
+
 def test_the_judges_of_a_recipe_are_those_of_a_feedback_service() -> None:
     table = load_recipe("larger-judge").judge_table
     values = JudgeTable(**table).merged(
