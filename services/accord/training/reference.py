@@ -58,7 +58,11 @@ class ReferenceLogprobs:
         self._known: dict[str, Sums] = {}
 
     def prepare(self, pairs: Sequence[EncodedPair]) -> None:
-        """Has the logprobs of these pairs at hand: those on disk, the others computed and put there."""
+        """Has the logprobs of these pairs at hand: those on disk, the others computed and put there, also where a stop comes between.
+
+        Raises:
+            RunStopped: the run was asked to stop.
+        """
         wanted = {pair_key(pair): pair for pair in pairs}
         world = self._context.world
         self._known |= {key: (first, second) for key, (first, second) in world.from_first(lambda: self._cache.find(wanted.keys())).items()}
@@ -66,15 +70,18 @@ class ReferenceLogprobs:
         self._context.events.message(f"reference logprobs: {len(wanted) - len(missing)} of {len(wanted)} pairs were on disk")
         fresh: dict[str, Sums] = {}
         flushed = time.monotonic()
-        for part in world.share(passes(self._context, missing)):
-            self._context.stop.check()
-            fresh |= self._computed(part)
-            if world.leads and time.monotonic() - flushed > _FLUSH_SECONDS:  # a killed run has not worked in vain
+        try:
+            for some in self._context.read_slices(passes(self._context, missing)):
+                own: dict[str, Sums] = {}
+                for part in world.share(some):
+                    own |= self._computed(part)
+                fresh |= {key: (first, second) for others in world.gather(own) for key, (first, second) in others.items()}
+                if world.leads and time.monotonic() - flushed > _FLUSH_SECONDS:  # a killed run has not worked in vain
+                    self._cache.add(fresh)
+                    flushed = time.monotonic()
+        finally:  # nor has one that is stopped
+            if world.leads:
                 self._cache.add(fresh)
-                flushed = time.monotonic()
-        fresh = {key: (first, second) for part in world.gather(fresh) for key, (first, second) in part.items()}
-        if world.leads:
-            self._cache.add(fresh)
         self._known |= fresh
 
     def of(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:

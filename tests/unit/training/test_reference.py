@@ -13,7 +13,7 @@ from tests.unit.training.surroundings import GradientKeeper, make_context, plant
 
 from accord.models.packing import group_logprobs
 from accord.training.__main__ import build
-from accord.training.context import RunContext
+from accord.training.context import RunContext, RunStopped
 from accord.training.examples import EncodedPair
 from accord.training.reference import FOLDER, LogprobCache, pair_key, space_of
 
@@ -150,6 +150,27 @@ def test_a_run_that_is_stopped_keeps_what_it_computed(tmp_path: Path, tiny_folde
         algorithm.setup()
     assert len(files(tmp_path)) == 1, "a later file takes the place of an earlier one"
     assert len(set_up(tmp_path, tiny_folder, name="killed")[2]) == 3
+
+
+def test_a_stop_is_heeded_before_the_next_pass_and_keeps_those_before_it(tmp_path: Path, tiny_folder: Path) -> None:
+    """Also what came since it was last put on disk."""
+    context = make_context(
+        tmp_path, tiny_folder, {**ALWAYS, "dpo": {"data": write_rows(tmp_path / "rows-6.jsonl", planted_pairs()[:6])}}, name="stopped"
+    )
+    algorithm: Any = build(context)
+    passes, sums = [], algorithm._loss.sums
+
+    def stopping(pairs: Any, adapter: Any) -> Any:
+        passes.append(adapter)
+        if len(passes) == 4:
+            context.stop.set()
+        return sums(pairs, adapter)
+
+    algorithm._loss.sums = stopping
+    with pytest.raises(RunStopped):
+        algorithm.setup()
+    assert len(passes) == 4
+    assert len(set_up(tmp_path, tiny_folder, name="stopped")[2]) == 2
 
 
 class TestFiles:
