@@ -203,6 +203,21 @@ class TestFiles:
         assert sorted(path.parent.name for path in tmp_path.glob("*/*.jsonl")) == ["a", "d"]
         assert not killed.exists()
 
+    def test_files_that_cannot_be_read_or_removed_end_no_run(self, tmp_path: Path) -> None:
+        """As those of another user; folders stand for them here, for root may do anything with files."""
+        for path in (tmp_path / "a" / "x.jsonl", tmp_path / "a" / ".y.tmp"):
+            path.mkdir(parents=True)
+            os.utime(path, (1000, 1000))
+        lines: list[str] = []
+        self.cache(tmp_path, lines, space="b").add({"b": (-1.0, -2.0)})
+        cache = self.cache(tmp_path, lines, space="a", most_bytes=1)
+        cache.add({"a": (-1.0, -2.0)})
+        assert list((tmp_path / "b").iterdir()) == [], "the others are pruned all the same"
+        assert cache.find({"a"}) == {"a": (-1.0, -2.0)}
+        (line,) = lines
+        assert line.startswith("x.jsonl... in")
+        assert "cannot be read: Is a directory; its reference logprobs are computed again" in line
+
     def test_the_newest_file_stays_however_large(self, tmp_path: Path) -> None:
         self.cache(tmp_path, [], most_bytes=1).add({"a": (-1.0, -2.0)})
         assert self.cache(tmp_path, []).find({"a"}) == {"a": (-1.0, -2.0)}
