@@ -71,6 +71,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         self._texts_digest = ""
         self._sampler_gap_bound = spec.sampler_gap_bound
         self._ahead = Ahead(context, self._sampled_beside)
+        self._abandon = self._ahead.abandon
         self._staleness = 0
 
     def setup(self) -> None:
@@ -138,7 +139,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
 
     def _sampled_beside(self, step: int, version: str) -> list[Rollout]:
         with closing(self._source.beside()) as source:
-            return self._sampled(step, version, source)
+            return self._sampled(step, version, source, self._ahead.keep)
 
     def _age(self, step: int, rollouts: Sequence[Rollout]) -> int:
         """Updates that the policy is ahead of the one that sampled.
