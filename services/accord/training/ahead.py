@@ -8,7 +8,7 @@ What does not belong here: the correction itself (`accord.algos.ppo`), and the c
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from accord.checkpoint import Checkpoint
 from accord.training.adapter_state import POLICY, load_adapter, save_adapter
 from accord.training.context import RunContext
-from accord.training.rollout import Rollout
+from accord.training.rollout import Rollout, write_rollouts
 
 BEHAVIOUR = "behaviour"
 
@@ -34,6 +34,8 @@ class Ahead:
         self._context = context
         self._sample = sample
         self._under: _Sampling | None = None
+        self._writing = threading.Lock()
+        self._abandoned = False
         self.updates: int | None = None
         """Updates that the behaviour policy had behind it; None before the first batch, which the policy itself samples."""
 
@@ -52,6 +54,17 @@ class Ahead:
         if sampling is None or sampling.step != step:
             return None
         return sampling.result()
+
+    def keep(self, path: Path, rollouts: Sequence[Rollout]) -> None:
+        """Writes what was sampled ahead, unless it was abandoned meanwhile."""
+        with self._writing:
+            if not self._abandoned:
+                write_rollouts(path, rollouts)
+
+    def abandon(self) -> None:
+        """Nothing that is sampled ahead is kept from now on, for the run ends; the file of the batch under way is whole then, or never comes."""
+        with self._writing:
+            self._abandoned = True
 
     def remember(self, updates: int, state: Mapping[str, Tensor]) -> None:
         """The policy of that state, with so many updates behind it, becomes the behaviour policy."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from accord.artefacts.manifest import Manifest
@@ -26,6 +26,7 @@ __all__ = ["EventLog", "Heartbeat", "RunContext", "RunStopped", "StopSignal"]
 
 T = TypeVar("T")
 _HEARTBEAT_SECONDS = 4.0
+_ROUNDS = 16  # passes of each of several processes between two questions whether to stop: far below a grace of 120 s
 
 
 class EventLog:
@@ -129,6 +130,26 @@ class RunContext:
 
     def _read_alone(self, read: Callable[[ArtefactStore], T]) -> T:
         return with_patience(self, "", store_in_words(self), lambda: read(self.store))
+
+    def read_parts(self, parts: Sequence[T]) -> Iterator[T]:
+        """This process's share of parts that are read and not learnt from, as an evaluation's; heeds a stop as `read_slices`."""
+        for some in self.read_slices(parts):
+            yield from self.world.share(some)
+
+    def read_slices(self, parts: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Parts that are read and not learnt from, in slices that are the same in all processes; each takes its share of every one.
+
+        A stop is heeded before each slice: alone a slice is one part, and several processes, which must agree on it, take so many each.
+        Shares of the slices are together those of all parts.
+
+        Raises:
+            RunStopped: the run was asked to stop; in all processes.
+        """
+        most = 1 if self.world.size == 1 else _ROUNDS * self.world.size
+        for start in range(0, len(parts), most):
+            if self.world.agree(self.stop.is_set):
+                raise RunStopped
+            yield parts[start : start + most]
 
     def manifest(self, version: str) -> Manifest:
         """The manifest of a version, which the first process reads for all: a store that one process alone cannot reach parts none from the others.

@@ -33,6 +33,8 @@ ADAPTER_FOLDER = "adapter"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _ORIGIN = ("base_model_digest", "tokenizer_digest", "parents", "data_digest")
 """Of a publication: what must be the same from a run's first step to its last."""
+PTX_DATA_DIGEST = "ptx_data_digest"
+"""Among its facts, likewise, where a run learns from texts besides; older checkpoints do not say it."""
 _OF_ROLLOUTS = ("score_mean", "held_out_score_mean", "kl")
 """Metrics of the last rollouts that a published policy is known by."""
 
@@ -274,9 +276,12 @@ def _measured(publication: Mapping[str, Any], progress: Progress) -> dict[str, A
 def _check_origin(found: Checkpoint, now: Mapping[str, Any]) -> None:
     """Raises FailedPreconditionError where this process has other data, parents or base model than the checkpoint was learnt from: what goes on would
     be neither the one run nor the other, and nothing would say so."""
-    for name in _ORIGIN:
-        if found.publish[name] != now[name]:
-            was, has = (", ".join(value) if isinstance(value, list) else value for value in (found.publish[name], now[name]))
+    texts = found.publish["facts"].get(PTX_DATA_DIGEST)
+    pairs = {name: (found.publish[name], now[name]) for name in _ORIGIN}
+    pairs |= {PTX_DATA_DIGEST: (texts, now["facts"].get(PTX_DATA_DIGEST))} if texts else {}
+    for name, both in pairs.items():
+        if both[0] != both[1]:
+            was, has = (", ".join(value) if isinstance(value, list) else value for value in both)
             raise FailedPreconditionError(
                 f"checkpoint {found.path.name} was learnt with {name} {was or 'none'}, and now it is {has or 'none'}; bring the former back, or "
                 "start a new run",

@@ -69,7 +69,11 @@ class PairLoss:
         return total | {"accuracy": hits / decided if decided else 0.5}
 
     def evaluate(self, pairs: Sequence[EncodedPair], reference: ReferenceLogprobs) -> dict[str, float]:
-        """Implicit reward margin and accuracy on held-out pairs, without gradient; empty where there are none."""
+        """Implicit reward margin and accuracy on held-out pairs, without gradient; empty where there are none.
+
+        Raises:
+            RunStopped: the run was asked to stop between two passes.
+        """
         if not pairs:
             return {}
         world, parts = self._context.world, passes(self._context, pairs)
@@ -77,7 +81,7 @@ class PairLoss:
         place = {id(pair): index for index, pair in enumerate(ordered)}
         found = world.rows(len(ordered), 2)
         with torch.no_grad():
-            for part in world.share(parts):
+            for part in self._context.read_parts(parts):
                 output = self._output(part, reference)
                 found.put([place[id(pair)] for pair in part], torch.stack([output.margins, output.losses], dim=1))
         margins, losses = found.whole().T.tolist()

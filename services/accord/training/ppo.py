@@ -34,6 +34,7 @@ from accord.training.ahead import BEHAVIOUR, Ahead
 from accord.training.context import RunContext
 from accord.training.critic import Critic
 from accord.training.examples import EncodedExample, encode_texts, epoch_order, rows_from
+from accord.training.loop import PTX_DATA_DIGEST
 from accord.training.optim import Optimizer
 from accord.training.rollout import Rollout
 from accord.training.rollout_algorithm import RolloutAlgorithm
@@ -67,14 +68,16 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         self._moments = RunningMoments()
         self._critic = Critic(context)
         self._texts: Sequence[EncodedExample] = ()
+        self._texts_digest = ""
         self._sampler_gap_bound = spec.sampler_gap_bound
         self._ahead = Ahead(context, self._sampled_beside)
+        self._abandon = self._ahead.abandon
         self._staleness = 0
 
     def setup(self) -> None:
         """As every algorithm with rollouts, with the texts of the pretraining term and the critic."""
         if self._spec.ptx_coefficient > 0 and self._spec.ptx_data is not None:
-            self._texts = self._read_texts(self._spec.ptx_data)
+            self._texts, self._texts_digest = self._read_texts(self._spec.ptx_data)
         super().setup()
         if self._spec.starts_value_from_reward_model:
             self._critic.start_from_reward_model(self._reward_versions[0])
@@ -112,9 +115,10 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
         return {**super().state(), **own, **self._ahead.state()}
 
     def publication(self) -> dict[str, Any]:
-        """A policy, with the KL coefficient that it was asked for."""
+        """A policy, with the KL coefficient that it was asked for, and the digest of the texts of the pretraining term where it has some."""
         found = super().publication()
-        return {**found, "facts": {**found["facts"], "kl_coef": self._spec.kl_coef}}
+        texts = {PTX_DATA_DIGEST: self._texts_digest} if self._texts else {}
+        return {**found, "facts": {**found["facts"], "kl_coef": self._spec.kl_coef, **texts}}
 
     def _rollouts(self, step: int) -> list[Rollout]:
         rollouts = super()._rollouts(step)
@@ -135,7 +139,7 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
 
     def _sampled_beside(self, step: int, version: str) -> list[Rollout]:
         with closing(self._source.beside()) as source:
-            return self._sampled(step, version, source)
+            return self._sampled(step, version, source, self._ahead.keep)
 
     def _age(self, step: int, rollouts: Sequence[Rollout]) -> int:
         """Updates that the policy is ahead of the one that sampled.
@@ -305,10 +309,10 @@ class ProximalPolicyOptimization(RolloutAlgorithm):
             world.backward(self._spec.ptx_coefficient * loss)
             averages.add_part("ptx_loss", float(loss.detach()))
 
-    def _read_texts(self, data: DataSpec) -> Sequence[EncodedExample]:
+    def _read_texts(self, data: DataSpec) -> tuple[Sequence[EncodedExample], str]:
         spec = self._context.spec
         found = read_texts(data.uri, format=data.format, split=data.split, limit=data.limit, strict=data.strict, seed=spec.seed)
         width = min(spec.max_prompt_tokens + spec.max_response_tokens, self._context.base.context_tokens)
         encoded = replace(encode_texts(self._context.base.encoder, found.rows, width), source=found.report.account())
         self._context.events.message(f"{shown(data.uri)} ({data.split}): {encoded.account('texts')}")
-        return encoded.at_least_one("texts", "ppo.ptx_data").rows
+        return encoded.at_least_one("texts", "ppo.ptx_data").rows, found.report.digest

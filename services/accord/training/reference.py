@@ -58,7 +58,11 @@ class ReferenceLogprobs:
         self._known: dict[str, Sums] = {}
 
     def prepare(self, pairs: Sequence[EncodedPair]) -> None:
-        """Has the logprobs of these pairs at hand: those on disk, the others computed and put there."""
+        """Has the logprobs of these pairs at hand: those on disk, the others computed and put there, also where a stop comes between.
+
+        Raises:
+            RunStopped: the run was asked to stop.
+        """
         wanted = {pair_key(pair): pair for pair in pairs}
         world = self._context.world
         self._known |= {key: (first, second) for key, (first, second) in world.from_first(lambda: self._cache.find(wanted.keys())).items()}
@@ -66,15 +70,18 @@ class ReferenceLogprobs:
         self._context.events.message(f"reference logprobs: {len(wanted) - len(missing)} of {len(wanted)} pairs were on disk")
         fresh: dict[str, Sums] = {}
         flushed = time.monotonic()
-        for part in world.share(passes(self._context, missing)):
-            self._context.stop.check()
-            fresh |= self._computed(part)
-            if world.leads and time.monotonic() - flushed > _FLUSH_SECONDS:  # a killed run has not worked in vain
+        try:
+            for some in self._context.read_slices(passes(self._context, missing)):
+                own: dict[str, Sums] = {}
+                for part in world.share(some):
+                    own |= self._computed(part)
+                fresh |= {key: (first, second) for others in world.gather(own) for key, (first, second) in others.items()}
+                if world.leads and time.monotonic() - flushed > _FLUSH_SECONDS:  # a killed run has not worked in vain
+                    self._cache.add(fresh)
+                    flushed = time.monotonic()
+        finally:  # nor has one that is stopped
+            if world.leads:
                 self._cache.add(fresh)
-                flushed = time.monotonic()
-        fresh = {key: (first, second) for part in world.gather(fresh) for key, (first, second) in part.items()}
-        if world.leads:
-            self._cache.add(fresh)
         self._known |= fresh
 
     def of(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
@@ -132,7 +139,7 @@ class LogprobCache:
             self._report(f"reference logprobs could not be kept in {self._folder}: {error.strerror}; they are computed again next time")
             return
         if self._mine is not None:
-            self._mine.unlink(missing_ok=True)
+            _remove(self._mine)
         self._mine = path
         self._prune(path)
 
@@ -141,25 +148,28 @@ class LogprobCache:
             content = path.read_bytes()
         except FileNotFoundError:  # another run has pruned it
             return {}
+        except OSError as error:  # as one of another user
+            self._report(f"{path.name[:16]}... in {self._folder} cannot be read: {error.strerror}; its reference logprobs are computed again")
+            return {}
         if hashlib.sha256(content).hexdigest() != path.stem:
-            self._report(f"{path.name[:16]}... in {self._folder} is damaged: it is removed, and its reference logprobs are computed again")
-            path.unlink(missing_ok=True)
+            what = "it is removed, and" if _remove(path) else "it cannot be removed;"
+            self._report(f"{path.name[:16]}... in {self._folder} is damaged: {what} its reference logprobs are computed again")
             return {}
         return {key: (chosen, rejected) for key, chosen, rejected in map(json.loads, content.decode().splitlines())}
 
     def _prune(self, kept: Path) -> None:
-        """Removes the files that were used longest ago until the rest is small enough, and what killed writers left a day ago."""
+        """Removes the files that were used longest ago until the rest is small enough, and what killed writers left a day ago; those of another user,
+        which cannot be removed, stay."""
         now = time.time()
         for path in self._root.glob("*/.*.tmp"):
             if now - _state(path)[0] > 86400:
-                path.unlink(missing_ok=True)
+                _remove(path)
         files = sorted((*_state(path), path) for path in self._root.glob("*/*.jsonl"))
         size = sum(each[1] for each in files)
         for _, bytes_, path in files:
             if size <= self._most_bytes:
                 return
-            if path != kept:
-                path.unlink(missing_ok=True)
+            if path != kept and _remove(path):
                 size -= bytes_
 
 
@@ -187,6 +197,15 @@ def _write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _remove(path: Path) -> bool:
+    """Whether a file is gone now; one of another user may not be removed, and a run does without that."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
 def _touch(path: Path) -> None:
     try:
         os.utime(path)
@@ -195,9 +214,9 @@ def _touch(path: Path) -> None:
 
 
 def _state(path: Path) -> tuple[float, int]:
-    """When a file was last used, and its bytes; nothing of one that is gone."""
+    """When a file was last used, and its bytes; nothing of one that is gone, or that cannot be looked at."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return 0.0, 0
     return found.st_mtime, found.st_size

@@ -179,12 +179,11 @@ class RewardModelTraining:
         return scores[0::2], scores[1::2]
 
     def _all_scores(self, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
-        """Scores of chosen and rejected responses in the order of `pairs`, without gradient."""
-        world = self._context.world
-        scores = world.rows(len(pairs), 2)
+        """Scores of chosen and rejected responses in the order of `pairs`, without gradient; heeds a stop."""
+        scores = self._context.world.rows(len(pairs), 2)
         place = {id(pair): index for index, pair in enumerate(pairs)}
         with torch.no_grad():
-            for part in world.share(passes(self._context, pairs, self._context.micro_batch_size)):
+            for part in self._context.read_parts(passes(self._context, pairs, self._context.micro_batch_size)):
                 scores.put([place[id(pair)] for pair in part], torch.stack(self._scores(part), dim=1))
         chosen, rejected = scores.whole().unbind(dim=1)
         return chosen, rejected

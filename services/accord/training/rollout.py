@@ -225,8 +225,10 @@ def kept_rollouts(path: Path, report: Callable[[str], None]) -> list[Rollout] | 
     return kept_rows(path, _rollout, report)
 
 
-def check_sampler_gap(context: RunContext, step: int, gap: float, bound: float) -> None:
+def check_sampler_gap(context: RunContext, step: int, gap: float, bound: float, *, abandon: Callable[[], None] = lambda: None) -> None:
     """Refuses a batch where the policy service's logprobs are further than `bound` from this process's, nats a token, or one is NaN; says so.
+
+    `abandon` keeps a later batch, which the same service is still sampling, from being written once those that are there are put aside.
 
     Raises:
         OtherPolicyError: they do not compute the same policy; the rollouts of the step, and of later ones, are sampled anew when it is resumed.
@@ -238,6 +240,7 @@ def check_sampler_gap(context: RunContext, step: int, gap: float, bound: float) 
         "same policy (precision, adapter or temperature)"
     )
     context.events.message(f"alarm: {reason}; the run stops before it learns from them, and samples them anew when it is resumed")
+    abandon()
     put_aside(context.directory.rollouts, step, context.world)
     raise OtherPolicyError(reason, field="endpoints.policy")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class RolloutAlgorithm(ABC):
         self._eval_prompts: Sequence[EncodedPrompt] = ()
         self._first_length: float | None = None
         self._sampler_gap_bound = _SAMPLER_GAP_BOUND
+        self._abandon: Callable[[], None] = lambda: None  # what is sampled ahead, where something is
         self._step = 0  # updates done
         self._learnt = False  # whether the step under way has changed what it learns
 
@@ -204,7 +205,9 @@ class RolloutAlgorithm(ABC):
         """New rollouts of a step, on disk."""
         return self._sampled(step, self._publish_rollout_version(), self._source)
 
-    def _sampled(self, step: int, version: str, source: RolloutSource) -> list[Rollout]:
+    def _sampled(
+        self, step: int, version: str, source: RolloutSource, keep: Callable[[Path, Sequence[Rollout]], None] = write_rollouts
+    ) -> list[Rollout]:  # fmt: skip
         """New rollouts of a step under a version of the policy, on disk."""
         spec = self._context.spec
         prompts = batch_at(self._prompts, step, spec.batch_size // self._samples_per_prompt, spec.seed)
@@ -212,7 +215,7 @@ class RolloutAlgorithm(ABC):
         seeds = tuple(rollout_seed(spec.seed, step, index) for index in range(len(repeated)))
         draw = Draw(spec.max_response_tokens, self._part.temperature, seeds)
         rollouts = source.collect(repeated, draw, version)
-        write_rollouts(self._rollout_path(step), rollouts)
+        keep(self._rollout_path(step), rollouts)
         return rollouts
 
     def _rollout_path(self, step: int) -> Path:
@@ -233,7 +236,7 @@ class RolloutAlgorithm(ABC):
         metrics = observed(rollouts, tensors)
         if self._judge is not None:
             metrics["unrated"] = sum(not rollout.judge for rollout in rollouts) / len(rollouts)
-        check_sampler_gap(self._context, self._step, metrics["sampler_gap_max"], self._sampler_gap_bound)
+        check_sampler_gap(self._context, self._step, metrics["sampler_gap_max"], self._sampler_gap_bound, abandon=self._abandon)
         return metrics
 
     def _penalised(self, scores: Tensor, rollouts: Sequence[Rollout]) -> Tensor:

@@ -47,13 +47,12 @@ class SupervisedFineTuning:
         return {POLICY: self._context.adapted.parameters(POLICY)}
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
-        """Loss on held-out rows, nats a token."""
+        """Loss on held-out rows, nats a token; heeds a stop."""
         if not self._eval_rows:
             return {}
-        world = self._context.world
-        sums = world.sums()
+        sums = self._context.world.sums()
         with torch.no_grad():
-            for part in world.share(micro_batches_of(self._eval_rows, self._context.micro_batch_size)):
+            for part in self._context.read_parts(micro_batches_of(self._eval_rows, self._context.micro_batch_size)):
                 sums.add(loss=-float(self._logprobs(part).double().sum()), tokens=sum(len(row.response) for row in part))
         total = sums.total()
         return {"eval_loss": total["loss"] / total["tokens"]}

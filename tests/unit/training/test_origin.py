@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.unit.training.surroundings import make_context, make_ppo, planted_pairs, publish_reward_model, run_here, write_rows
 
+from accord.data.readers import read_texts
 from accord.errors import DataLossError, FailedPreconditionError
 from accord.models.testing import tiny_model_folder
 from accord.training.__main__ import build
@@ -16,9 +17,9 @@ from accord.training.context import RunContext, RunStopped
 from accord.training.loop import train
 
 
-def stopped_after(context: RunContext, steps: int) -> None:
+def stopped_after(context: RunContext, steps: int, algorithm: Any = None) -> None:
     """Runs until so many steps are done, and stops with a checkpoint."""
-    algorithm = build(context)
+    algorithm = algorithm or build(context)
     step = algorithm.step
 
     def stopping(at: int, optimizer: Any) -> dict[str, float]:
@@ -27,7 +28,7 @@ def stopped_after(context: RunContext, steps: int) -> None:
             context.stop.set()
         return metrics
 
-    algorithm.step = stopping  # type: ignore[method-assign]
+    algorithm.step = stopping
     with pytest.raises(RunStopped):
         train(context, algorithm)
 
@@ -98,6 +99,41 @@ def test_data_that_changed_between_two_attempts_is_refused(tmp_path: Path, tiny_
     write_rows(tmp_path / "rows.jsonl", rows)
     again = make_context(tmp_path, tiny_folder, spec)
     assert train(again, build(again)).step == 4
+
+
+def test_texts_of_the_pretraining_term_that_changed_between_two_attempts_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    """They are learnt from as the prompts are. A checkpoint of a version that did not keep their digest resumes; a run without texts says nothing."""
+    data = write_rows(tmp_path / "rows.jsonl", planted_pairs())
+    texts = [{"text": f"one {word} and more"} for word in ("alpha", "beta", "gamma")]
+    ptx = {"data": data, "ptx_coefficient": 0.5, "ptx_data": write_rows(tmp_path / "texts.jsonl", texts)}
+
+    def made(ppo: dict[str, Any], name: str = "run") -> tuple[RunContext, Any]:
+        return make_ppo(tmp_path, tiny_folder, {"steps": 3}, ppo, name=name)[:2]
+
+    context, algorithm = made(ptx)
+    stopped_after(context, 1, algorithm)
+    write_rows(tmp_path / "texts.jsonl", [*texts[:-1], {"text": "something else"}])
+    with pytest.raises(FailedPreconditionError, match=r"00000001 was learnt with ptx_data_digest \w+, and now it is \w+; bring the former") as error:
+        train(*made(ptx))
+    assert error.value.field == "ptx_data_digest"
+    write_rows(tmp_path / "texts.jsonl", texts)
+    context, algorithm = made(ptx)
+    facts = context.store.manifest(train(context, algorithm).adapter_version).facts
+    assert facts["ptx_data_digest"] == read_texts(str(tmp_path / "texts.jsonl")).report.digest
+    _, algorithm = made({"data": data}, "plain")
+    algorithm.setup()
+    assert "ptx_data_digest" not in algorithm.publication()["facts"]
+    older, algorithm = made(ptx, "older")
+    publication = algorithm.publication
+
+    def without() -> dict[str, Any]:
+        found = publication()
+        return {**found, "facts": {name: value for name, value in found["facts"].items() if name != "ptx_data_digest"}}
+
+    algorithm.publication = without
+    stopped_after(older, 1, algorithm)
+    context, algorithm = made(ptx, "older")
+    assert train(context, algorithm).step == 3
 
 
 def test_another_base_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:

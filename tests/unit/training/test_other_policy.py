@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,30 @@ def made(root: Path, model: Path, staleness: int, name: str) -> tuple[Any, Any, 
 
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_it_checkpoints_stops_and_samples_anew_when_it_is_resumed(tmp_path: Path, tiny_folder: Path, staleness: int) -> None:
-    """As after a restart of the service with other weights or another precision; the batch that it sampled then must not stay in the way."""
+    """As after a restart of the service with other weights or another precision; the batch that it sampled then must not stay in the way, nor the
+    next one, which it is still sampling then."""
     straight, algorithm, _ = made(tmp_path, tiny_folder, staleness, "straight")
     train(straight, algorithm)
     context, algorithm, source = made(tmp_path, tiny_folder, staleness, "disturbed")
-    collect = source.collect
+    collect, put_aside = source.collect, threading.Event()
 
     def wrong(*arguments: Any) -> list[Rollout]:
-        third = len(source.versions) == 2
+        before = len(source.versions)
         rollouts = collect(*arguments)
-        return [replace(each, sampler_logprobs=tuple(logprob - 0.5 for logprob in each.sampler_logprobs)) if third else each for each in rollouts]
+        if before == 3:
+            assert put_aside.wait(60)
+        return [
+            replace(each, sampler_logprobs=tuple(logprob - 0.5 for logprob in each.sampler_logprobs)) if before > 1 else each for each in rollouts
+        ]  # fmt: skip
 
     source.collect = wrong
     with pytest.raises(OtherPolicyError, match=r"differ by up to 0\.5 nats a token"):
         train(context, algorithm)
+    put_aside.set()
     if staleness:
         algorithm._ahead._under.join()
+        assert len(source.versions) == 4, "the next batch was being sampled"
+    assert not (context.directory.rollouts / "00000003.jsonl").exists()
     assert [path.name for path in context.directory.checkpoints.iterdir()] == ["00000002"], "no checkpoint was asked for"
     assert (context.directory.rollouts / "00000002.refused").exists()
     assert not (context.directory.rollouts / "00000002.jsonl").exists()

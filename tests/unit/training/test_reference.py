@@ -13,7 +13,7 @@ from tests.unit.training.surroundings import GradientKeeper, make_context, plant
 
 from accord.models.packing import group_logprobs
 from accord.training.__main__ import build
-from accord.training.context import RunContext
+from accord.training.context import RunContext, RunStopped
 from accord.training.examples import EncodedPair
 from accord.training.reference import FOLDER, LogprobCache, pair_key, space_of
 
@@ -152,6 +152,27 @@ def test_a_run_that_is_stopped_keeps_what_it_computed(tmp_path: Path, tiny_folde
     assert len(set_up(tmp_path, tiny_folder, name="killed")[2]) == 3
 
 
+def test_a_stop_is_heeded_before_the_next_pass_and_keeps_those_before_it(tmp_path: Path, tiny_folder: Path) -> None:
+    """Also what came since it was last put on disk."""
+    context = make_context(
+        tmp_path, tiny_folder, {**ALWAYS, "dpo": {"data": write_rows(tmp_path / "rows-6.jsonl", planted_pairs()[:6])}}, name="stopped"
+    )
+    algorithm: Any = build(context)
+    passes, sums = [], algorithm._loss.sums
+
+    def stopping(pairs: Any, adapter: Any) -> Any:
+        passes.append(adapter)
+        if len(passes) == 4:
+            context.stop.set()
+        return sums(pairs, adapter)
+
+    algorithm._loss.sums = stopping
+    with pytest.raises(RunStopped):
+        algorithm.setup()
+    assert len(passes) == 4
+    assert len(set_up(tmp_path, tiny_folder, name="stopped")[2]) == 2
+
+
 class TestFiles:
     def cache(self, root: Path, lines: list[str], space: str = "s", **more: Any) -> LogprobCache:
         return LogprobCache(root, space, lines.append, **more)
@@ -181,6 +202,21 @@ class TestFiles:
         self.cache(tmp_path, [], space="d", most_bytes=2 * size).add({"d" * 64: (-1.0, -2.0)})
         assert sorted(path.parent.name for path in tmp_path.glob("*/*.jsonl")) == ["a", "d"]
         assert not killed.exists()
+
+    def test_files_that_cannot_be_read_or_removed_end_no_run(self, tmp_path: Path) -> None:
+        """As those of another user; folders stand for them here, for root may do anything with files."""
+        for path in (tmp_path / "a" / "x.jsonl", tmp_path / "a" / ".y.tmp"):
+            path.mkdir(parents=True)
+            os.utime(path, (1000, 1000))
+        lines: list[str] = []
+        self.cache(tmp_path, lines, space="b").add({"b": (-1.0, -2.0)})
+        cache = self.cache(tmp_path, lines, space="a", most_bytes=1)
+        cache.add({"a": (-1.0, -2.0)})
+        assert list((tmp_path / "b").iterdir()) == [], "the others are pruned all the same"
+        assert cache.find({"a"}) == {"a": (-1.0, -2.0)}
+        (line,) = lines
+        assert line.startswith("x.jsonl... in")
+        assert "cannot be read: Is a directory; its reference logprobs are computed again" in line
 
     def test_the_newest_file_stays_however_large(self, tmp_path: Path) -> None:
         self.cache(tmp_path, [], most_bytes=1).add({"a": (-1.0, -2.0)})

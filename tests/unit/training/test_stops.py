@@ -1,4 +1,5 @@
-"""A stop, or a gradient that is no number, in the middle of a step with rollouts: what was half done is thrown away exactly, or done to its end."""
+"""A stop, or a gradient that is no number, in the middle of a step with rollouts: what was half done is thrown away exactly, or done to its end.
+And a stop while nothing is learnt, in an evaluation or before the first step: it is heeded before the next pass, and costs no step."""
 
 from __future__ import annotations
 
@@ -8,11 +9,24 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.training.ranked import on_ranks
-from tests.unit.training.surroundings import ALONE, VersionSource, even_share, make_rollout_run, planted_pairs, write_rows
+from tests.unit.training.surroundings import (
+    ALONE,
+    TIMINGS,
+    VersionSource,
+    even_share,
+    make_context,
+    make_rollout_run,
+    other_prompts,
+    planted_pairs,
+    write_rows,
+)
 
+from accord.training import context as context_module
+from accord.training.__main__ import build
 from accord.training.context import RunContext, RunStopped
 from accord.training.distribution import World
 from accord.training.loop import train
+from accord.training.reference import FOLDER
 from accord.training.stopping import BrokenGradientError
 
 STEPS, STEP, BATCH, MINIBATCH = 4, 2, 4, 2
@@ -133,3 +147,112 @@ def test_two_processes_agree_on_a_stop_before_the_first_update(tmp_path: Path, t
     write_rows(tmp_path / "rows.jsonl", planted_pairs())
     assert on_ranks(tmp_path, 2, _stopped, tmp_path, tiny_folder) == ["stopped"] * 2
     assert [path.name for path in (tmp_path / "both" / "checkpoints").iterdir()] == [f"{STEP:08d}"]
+
+
+HELD_OUT = 9
+PASSES = {"sft": "_logprobs", "dpo": "sums", "reward_model": "_scores"}
+"""What makes a pass over the model."""
+
+
+def evaluated(root: Path, model: Path, kind: str, name: str, world: World = ALONE, **values: Any) -> tuple[RunContext, Any]:
+    """A run that evaluates before its first step, after two and at its end, a row or pair in a pass."""
+    data, held_out = write_rows(root / "rows.jsonl", planted_pairs()), other_prompts(root)
+    given = {"steps": STEPS, "batch_size": BATCH, "micro_batch_size": 1, "eval_every_steps": STEP, "adapter": name, **values}
+    context = make_context(root, model, {**given, kind: {"data": data, "eval_data": {**held_out, "limit": HELD_OUT}}}, name=name, world=world)
+    context.stop = world._stop if world.size > 1 else context.stop
+    return context, build(context)
+
+
+def counted(algorithm: Any, kind: str, number: int, act: Any, *, reference: bool = False) -> list[int]:
+    """Does something in the first, second, ... pass of the evaluations, or of the reference; numbers of all that were made."""
+    made: list[int] = []
+    owner = algorithm._loss if kind == "dpo" else algorithm
+    inner = getattr(owner, PASSES[kind])
+
+    def passing(rows: Any, *adapter: str | None) -> Any:
+        if not torch.is_grad_enabled() and (adapter == (None,)) == reference:
+            made.append(len(made) + 1)
+            if made[-1] == number:
+                act()
+        return inner(rows, *adapter)
+
+    setattr(owner, PASSES[kind], passing)
+    return made
+
+
+def came_to(context: RunContext, version: str) -> Any:
+    """What a run published, but its name."""
+    folder, manifest = context.store.fetch(version), context.store.manifest(version)
+    facts = {name: value for name, value in manifest.facts.items() if name not in {"spec_digest"}}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}, facts, manifest.step
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "step"),
+    [(kind, number, step) for kind in PASSES for number, step in ((2, 0), (HELD_OUT + 2, STEP), (2 * HELD_OUT + 2, STEPS))]
+    + [("reward_model", 3 * HELD_OUT + 2, STEPS)],
+)
+def test_a_stop_in_an_evaluation_is_heeded_before_its_next_pass(tmp_path: Path, tiny_folder: Path, kind: str, number: int, step: int) -> None:
+    """In the one before the first step, which has nothing to keep; the one after a step, which is kept; the last one, also in a reward model's
+    statistics behind it."""
+    straight, algorithm = evaluated(tmp_path, tiny_folder, kind, "straight")
+    expected = train(straight, algorithm)
+    context, algorithm = evaluated(tmp_path, tiny_folder, kind, "stopped")
+    made = counted(algorithm, kind, number, context.stop.set)
+    with pytest.raises(RunStopped):
+        train(context, algorithm)
+    assert made[-1] == number, "no pass is made behind the stop"
+    assert [path.name for path in context.directory.checkpoints.glob("*")] == ([f"{step:08d}"] if step else [])
+    again, algorithm = evaluated(tmp_path, tiny_folder, kind, "stopped")
+    result = train(again, algorithm)
+    assert came_to(again, result.adapter_version) == came_to(straight, expected.adapter_version)
+    metrics = [{name: value for name, value in each.metrics.items() if name not in TIMINGS} for each in (result, expected)]
+    assert metrics[0] == metrics[1]
+
+
+def _evaluating(world: World, root: Path, model: Path, kind: str, name: str, stops: bool) -> Any:
+    """Two processes agree every two passes of each; the second alone hears of a stop, in its first pass of the evaluation after two steps."""
+    context_module._ROUNDS = 2  # type: ignore[misc]
+    context, algorithm = evaluated(root, model, kind, name, world, distribution={"processes": 2})
+    own = HELD_OUT // 2
+    made = counted(algorithm, kind, own + 1 if stops and world.rank else -1, context.stop.set)
+    try:
+        return train(context, algorithm).adapter_version
+    except RunStopped:
+        return len(made) - own - (0 if world.rank else HELD_OUT % 2)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("kind", list(PASSES))
+def test_two_processes_agree_on_a_stop_in_an_evaluation(tmp_path: Path, tiny_folder: Path, kind: str) -> None:
+    """Whose passes do not come out even."""
+    evaluated(tmp_path, tiny_folder, kind, "alone")  # writes the data
+    straight = on_ranks(tmp_path, 2, _evaluating, tmp_path, tiny_folder, kind, "straight", False)
+    assert on_ranks(tmp_path, 2, _evaluating, tmp_path, tiny_folder, kind, "stopped", True) == [2, 2], "both end the passes that they agreed on"
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"{STEP:08d}"]
+    again = on_ranks(tmp_path, 2, _evaluating, tmp_path, tiny_folder, kind, "stopped", False)
+    context, _ = evaluated(tmp_path, tiny_folder, kind, "alone")
+    assert came_to(context, again[0]) == came_to(context, straight[0])
+
+
+def _preparing(world: World, root: Path, model: Path, stops: bool) -> Any:
+    """Reference passes until a stop, of which the second process alone hears, in its first one."""
+    context_module._ROUNDS = 2  # type: ignore[misc]
+    context, algorithm = evaluated(root, model, "dpo", "run", world, distribution={"processes": 2})
+    made = counted(algorithm, "dpo", 1 if stops and world.rank else -1, context.stop.set, reference=True)
+    try:
+        algorithm.setup()
+    except RunStopped:
+        return "stopped", len(made)
+    return "went on", len(made)
+
+
+@pytest.mark.training
+def test_two_processes_agree_on_a_stop_before_the_first_step_and_keep_the_reference_so_far(tmp_path: Path, tiny_folder: Path) -> None:
+    evaluated(tmp_path, tiny_folder, "dpo", "alone")
+    assert on_ranks(tmp_path, 2, _preparing, tmp_path, tiny_folder, True) == [("stopped", 2)] * 2
+    (kept,) = (tmp_path / FOLDER).glob("*/*.jsonl")
+    assert len(kept.read_text().splitlines()) == 4, "those of both processes"
+    went = on_ranks(tmp_path, 2, _preparing, tmp_path, tiny_folder, False)
+    assert sum(passes for _, passes in went) == len(planted_pairs()) + HELD_OUT - 4
+    assert {how for how, _ in went} == {"went on"}
