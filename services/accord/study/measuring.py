@@ -18,7 +18,7 @@ from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, LogprobsItem, ModelInfo, Sampling
 from accord.client.reward import ScoreItem
 from accord.data.readers import read_demonstrations
-from accord.data.records import Demonstration
+from accord.data.records import Dataset, Demonstration
 from accord.errors import InvalidArgumentError
 from accord.study.actions import StepContext, raise_item, wanted_judge
 from accord.study.graph import BASE, SFT, Step
@@ -30,22 +30,25 @@ _CALL_SECONDS = 1800.0
 _BATCH = 8
 
 
-def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> tuple[Demonstration, ...]:
-    """The held-out prompts with their references.
+def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> Dataset[Demonstration]:
+    """The held-out prompts with their references: each prompt once, with that of its first row, however many pairs it has.
 
     Raises:
         InvalidArgumentError: there are fewer than two.
     """
-    rows = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task).rows
-    if len(rows) < 2:
-        raise InvalidArgumentError(f"{uri} has {len(rows)} held-out rows with a reference (split test); 2 are needed", field="tasks.test_uri")
-    return rows
+    found = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task, each_once=True)
+    if len(found.rows) < 2:
+        raise InvalidArgumentError(
+            f"{uri} has {len(found.rows)} held-out prompts with a reference (split test); 2 are needed", field="tasks.test_uri"
+        )
+    return found
 
 
 def generate(step: Step, context: StepContext) -> dict[str, Any]:
     """Samples responses to each held-out prompt; writes responses.jsonl, those of a prompt one after the other."""
     params = step.params
-    rows = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    data = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    rows = data.rows
     adapter = context.inputs[params["adapter_from"]].values["adapter_version"] if params["adapter_from"] else ""
     found: list[dict[str, Any]] = []
     for part in _parts(rows):
@@ -74,7 +77,14 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
     path = context.folder / "responses.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     ended = sum(row["finish_reason"] == "eos" for row in found) / len(found)
-    return {"responses": str(path), "count": len(found), "adapter_version": adapter, "eos_rate": ended}
+    left_out = {"repeated": data.report.repeated} if data.report.repeated else {}
+    return {"responses": str(path), "count": len(found), "adapter_version": adapter, "eos_rate": ended, **left_out}
+
+
+def left_out(result: StepResult) -> list[str]:
+    """What a generate step did not take of the held-out part and why, as sentences."""
+    repeated = result.values.get("repeated", 0)
+    return [f"{repeated} held-out rows repeat a prompt that was there before; each prompt is measured once"] if repeated else []
 
 
 def measure(step: Step, context: StepContext) -> dict[str, Any]:
@@ -228,4 +238,4 @@ def _parts(rows: Sequence[Any]) -> list[Sequence[Any]]:
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
-__all__ = ["BASE", "evaluation_rows", "generate", "held_out", "judge", "measure", "responses"]
+__all__ = ["BASE", "evaluation_rows", "generate", "held_out", "judge", "left_out", "measure", "responses"]

@@ -24,7 +24,7 @@ from accord.rundir import write_atomically
 from accord.study import actions, measuring
 from accord.study.actions import Clients, StepContext
 from accord.study.costs import Lengths, lengths_of
-from accord.study.graph import Graph, Step, arms_of, build_graph
+from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
@@ -179,6 +179,9 @@ def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]
                 field=f"tasks[{index}].test_uri",
             )
         both = f"{train.report.digest} {test.report.digest} {prompts.report.digest}"
+        references = measuring.held_out(part.held_out_uri, part.format, 0, recipe.seed, part.task)
+        if references.report.repeated:  # what was measured once a pair is not that; other data keeps its keys
+            both += " each prompt once"
         found[f"data_{part.task.value}"] = hashlib.sha256(both.encode()).hexdigest()
         lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in train.rows), _response_words(train.rows))
     return found, lengths
@@ -219,6 +222,9 @@ class _Runner:
                 known = self._store.write(step.name, key, values, time.monotonic() - started)
                 self._done_here.append((step, known))
             self._results[step.name] = known
+            if step.kind == "generate" and step.params["arm"] == BASE:
+                for note in measuring.left_out(known):
+                    self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import pytest
 from accord.client.feedback import LabelPairItem
 from accord.client.policy import GenerateItem
 from accord.client.reward import ScoreItem
+from accord.evaluation.rows import read_rows
 from accord.study.actions import StepContext
 from accord.study.graph import Step
-from accord.study.measuring import evaluation_rows, generate, judge, measure
+from accord.study.measuring import evaluation_rows, generate, judge, left_out, measure, responses
 from accord.study.steps import StepResult
 
 END = 2
@@ -36,6 +37,27 @@ def arms(tmp_path: Path) -> dict[str, StepResult]:
         path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         found[arm] = StepResult(arm, "k", {"responses": str(path), "adapter_version": arm}, 1.0, 1.0)
     return found
+
+
+def answers(items: Sequence[GenerateItem], **_: Any) -> Any:
+    """A policy's one answer to each prompt."""
+    sample = SimpleNamespace(index=0, text="hi", token_ids=(5, END), logprobs=(-1.0, -1.0), finish_reason="eos")
+    return SimpleNamespace(results=[SimpleNamespace(error=None, samples=[sample], prompt_token_ids=(1,)) for _ in items])
+
+
+def generate_step(uri: Path, **params: Any) -> Step:
+    asked = {
+        "task": "conversation", "arm": "base", "uri": str(uri), "format": "", "limit": 0, "temperature": 0.7, "max_tokens": 9, "seed": 1,
+        "adapter_from": None, "samples": 1,
+    }  # fmt: skip
+    return Step("g", "generate", "", asked | params)
+
+
+def write_pairs(path: Path, pairs: Sequence[tuple[str, str]], **values: str) -> Path:
+    """A file of pairs: of each its prompt and its chosen response."""
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": "no", "split": "test", **values} for prompt, chosen in pairs]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 def context_of(tmp_path: Path, services: Any, inputs: Mapping[str, StepResult]) -> StepContext:
@@ -124,3 +146,28 @@ def test_responses_are_scored_with_the_end_of_the_turn_and_their_kl_is_of_what_w
     assert found["values"]["other end"] == found["values"]["ended"]
     assert found["values"]["ended"] == [{"response_tokens": 2.0, "kl": pytest.approx(1.25), "score_human": 2.0}]
     assert found["values"]["cut"] == [{"response_tokens": 2.0, "kl": pytest.approx(0.5), "score_human": 3.0}]
+
+
+def test_a_held_out_prompt_with_several_pairs_is_measured_once_and_evaluation_takes_its_rows(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}", f"good {n} {k}") for n in range(4) for k in range(3)])
+    services = SimpleNamespace(policy=SimpleNamespace(generate=answers))
+    values = generate(generate_step(path), context_of(tmp_path, services, {}))
+    assert (values["count"], values["repeated"]) == (4, 8)
+    assert left_out(StepResult("g", "k", values, 1.0, 1.0))[0].startswith("8 held-out rows repeat a prompt")
+    arms = {arm: StepResult(arm, "k", values, 1.0, 1.0) for arm in ("base", "sft")}
+    rows = responses(arms["base"])
+    assert [row["reference"] for row in rows] == [f"good {n} 0" for n in range(4)]
+    own = {row["prompt_id"]: [{"response_tokens": float(place)}] for place, row in enumerate(rows)}
+    inputs = arms | {f"conversation/measure-{arm}": StepResult(arm, "k", {"values": own}, 1.0, 1.0) for arm in arms}
+    inputs["conversation/judge"] = StepResult("j", "k", {"values": {arm: {name: [{}] for name in own} for arm in arms}}, 1.0, 1.0)
+    (tmp_path / "rows.jsonl").write_text(evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs))
+    assert [row.values["response_tokens"] for row in read_rows(str(tmp_path / "rows.jsonl"))] == [0, 1, 2, 3] * 2
+
+
+def test_of_prompts_with_several_pairs_the_limit_takes_prompts(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}", f"good {n} {k}") for n in range(6) for k in range(3)])
+    values = generate(generate_step(path, limit=5), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
+    assert values["count"] == 5
+    assert len({row["prompt_id"] for row in responses(StepResult("g", "k", values, 1.0, 1.0))}) == 5
+    once = write_pairs(tmp_path / "once.jsonl", [("one", "good"), ("two", "good")])
+    assert "repeated" not in generate(generate_step(once), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
