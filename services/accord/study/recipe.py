@@ -170,6 +170,17 @@ class StudyRecipe(Spec):
         return self.model_dump(mode="json", include={"judges", "prices"}, exclude_defaults=True)
 
     @property
+    def longest_measured_prompt(self) -> int | None:
+        """Most tokens of a held-out prompt that the recipe's reward models can read with any sampled response; None where it trains none of them.
+
+        They read max_prompt_tokens + max_response_tokens + 1, of which a sampled response takes max_sampled_tokens and an end where it was cut. A
+        bound by the prompt alone leaves the same prompts out for all arms.
+        """
+        if "ppo" not in self.algorithms and not self.evaluation.held_out_reward_model:
+            return None
+        return self.max_prompt_tokens + self.max_response_tokens - self.max_sampled_tokens
+
+    @property
     def arms(self) -> tuple[tuple[Feedback, PolicyAlgorithm], ...]:
         """The trained arms of each task."""
         return tuple((feedback, algorithm) for feedback in self.feedback for algorithm in self.algorithms)

@@ -223,14 +223,14 @@ class _Runner:
                 self._done_here.append((step, known))
             self._results[step.name] = known
             if step.kind == "generate" and step.params["arm"] == BASE:
-                for note in measuring.left_out(known):
+                for note in measuring.left_out(known, self._recipe.longest_measured_prompt):
                     self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
         folder = self._store.files(key).absolute()
         labels = f"{self._label_folder}/study-{key}" if self._label_folder else str(folder)
-        context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress)
+        context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress, self._recipe.longest_measured_prompt)
         if step.kind == "train":
             return actions.train(step, context)
         if step.kind == "label":
@@ -243,7 +243,7 @@ class _Runner:
             return measuring.judge(step, context)
         arms = arms_of(self._recipe)
         tasks = {part.task.value: {arm: f"{part.task.value}/generate-{arm}" for arm in arms} for part in self._recipe.tasks}
-        return actions.evaluate(step, context, measuring.evaluation_rows(tasks, self._results))
+        return actions.evaluate(step, context, measuring.evaluation_rows(tasks, self._results, self._recipe.longest_measured_prompt))
 
     def _tell_remaining(self, first: int) -> None:
         speed = Speed.of(self._done_here, self._recipe.judge.seconds_per_pair)

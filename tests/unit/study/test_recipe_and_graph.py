@@ -166,6 +166,18 @@ def test_the_held_out_reward_model_learns_from_no_pair_that_an_arm_sees_and_is_m
     assert all(step.params["reward_models_from"]["held_out"] == "conversation/rm-held-out" for step in measured)
 
 
+def test_the_bare_base_answers_before_training_and_reward_models_say_which_prompts_are_too_long(recipe: StudyRecipe) -> None:
+    steps = [step for step in build_graph(recipe, DIGESTS).steps if step.name.startswith("summarization/")]
+    names = [step.name for step in steps]
+    assert names.index("summarization/generate-base") < min(place for place, step in enumerate(steps) if step.kind == "train")
+    judged = next(step for step in steps if step.kind == "judge")
+    assert [name.split("generate-")[1] for name in judged.inputs] == list(judged.params["arms"]) == list(arms_of(recipe))
+    assert recipe.longest_measured_prompt == recipe.max_prompt_tokens + recipe.max_response_tokens - recipe.max_sampled_tokens == 344
+    assert changed(recipe, algorithms=["dpo"]).longest_measured_prompt is None
+    with_one = recipe.evaluation.model_dump() | {"held_out_reward_model": True}
+    assert changed(recipe, algorithms=["dpo"], evaluation=with_one).longest_measured_prompt == 344
+
+
 def test_the_control_goes_on_with_sft_on_the_pairs_of_dpo_and_no_other_training_knows_of_it() -> None:
     recipe = load_recipe("dialogue")
     steps = {step.name: step for step in build_graph(recipe, {}).steps}
