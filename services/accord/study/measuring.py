@@ -101,8 +101,8 @@ def left_out(result: StepResult, longest: int | None) -> list[str]:
     notes = {
         "held-out rows repeat a prompt that was there before; each prompt is measured once": result.values.get("repeated", 0),
         "held-out prompts are left out: the base model's context has no room for a response to them": result.values.get("refused", 0),
-        f"held-out prompts are left out: they have over {longest} tokens, with which reward models of max_prompt_tokens and max_response_tokens "
-        "read no response of max_sampled_tokens": len(prompts) - len(read),
+        f"held-out prompts are left out: they have over {longest} tokens (max_prompt_tokens + max_response_tokens - max_sampled_tokens), so that "
+        "reward models may not read a response to them": len(prompts) - len(read),
     }  # fmt: skip
     return [f"{count} {note}" for note, count in notes.items() if count]
 
@@ -115,7 +115,8 @@ def _check_enough(left: int, given: int, which: str) -> None:
 def measure(step: Step, context: StepContext) -> dict[str, Any]:
     """Reward of each response under each reward model, and its log-ratio to SFT, whose mean is the KL to SFT at the sampling temperature.
 
-    Responses to prompts over the context's longest are left out. Reward models read all responses with the end of the turn, as they do in training (`accord.training.scorers`).
+    Responses to prompts over the context's longest are left out. Reward models read all responses with the end of the turn, as they do in training
+    (`accord.training.scorers`).
     """
     params = step.params
     rows = responses(context.inputs[params["responses_from"]], context.longest_prompt)

@@ -17,9 +17,7 @@ from typing import Any, Protocol
 
 from accord.client.endpoints import ServiceEndpoints
 from accord.client.policy import PolicyClient
-from accord.data.readers import read_pairs, read_prompts
 from accord.data.records import PreferencePair
-from accord.errors import InvalidArgumentError
 from accord.rundir import write_atomically
 from accord.study import actions, measuring
 from accord.study.actions import Clients, StepContext
@@ -30,6 +28,7 @@ from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
 from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
+from accord.study.task_data import check_split, read_task_data, repeated_prompts
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
@@ -162,28 +161,23 @@ def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]
     """Digests of each task's training and held-out data, and how long its texts are.
 
     Raises:
-        InvalidArgumentError: a prompt is in both parts, or a part has fewer than two pairs.
+        InvalidArgumentError: a prompt is in both parts, a part has fewer than two pairs or rows of another task, or the evaluation would refuse a
+            reference.
+        AccordError: data that cannot be read.
     """
     found, lengths = {}, {}
     for index, part in enumerate(recipe.tasks):
-        train = read_pairs(part.uri, format=part.format, split="train", seed=recipe.seed, task=part.task)
-        test = read_pairs(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
-        for name, pairs in (("uri", train), ("test_uri", test)):
-            if len(pairs.rows) < 2:
-                raise InvalidArgumentError(f"tasks[{index}].{name} has {len(pairs.rows)} usable pairs; 2 are needed", field=f"tasks[{index}].{name}")
-        prompts = read_prompts(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
-        shared = {pair.messages for pair in train.rows} & {prompt.messages for prompt in prompts.rows}
-        if shared:
-            raise InvalidArgumentError(
-                f"{len(shared)} prompts of tasks[{index}] are both in the training and in the held-out part; give a test_uri or rows with a split",
-                field=f"tasks[{index}].test_uri",
-            )
-        both = f"{train.report.digest} {test.report.digest} {prompts.report.digest}"
-        references = measuring.held_out(part.held_out_uri, part.format, 0, recipe.seed, part.task)
-        if references.report.repeated:  # what was measured once a pair is not that; other data keeps its keys
-            both += " each prompt once"
-        found[f"data_{part.task.value}"] = hashlib.sha256(both.encode()).hexdigest()
-        lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in train.rows), _response_words(train.rows))
+        train = read_task_data(part, "train", recipe.seed, f"tasks[{index}].uri")
+        test = read_task_data(part, "test", recipe.seed, f"tasks[{index}].test_uri")
+        check_split(train, test, index)
+        facts = [train.pairs.report.digest, test.pairs.report.digest, test.prompts.report.digest]
+        # Only of data of which more is read: other data keeps its keys.
+        if repeated_prompts(part, recipe.evaluation.prompts, recipe.seed, f"tasks[{index}].test_uri"):
+            facts.append("each held-out prompt once")
+        facts += [f"{split} {data.digest_beyond_pairs}" for split, data in (("train", train), ("test", test)) if data.digest_beyond_pairs]
+        found[f"data_{part.task.value}"] = hashlib.sha256(" ".join(facts).encode()).hexdigest()
+        pairs = train.pairs.rows
+        lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in pairs), _response_words(pairs))
     return found, lengths
 
 
