@@ -32,6 +32,7 @@ from accord.study.task_data import check_split, read_task_data, repeated_prompts
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
+_OF_BASE = "recipe_base_model"
 
 
 class Reporter(Protocol):
@@ -92,13 +93,12 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     Raises:
         AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used.
     """
-    if endpoints is not None:
+    if endpoints is None:
+        recipe = recipe.with_absolute_paths
+    else:
         addressed(recipe, endpoints)
     store = StepStore(home)
-    try:
-        model = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        model = {}
+    model = _last_digests(store, recipe)
     data, lengths = data_facts(recipe)
     graph = build_graph(recipe, model | data, lengths)
     found = _known(store, graph)
@@ -125,6 +125,8 @@ def run_study(
     """
     started_at = time.monotonic()
     elsewhere = None if endpoints is None else addressed(recipe, endpoints)
+    if elsewhere is None:
+        recipe = recipe.with_absolute_paths
     store = StepStore(home)
     data, lengths = data_facts(recipe)
     local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
@@ -132,7 +134,7 @@ def run_study(
         if elsewhere is not None:
             check_same_model(recipe, clients.policy, clients.reward, reporter.message)
         digests = model_digests(clients.policy)
-        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests))
+        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
         graph = build_graph(recipe, digests | data, lengths)
         check_known_runs(home, _known(store, graph), clients.trainer)
         found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
@@ -144,6 +146,16 @@ def run_study(
 
     report_path = write_report(home)
     return StudyResult(results, results_path, report_path, time.monotonic() - started_at, reused)
+
+
+def _last_digests(store: StepStore, recipe: StudyRecipe) -> dict[str, str]:
+    """Digests of what the policy service served when a study last ran here; empty where that was nothing, or another base model than the recipe's."""
+    try:
+        digests: dict[str, str] = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    # Files of earlier versions do not say which base model they are of.
+    return digests if digests.pop(_OF_BASE, recipe.base_model) == recipe.base_model else {}
 
 
 def _known(store: StepStore, graph: Graph) -> dict[str, StepResult]:

@@ -247,7 +247,7 @@ def test_a_held_out_prompt_among_the_training_rows_is_refused_with_and_without_a
 def test_rows_of_another_task_are_refused_since_runs_would_take_them(recipe: StudyRecipe, tmp_path: Path, split: str, field: str, kind: str) -> None:
     said = {"chosen": "a", "rejected": "b"} if kind == "pair" else {"response": "a"}
     others = [{"prompt": f"{split} summary {n}", "split": split, "task": "summarization", **said} for n in range(2)]
-    with pytest.raises(InvalidArgumentError, match="2 of 5 usable rows of split .* are of task summarization, .* a file of its own") as error:
+    with pytest.raises(InvalidArgumentError, match=r"2 of 5 usable rows of split .* are of task summarization, .* a file of its own") as error:
         digest_of(recipe, tmp_path, [*PAIRS, *others])
     assert error.value.field == field
 
