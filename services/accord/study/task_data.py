@@ -37,9 +37,9 @@ class TaskData:
         pairs = self.pairs.rows
         learned = Counter((pair.messages, pair.reference or pair.chosen) for pair in pairs)
         rated = {(pair.messages, text) for pair in pairs if pair.rating_gap is not None for text in (pair.chosen, pair.rejected)}
-        beyond: set[object] = set(Counter((row.messages, row.response) for row in self.demonstrations.rows) - learned) - rated
-        beyond |= {row.messages for row in self.prompts.rows} - {pair.messages for pair in pairs}
-        return f"{self.prompts.report.digest} {self.demonstrations.report.digest}" if beyond else ""
+        responses = Counter((row.messages, row.response) for row in self.demonstrations.rows) - learned
+        prompts = {row.messages for row in self.prompts.rows} - {pair.messages for pair in pairs}
+        return f"{self.prompts.report.digest} {self.demonstrations.report.digest}" if prompts or responses.keys() - rated else ""
 
 
 def read_task_data(part: TaskPart, split: str, seed: int, field: str) -> TaskData:
