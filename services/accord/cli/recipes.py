@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from accord.data.files import absolute_uri
 from accord.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
     from accord.runspec import RunSpec
 
-_FAR = ("sample:", "hub:")
 _ON_PAIRS = ("reward_model", "dpo")
 _SHORT = {"reward": "reward-model"}
 
@@ -114,6 +114,4 @@ def _absolute(values: Any) -> Any:
 
 
 def _absolute_uri(uri: object) -> object:
-    if not isinstance(uri, str) or not uri or uri.startswith(_FAR) or "://" in uri:
-        return uri
-    return str(Path(uri).expanduser().absolute())
+    return absolute_uri(uri) if isinstance(uri, str) else uri

@@ -16,6 +16,7 @@ from accord.errors import AccordError, FailedPreconditionError, InvalidArgumentE
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _FIELD = "data.uri"
+_FAR = ("sample:", "hub:")
 
 
 def is_url(uri: str) -> bool:
@@ -34,6 +35,13 @@ def file_name(uri: str) -> str:
 def local_path(uri: str) -> Path:
     """The path of a file of this machine."""
     return Path(uri.removeprefix("file://"))
+
+
+def absolute_uri(uri: str) -> str:
+    """The same source with a relative path taken from the current folder: the services work in another one."""
+    if not uri or uri.startswith(_FAR) or "://" in uri:
+        return uri
+    return str(Path(uri).expanduser().absolute())
 
 
 def is_this_file(uri: str, path: Path) -> bool:

@@ -102,13 +102,15 @@ def read_pairs(
 
 
 def read_demonstrations(
-    uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None
-) -> Dataset[Demonstration]:
+    uri: str, *, format: str = "", split: str = "train", limit: int = 0, strict: bool = False, seed: int = 0, task: Task | None = None,
+    each_once: bool = False,
+) -> Dataset[Demonstration]:  # fmt: skip
     """Prompts with a response to learn: the reference where there is one, else the chosen response. Arguments as `read_prompts`.
 
-    A response that its row calls a bad one (TRL's unpaired data) is rejected; its prompt is still one of `read_prompts`.
+    A response that its row calls a bad one (TRL's unpaired data) is rejected; its prompt is still one of `read_prompts`. With `each_once` each prompt
+    has its first row alone, before the limit; rows that repeat one are counted.
     """
-    return _read(uri, _Options(format, split, limit, strict, seed, task), _demonstration)
+    return _read(uri, _Options(format, split, limit, strict, seed, task), _demonstration, each_once=each_once)
 
 
 def read_texts(

@@ -77,6 +77,17 @@ def read_rows(uri: str, *, reserved: frozenset[str] = frozenset()) -> tuple[Eval
     return tuple(found)
 
 
+def problem_of(prompt_id: str, reference: str) -> str:
+    """Why `read_rows` would refuse each row of this prompt, whatever is responded to it; empty where it would not."""
+    row = {"prompt_id": prompt_id, "reference": reference}
+    try:
+        _name(row, "prompt_id")
+        _reference(row)
+    except _BadRow as problem:
+        return str(problem)
+    return ""
+
+
 def _row(line: bytes, reserved: frozenset[str]) -> EvaluationRow:
     try:
         row: Any = json.loads(line.decode("utf-8"))
@@ -95,11 +106,16 @@ def _row(line: bytes, reserved: frozenset[str]) -> EvaluationRow:
     tasks = [task.value for task in Task]
     if row["task"] not in tasks:
         raise _BadRow(f"task is {row['task']!r}; allowed: {', '.join(tasks)}")
-    reference = _text(row, "reference")
-    if not reference.strip():
-        raise _BadRow("reference is empty: there is nothing to compare with")
+    reference = _reference(row)
     ids = _name(row, "arm"), row["task"], _name(row, "prompt_id")
     return EvaluationRow(*ids, _text(row, "response"), reference, _values(row["values"], reserved), _sample(row.get("sample", 0)))
+
+
+def _reference(row: Mapping[str, Any]) -> str:
+    value = _text(row, "reference")
+    if not value.strip():
+        raise _BadRow("reference is empty: there is nothing to compare with")
+    return value
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

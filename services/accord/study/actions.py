@@ -43,6 +43,7 @@ class StepContext:
         label_folder: where a label job writes its own; the feedback service and the runs see it.
         key: the step's, which makes its calls idempotent.
         progress: takes a fraction in [0, 1] and what is being done.
+        longest_prompt: most tokens of a held-out prompt that is measured; None for no limit.
     """
 
     services: Clients
@@ -51,6 +52,7 @@ class StepContext:
     label_folder: str
     key: str
     progress: Callable[[float, str], None]
+    longest_prompt: int | None = None
 
 
 @dataclass
@@ -223,10 +225,10 @@ def raise_item(error: AccordError | None, what: str) -> None:
     """Stops where an item of a batch has an error; the study's own items have none.
 
     Raises:
-        InternalError: it has; the message says which and why.
+        AccordError: it has, in the item's own class, which says whether a retry can help; the message says which and why.
     """
     if error is not None:
-        raise InternalError(f"{what}: {error}") from error
+        raise type(error)(f"{what}: {error}", retry_after_seconds=error.retry_after_seconds, metadata=error.metadata) from error
 
 
 def _newest(metrics: Mapping[str, float]) -> str:

@@ -98,6 +98,8 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     recipe, task = builder.recipe, part.task.value
     lengths = builder.lengths[task]
     labels = _label_steps(builder, part)  # first: a judge that cannot be asked shows before anything is trained
+    # Before training, too: it shows how long the held-out prompts are.
+    generated = {BASE: _generate(builder, part, BASE, None)}
     sft = builder.add(_train(recipe, part, "sft", SFT, {"data": _data(part)}, recipe.sft, lengths))
     adapters: dict[str, str] = {SFT: sft}
     if recipe.preferred_ft is not None:
@@ -124,7 +126,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
         scorers[HELD_OUT] = builder.add(
             _train(recipe, part, "reward_model", "rm-held-out", _swapped(recipe, part), recipe.reward_model, lengths, before={"parent": sft})
         )
-    generated = {arm: _generate(builder, part, arm, adapters.get(arm)) for arm in arms_of(recipe)}
+    generated |= {arm: _generate(builder, part, arm, adapters[arm]) for arm in arms_of(recipe) if arm != BASE}
     measured = [_measure(builder, part, arm, generated[arm], sft, scorers) for arm in generated]
     judged = builder.add(
         Step(

@@ -18,8 +18,8 @@ from accord.client.messages import TokenIds
 from accord.client.policy import GenerateItem, LogprobsItem, ModelInfo, Sampling
 from accord.client.reward import ScoreItem
 from accord.data.readers import read_demonstrations
-from accord.data.records import Demonstration
-from accord.errors import InvalidArgumentError
+from accord.data.records import Dataset, Demonstration
+from accord.errors import InvalidArgumentError, OutOfRangeError
 from accord.study.actions import StepContext, raise_item, wanted_judge
 from accord.study.graph import BASE, SFT, Step
 from accord.study.steps import StepResult
@@ -30,24 +30,31 @@ _CALL_SECONDS = 1800.0
 _BATCH = 8
 
 
-def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> tuple[Demonstration, ...]:
-    """The held-out prompts with their references.
+def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> Dataset[Demonstration]:
+    """The held-out prompts with their references: each prompt once, with that of its first row, however many pairs it has.
 
     Raises:
         InvalidArgumentError: there are fewer than two.
     """
-    rows = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task).rows
-    if len(rows) < 2:
-        raise InvalidArgumentError(f"{uri} has {len(rows)} held-out rows with a reference (split test); 2 are needed", field="tasks.test_uri")
-    return rows
+    found = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task, each_once=True)
+    if len(found.rows) < 2:
+        raise InvalidArgumentError(
+            f"{uri} has {len(found.rows)} held-out prompts with a reference (split test); 2 are needed", field="tasks.test_uri"
+        )
+    return found
 
 
 def generate(step: Step, context: StepContext) -> dict[str, Any]:
-    """Samples responses to each held-out prompt; writes responses.jsonl, those of a prompt one after the other."""
+    """Samples responses to each held-out prompt; writes responses.jsonl, those of a prompt one after the other.
+
+    Prompts that leave no room for a response in the base model's context are left out and counted: of all arms the same.
+    """
     params = step.params
-    rows = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    data = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    rows = data.rows
     adapter = context.inputs[params["adapter_from"]].values["adapter_version"] if params["adapter_from"] else ""
     found: list[dict[str, Any]] = []
+    refused = 0
     for part in _parts(rows):
         items = [
             GenerateItem(
@@ -60,6 +67,9 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
         ]
         reply = context.services.policy.generate(items, adapter=adapter, timeout_seconds=_CALL_SECONDS)
         for row, result in zip(part, reply.results, strict=True):
+            if isinstance(result.error, OutOfRangeError):
+                refused += 1
+                continue
             raise_item(result.error, f"prompt {row.prompt_id}")
             found += [
                 {
@@ -69,21 +79,47 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
                 }
                 for sample in sorted(result.samples, key=lambda sample: sample.index)
             ]  # fmt: skip
-        done = len(found) // params["samples"]
+        done = len(found) // params["samples"] + refused
         context.progress(done / len(rows), f"{done} of {len(rows)} prompts")
+    _check_enough(len(found) // params["samples"], len(rows), "the base model's context holds")
     path = context.folder / "responses.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     ended = sum(row["finish_reason"] == "eos" for row in found) / len(found)
-    return {"responses": str(path), "count": len(found), "adapter_version": adapter, "eos_rate": ended}
+    counts = {name: count for name, count in (("repeated", data.report.repeated), ("refused", refused)) if count}
+    return {"responses": str(path), "count": len(found), "adapter_version": adapter, "eos_rate": ended, **counts}
+
+
+def left_out(result: StepResult, longest: int | None) -> list[str]:
+    """What is not measured of the held-out part of a generate step and why, as sentences. `longest` is `StudyRecipe.longest_measured_prompt`.
+
+    Raises:
+        InvalidArgumentError: fewer than two prompts are left.
+    """
+    prompts = {row["prompt_id"] for row in responses(result)}
+    read = {row["prompt_id"] for row in responses(result, longest)}
+    _check_enough(len(read), len(prompts), f"reward models of the recipe's sizes can read: prompts of at most {longest} tokens")
+    notes = {
+        "held-out rows repeat a prompt that was there before; each prompt is measured once": result.values.get("repeated", 0),
+        "held-out prompts are left out: the base model's context has no room for a response to them": result.values.get("refused", 0),
+        f"held-out prompts are left out: they have over {longest} tokens (max_prompt_tokens + max_response_tokens - max_sampled_tokens), so that "
+        "reward models may not read a response to them": len(prompts) - len(read),
+    }  # fmt: skip
+    return [f"{count} {note}" for note, count in notes.items() if count]
+
+
+def _check_enough(left: int, given: int, which: str) -> None:
+    if left < 2:
+        raise InvalidArgumentError(f"{left} of {given} held-out prompts are such that {which}; 2 are needed", field="tasks.test_uri")
 
 
 def measure(step: Step, context: StepContext) -> dict[str, Any]:
     """Reward of each response under each reward model, and its log-ratio to SFT, whose mean is the KL to SFT at the sampling temperature.
 
-    Reward models read all responses with the end of the turn, as they do in training (`accord.training.scorers`).
+    Responses to prompts over the context's longest are left out. Reward models read all responses with the end of the turn, as they do in training
+    (`accord.training.scorers`).
     """
     params = step.params
-    rows = responses(context.inputs[params["responses_from"]])
+    rows = responses(context.inputs[params["responses_from"]], context.longest_prompt)
     values: list[dict[str, float | None]] = [{"response_tokens": float(len(row["token_ids"]))} for row in rows]
     reference = context.inputs[params["reference_from"]].values["adapter_version"]
     model = context.services.policy.model_info(timeout_seconds=_CALL_SECONDS)
@@ -132,12 +168,13 @@ def judge(step: Step, context: StepContext) -> dict[str, Any]:
     return {"values": {arm: _by_prompt(arms[arm], values) for arm, values in found.items()}, "abstained": abstained}
 
 
-def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult]) -> str:
+def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult], longest: int | None = None) -> str:
     """The rows that an evaluation run reads, as JSON Lines: each arm's response to each prompt with all that was measured.
 
     Args:
         tasks: for each task the arms in the table's order, with the names of their generate steps.
         inputs: results of all steps.
+        longest: as `responses`.
     """
     lines = []
     for task, arms in tasks.items():
@@ -145,7 +182,7 @@ def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str,
         sft = inputs[f"{task}/measure-{SFT}"].values["values"]
         for arm, source in arms.items():
             measured = inputs[f"{task}/measure-{arm}"].values["values"]
-            for row in responses(inputs[source]):
+            for row in responses(inputs[source], longest):
                 name, number = row["prompt_id"], row["sample"]
                 values = measured[name][number] | judged[arm][name][number]
                 if arm != SFT:
@@ -175,9 +212,10 @@ def _score_wins(scores: Mapping[str, float], sft: Sequence[Mapping[str, float]])
     }
 
 
-def responses(result: StepResult) -> list[dict[str, Any]]:
-    """The rows that a generate step wrote."""
-    return [json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines()]
+def responses(result: StepResult, longest: int | None = None) -> list[dict[str, Any]]:
+    """The rows that a generate step wrote, without those whose prompt has more tokens than `longest`."""
+    rows = (json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if longest is None or len(row["prompt_token_ids"]) <= longest]
 
 
 def _with_end(row: Mapping[str, Any], model: ModelInfo) -> tuple[int, ...]:
@@ -228,4 +266,4 @@ def _parts(rows: Sequence[Any]) -> list[Sequence[Any]]:
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
-__all__ = ["BASE", "evaluation_rows", "generate", "held_out", "judge", "measure", "responses"]
+__all__ = ["BASE", "evaluation_rows", "generate", "held_out", "judge", "left_out", "measure", "responses"]

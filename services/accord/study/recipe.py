@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from accord.data.files import absolute_uri
 from accord.errors import InvalidArgumentError, NotFoundError
 from accord.feedback.judge_config import JudgeName, NamedJudge, Price, asked_through
 from accord.runspec_parts import LoraSpec, NonNegative, Positive, Spec
@@ -174,6 +175,23 @@ class StudyRecipe(Spec):
     def judge_table(self) -> dict[str, dict[str, Any]]:
         """`judges` and `prices` as YAML has them."""
         return self.model_dump(mode="json", include={"judges", "prices"}, exclude_defaults=True)
+
+    @property
+    def with_absolute_paths(self) -> StudyRecipe:
+        """The same with the data's relative paths taken from the current folder: the study, its services and its runs each work in another one."""
+        tasks = [part.model_copy(update={"uri": absolute_uri(part.uri), "test_uri": absolute_uri(part.test_uri)}) for part in self.tasks]
+        return self.model_copy(update={"tasks": tuple(tasks)})
+
+    @property
+    def longest_measured_prompt(self) -> int | None:
+        """Most tokens of a held-out prompt that the recipe's reward models can read with any sampled response; None where it trains none of them.
+
+        They read max_prompt_tokens + max_response_tokens + 1, of which a sampled response takes max_sampled_tokens and an end where it was cut. A
+        bound by the prompt alone leaves the same prompts out for all arms.
+        """
+        if "ppo" not in self.algorithms and not self.evaluation.held_out_reward_model:
+            return None
+        return self.max_prompt_tokens + self.max_response_tokens - self.max_sampled_tokens
 
     @property
     def arms(self) -> tuple[tuple[Feedback, PolicyAlgorithm], ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import accord
 from accord.study.graph import BASE, SFT, Graph, arm_name, arms_of
-from accord.study.measuring import responses
+from accord.study.measuring import left_out, responses
 from accord.study.recipe import StudyRecipe
 from accord.study.steps import StepResult
 
@@ -29,11 +29,16 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
         "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(tasks, graph, found),
         "examples": [example for task in tasks for example in _examples(recipe, task, found)],
         "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],
-        "notes": evaluation["notes"], "libraries": evaluation["libraries"],
+        "notes": [*_left_out(recipe, tasks, found), *evaluation["notes"]], "libraries": evaluation["libraries"],
         "steps": [
             {"name": step.name, "title": step.title, "key": graph.keys[step.name], "seconds": found[step.name].seconds} for step in graph.steps
         ],
     }  # fmt: skip
+
+
+def _left_out(recipe: StudyRecipe, tasks: Sequence[str], found: Mapping[str, StepResult]) -> list[str]:
+    """What was not measured of the held-out parts; the base's responses tell it for all arms."""
+    return [f"{task}: {note}" for task in tasks for note in left_out(found[f"{task}/generate-{BASE}"], recipe.longest_measured_prompt)]
 
 
 def _arms(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,22 +17,22 @@ from typing import Any, Protocol
 
 from accord.client.endpoints import ServiceEndpoints
 from accord.client.policy import PolicyClient
-from accord.data.readers import read_pairs, read_prompts
 from accord.data.records import PreferencePair
-from accord.errors import InvalidArgumentError
 from accord.rundir import write_atomically
 from accord.study import actions, measuring
 from accord.study.actions import Clients, StepContext
 from accord.study.costs import Lengths, lengths_of
-from accord.study.graph import Graph, Step, arms_of, build_graph
+from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
 from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
+from accord.study.task_data import check_split, read_task_data, repeated_prompts
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
+_OF_BASE = "recipe_base_model"
 
 
 class Reporter(Protocol):
@@ -93,13 +93,12 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     Raises:
         AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used.
     """
-    if endpoints is not None:
+    if endpoints is None:
+        recipe = recipe.with_absolute_paths
+    else:
         addressed(recipe, endpoints)
     store = StepStore(home)
-    try:
-        model = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        model = {}
+    model = _last_digests(store, recipe)
     data, lengths = data_facts(recipe)
     graph = build_graph(recipe, model | data, lengths)
     found = _known(store, graph)
@@ -126,6 +125,8 @@ def run_study(
     """
     started_at = time.monotonic()
     elsewhere = None if endpoints is None else addressed(recipe, endpoints)
+    if elsewhere is None:
+        recipe = recipe.with_absolute_paths
     store = StepStore(home)
     data, lengths = data_facts(recipe)
     local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
@@ -133,7 +134,7 @@ def run_study(
         if elsewhere is not None:
             check_same_model(recipe, clients.policy, clients.reward, reporter.message)
         digests = model_digests(clients.policy)
-        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests))
+        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
         graph = build_graph(recipe, digests | data, lengths)
         check_known_runs(home, _known(store, graph), clients.trainer)
         found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
@@ -145,6 +146,16 @@ def run_study(
 
     report_path = write_report(home)
     return StudyResult(results, results_path, report_path, time.monotonic() - started_at, reused)
+
+
+def _last_digests(store: StepStore, recipe: StudyRecipe) -> dict[str, str]:
+    """Digests of what the policy service served when a study last ran here; empty where that was nothing, or another base model than the recipe's."""
+    try:
+        digests: dict[str, str] = json.loads((store.folder / _DIGESTS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    # Files of earlier versions do not say which base model they are of.
+    return digests if digests.pop(_OF_BASE, recipe.base_model) == recipe.base_model else {}
 
 
 def _known(store: StepStore, graph: Graph) -> dict[str, StepResult]:
@@ -162,25 +173,23 @@ def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]
     """Digests of each task's training and held-out data, and how long its texts are.
 
     Raises:
-        InvalidArgumentError: a prompt is in both parts, or a part has fewer than two pairs.
+        InvalidArgumentError: a prompt is in both parts, a part has fewer than two pairs or rows of another task, or the evaluation would refuse a
+            reference.
+        AccordError: data that cannot be read.
     """
     found, lengths = {}, {}
     for index, part in enumerate(recipe.tasks):
-        train = read_pairs(part.uri, format=part.format, split="train", seed=recipe.seed, task=part.task)
-        test = read_pairs(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
-        for name, pairs in (("uri", train), ("test_uri", test)):
-            if len(pairs.rows) < 2:
-                raise InvalidArgumentError(f"tasks[{index}].{name} has {len(pairs.rows)} usable pairs; 2 are needed", field=f"tasks[{index}].{name}")
-        prompts = read_prompts(part.held_out_uri, format=part.format, split="test", seed=recipe.seed, task=part.task)
-        shared = {pair.messages for pair in train.rows} & {prompt.messages for prompt in prompts.rows}
-        if shared:
-            raise InvalidArgumentError(
-                f"{len(shared)} prompts of tasks[{index}] are both in the training and in the held-out part; give a test_uri or rows with a split",
-                field=f"tasks[{index}].test_uri",
-            )
-        both = f"{train.report.digest} {test.report.digest} {prompts.report.digest}"
-        found[f"data_{part.task.value}"] = hashlib.sha256(both.encode()).hexdigest()
-        lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in train.rows), _response_words(train.rows))
+        train = read_task_data(part, "train", recipe.seed, f"tasks[{index}].uri")
+        test = read_task_data(part, "test", recipe.seed, f"tasks[{index}].test_uri")
+        check_split(train, test, index)
+        facts = [train.pairs.report.digest, test.pairs.report.digest, test.prompts.report.digest]
+        # Only of data of which more is read: other data keeps its keys.
+        if repeated_prompts(part, recipe.evaluation.prompts, recipe.seed, f"tasks[{index}].test_uri"):
+            facts.append("each held-out prompt once")
+        facts += [f"{split} {data.digest_beyond_pairs}" for split, data in (("train", train), ("test", test)) if data.digest_beyond_pairs]
+        found[f"data_{part.task.value}"] = hashlib.sha256(" ".join(facts).encode()).hexdigest()
+        pairs = train.pairs.rows
+        lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in pairs), _response_words(pairs))
     return found, lengths
 
 
@@ -219,12 +228,15 @@ class _Runner:
                 known = self._store.write(step.name, key, values, time.monotonic() - started)
                 self._done_here.append((step, known))
             self._results[step.name] = known
+            if step.kind == "generate" and step.params["arm"] == BASE:
+                for note in measuring.left_out(known, self._recipe.longest_measured_prompt):
+                    self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
         folder = self._store.files(key).absolute()
         labels = f"{self._label_folder}/study-{key}" if self._label_folder else str(folder)
-        context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress)
+        context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress, self._recipe.longest_measured_prompt)
         if step.kind == "train":
             return actions.train(step, context)
         if step.kind == "label":
@@ -237,7 +249,7 @@ class _Runner:
             return measuring.judge(step, context)
         arms = arms_of(self._recipe)
         tasks = {part.task.value: {arm: f"{part.task.value}/generate-{arm}" for arm in arms} for part in self._recipe.tasks}
-        return actions.evaluate(step, context, measuring.evaluation_rows(tasks, self._results))
+        return actions.evaluate(step, context, measuring.evaluation_rows(tasks, self._results, self._recipe.longest_measured_prompt))
 
     def _tell_remaining(self, first: int) -> None:
         speed = Speed.of(self._done_here, self._recipe.judge.seconds_per_pair)

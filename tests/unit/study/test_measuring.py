@@ -13,9 +13,11 @@ import pytest
 from accord.client.feedback import LabelPairItem
 from accord.client.policy import GenerateItem
 from accord.client.reward import ScoreItem
-from accord.study.actions import StepContext
+from accord.errors import InvalidArgumentError, OutOfRangeError, UnavailableError
+from accord.evaluation.rows import read_rows
+from accord.study.actions import StepContext, raise_item
 from accord.study.graph import Step
-from accord.study.measuring import evaluation_rows, generate, judge, measure
+from accord.study.measuring import evaluation_rows, generate, judge, left_out, measure, responses
 from accord.study.steps import StepResult
 
 END = 2
@@ -36,6 +38,33 @@ def arms(tmp_path: Path) -> dict[str, StepResult]:
         path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         found[arm] = StepResult(arm, "k", {"responses": str(path), "adapter_version": arm}, 1.0, 1.0)
     return found
+
+
+def answers(items: Sequence[GenerateItem], **_: Any) -> Any:
+    """A policy's one answer to each prompt, a token a word, with a context of 20 tokens."""
+    sample = SimpleNamespace(index=0, text="hi", token_ids=(5, END), logprobs=(-1.0, -1.0), finish_reason="eos")
+    lengths = [len(item.prompt[-1].content.split()) for item in items]  # type: ignore[union-attr]
+    errors = [OutOfRangeError("the prompt leaves no room", field="items[0].prompt") if length >= 20 else None for length in lengths]
+    return SimpleNamespace(
+        results=[
+            SimpleNamespace(error=error, samples=[sample], prompt_token_ids=(1,) * length) for error, length in zip(errors, lengths, strict=True)
+        ]
+    )
+
+
+def generate_step(uri: Path, **params: Any) -> Step:
+    asked = {
+        "task": "conversation", "arm": "base", "uri": str(uri), "format": "", "limit": 0, "temperature": 0.7, "max_tokens": 9, "seed": 1,
+        "adapter_from": None, "samples": 1,
+    }  # fmt: skip
+    return Step("g", "generate", "", asked | params)
+
+
+def write_pairs(path: Path, pairs: Sequence[tuple[str, str]], **values: str) -> Path:
+    """A file of pairs: of each its prompt and its chosen response."""
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": "no", "split": "test", **values} for prompt, chosen in pairs]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 def context_of(tmp_path: Path, services: Any, inputs: Mapping[str, StepResult]) -> StepContext:
@@ -124,3 +153,79 @@ def test_responses_are_scored_with_the_end_of_the_turn_and_their_kl_is_of_what_w
     assert found["values"]["other end"] == found["values"]["ended"]
     assert found["values"]["ended"] == [{"response_tokens": 2.0, "kl": pytest.approx(1.25), "score_human": 2.0}]
     assert found["values"]["cut"] == [{"response_tokens": 2.0, "kl": pytest.approx(0.5), "score_human": 3.0}]
+
+
+def test_a_held_out_prompt_with_several_pairs_is_measured_once_and_evaluation_takes_its_rows(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}", f"good {n} {k}") for n in range(4) for k in range(3)])
+    services = SimpleNamespace(policy=SimpleNamespace(generate=answers))
+    values = generate(generate_step(path), context_of(tmp_path, services, {}))
+    assert (values["count"], values["repeated"]) == (4, 8)
+    assert left_out(StepResult("g", "k", values, 1.0, 1.0), None)[0].startswith("8 held-out rows repeat a prompt")
+    arms = {arm: StepResult(arm, "k", values, 1.0, 1.0) for arm in ("base", "sft")}
+    rows = responses(arms["base"])
+    assert [row["reference"] for row in rows] == [f"good {n} 0" for n in range(4)]
+    own = {row["prompt_id"]: [{"response_tokens": float(place)}] for place, row in enumerate(rows)}
+    inputs = arms | {f"conversation/measure-{arm}": StepResult(arm, "k", {"values": own}, 1.0, 1.0) for arm in arms}
+    inputs["conversation/judge"] = StepResult("j", "k", {"values": {arm: {name: [{}] for name in own} for arm in arms}}, 1.0, 1.0)
+    (tmp_path / "rows.jsonl").write_text(evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs))
+    assert [row.values["response_tokens"] for row in read_rows(str(tmp_path / "rows.jsonl"))] == [0, 1, 2, 3] * 2
+
+
+def test_of_prompts_with_several_pairs_the_limit_takes_prompts(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}", f"good {n} {k}") for n in range(6) for k in range(3)])
+    values = generate(generate_step(path, limit=5), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
+    assert values["count"] == 5
+    assert len({row["prompt_id"] for row in responses(StepResult("g", "k", values, 1.0, 1.0))}) == 5
+    once = write_pairs(tmp_path / "once.jsonl", [("one", "good"), ("two", "good")])
+    assert "repeated" not in generate(generate_step(once), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
+
+
+def test_a_held_out_prompt_that_cannot_be_measured_is_left_out_and_counted(tmp_path: Path) -> None:
+    """One is longer than the model's context, one than reward models read; measured and evaluated are the other two, of all arms."""
+    prompts = ["one two", "three four", "word " * 12, "word " * 30]
+    path = write_pairs(tmp_path / "pairs.jsonl", [(prompt.strip(), "good") for prompt in prompts])
+    values = generate(generate_step(path), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
+    assert (values["count"], values["refused"]) == (3, 1)
+    generated = StepResult("g", "k", values, 1.0, 1.0)
+    notes = left_out(generated, 10)
+    assert [note.split(" ")[0] for note in notes] == ["1", "1"]
+    assert "the base model's context" in notes[0]
+    assert "over 10 tokens" in notes[1]
+    assert len(left_out(generated, 12)) == len(left_out(generated, None)) == 1
+    with pytest.raises(InvalidArgumentError, match="0 of 3 held-out prompts") as error:
+        left_out(generated, 1)
+    assert error.value.field == "tasks.test_uri"
+
+    def score(items: Sequence[ScoreItem], *_: Any, **__: Any) -> Any:
+        assert all(len(item.prompt.ids) <= 10 for item in items)  # type: ignore[union-attr]
+        return SimpleNamespace(results=[SimpleNamespace(error=None, score=1.0) for _ in items])
+
+    one = SimpleNamespace(error=None, responses=[SimpleNamespace(sequence_logprob=-2.0)])
+    policy = SimpleNamespace(
+        model_info=lambda **_: SimpleNamespace(eos_token_ids=(END,), context_tokens=20),
+        compute_logprobs=lambda items, **_: SimpleNamespace(results=[one for _ in items]),
+    )
+    inputs = {"base": generated, "sft": generated} | {name: StepResult(name, "k", {"adapter_version": name}, 1.0, 1.0) for name in ("parent", "rm")}
+    context = context_of(tmp_path, SimpleNamespace(policy=policy, reward=SimpleNamespace(score=score)), inputs)
+    context.longest_prompt = 10
+    asked = {"responses_from": "base", "reference_from": "parent", "reward_models_from": {"human": "rm"}, "temperature": 0.7}
+    measured = StepResult("m", "k", measure(Step("m", "measure", "", asked), context), 1.0, 1.0)
+    assert len(measured.values["values"]) == 2
+    inputs |= {"conversation/measure-base": measured, "conversation/measure-sft": measured}
+    every = {arm: {row["prompt_id"]: [{}] for row in responses(generated)} for arm in ("base", "sft")}
+    inputs["conversation/judge"] = StepResult("j", "k", {"values": every}, 1.0, 1.0)
+    rows = evaluation_rows({"conversation": {"base": "base", "sft": "sft"}}, inputs, 10).splitlines()
+    assert [len(json.loads(row)["values"]) for row in rows] == [4, 4, 3, 3]
+
+
+def test_where_the_context_holds_fewer_than_two_prompts_the_base_says_so(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", [("one two", "good"), (("word " * 30).strip(), "good")])
+    with pytest.raises(InvalidArgumentError, match="1 of 2 held-out prompts are such that the base model's context holds"):
+        generate(generate_step(path), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
+
+
+def test_an_items_error_keeps_its_class() -> None:
+    with pytest.raises(UnavailableError, match=r"^prompt p: no room now$") as error:
+        raise_item(UnavailableError("no room now", retry_after_seconds=3.0), "prompt p")
+    assert error.value.retry_after_seconds == 3.0
+    raise_item(None, "prompt p")

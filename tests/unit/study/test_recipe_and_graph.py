@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from accord.runspec import parse_spec
 from accord.study.actions import resolved_spec, wanted_judge
 from accord.study.graph import Graph, arms_of, build_graph
 from accord.study.recipe import StudyRecipe, load_recipe, shipped_recipes
+from accord.study.runner import data_facts
 from accord.study.steps import StepResult
 from accord.workspace import JudgeTable
 
@@ -192,6 +195,18 @@ def test_the_held_out_reward_model_learns_from_no_pair_that_an_arm_sees_and_is_m
     assert all(step.params["reward_models_from"]["held_out"] == "conversation/rm-held-out" for step in measured)
 
 
+def test_the_bare_base_answers_before_training_and_reward_models_say_which_prompts_are_too_long(recipe: StudyRecipe) -> None:
+    steps = [step for step in build_graph(recipe, DIGESTS).steps if step.name.startswith("summarization/")]
+    names = [step.name for step in steps]
+    assert names.index("summarization/generate-base") < min(place for place, step in enumerate(steps) if step.kind == "train")
+    judged = next(step for step in steps if step.kind == "judge")
+    assert [name.split("generate-")[1] for name in judged.inputs] == list(judged.params["arms"]) == list(arms_of(recipe))
+    assert recipe.longest_measured_prompt == recipe.max_prompt_tokens + recipe.max_response_tokens - recipe.max_sampled_tokens == 344
+    assert changed(recipe, algorithms=["dpo"]).longest_measured_prompt is None
+    with_one = recipe.evaluation.model_dump() | {"held_out_reward_model": True}
+    assert changed(recipe, algorithms=["dpo"], evaluation=with_one).longest_measured_prompt == 344
+
+
 def test_the_control_goes_on_with_sft_on_the_pairs_of_dpo_and_no_other_training_knows_of_it() -> None:
     recipe = load_recipe("dialogue")
     steps = {step.name: step for step in build_graph(recipe, {}).steps}
@@ -203,3 +218,82 @@ def test_the_control_goes_on_with_sft_on_the_pairs_of_dpo_and_no_other_training_
     without = build_graph(changed(recipe, preferred_ft=None), {})
     assert not [name for name in without.keys if "preferred-ft" in name]
     assert {name for name in without.keys if without.keys[name] != build_graph(recipe, {}).keys[name]} == {"conversation/judge", "evaluate"}
+
+
+PAIRS = [
+    {"prompt": f"{split} {n}", "chosen": f"good {n}", "rejected": f"bad {n}", "split": split, "task": "conversation"}
+    for split in ("train", "test")
+    for n in range(3)
+]
+
+
+def digest_of(recipe: StudyRecipe, folder: Path, rows: Sequence[dict]) -> str:
+    """Of the data of a study with these rows."""
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return data_facts(changed(recipe, tasks=[{"task": "conversation", "uri": str(path)}]))[0]["data_conversation"]
+
+
+def test_data_of_pairs_alone_keeps_the_digest_that_it_had(recipe: StudyRecipe, tmp_path: Path) -> None:
+    """And so the shipped samples: a study with them finds the steps of earlier versions."""
+    assert digest_of(recipe, tmp_path, PAIRS) == "0033515a16ac0b5398f17068fd68e6945a2a764e0d3dbdd4927e05468bf11b08"
+    assert data_facts(recipe)[0] == {
+        "data_summarization": "aa4a18a979fbdd246c3b87241a7a6d9943837dd3bb909f561f7a99d5fc657db0",
+        "data_conversation": "9a6b562a1765b237b96e393383d2f08a00599ef3fee1de06f26e10b43837cba5",
+    }
+    rated = [row | {"chosen_rating": 4, "rejected_rating": 2} for row in PAIRS]
+    assert digest_of(recipe, tmp_path, rated) == "919681ba66d003dfd5a053458b103a9c94c0a162c941cf7bfc7f7dff73e55f04"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_that_are_no_pairs_are_in_the_digest_since_sft_and_ppo_read_them(recipe: StudyRecipe, tmp_path: Path, split: str) -> None:
+    row = {"prompt": f"{split} more", "split": split}  # of which PPO reads the prompt and SFT nothing
+    more = ([], [row], [row | {"response": "said"}], [row | {"response": "otherwise"}])
+    found = {digest_of(recipe, tmp_path, [*PAIRS, *rows]) for rows in more}
+    assert len(found) == 4
+    again = {"prompt": f"{split} 0", "response": "good 0", "split": split}  # as a pair says it, once more: SFT learns it twice
+    assert digest_of(recipe, tmp_path, [*PAIRS, again]) not in found
+
+
+def test_rows_that_repeat_a_held_out_prompt_make_steps_anew(recipe: StudyRecipe, tmp_path: Path) -> None:
+    pair = PAIRS[-1] | {"chosen": "better"}
+    other = digest_of(recipe, tmp_path, [*PAIRS, pair])
+    assert other != digest_of(recipe, tmp_path, PAIRS)
+    assert other == digest_of(recipe, tmp_path, [*PAIRS, pair])
+
+
+@pytest.mark.parametrize("more", [{"response": "good 0"}, {"reference": "good 0"}, {}])
+def test_a_held_out_prompt_among_the_training_rows_is_refused_with_and_without_a_pair(recipe: StudyRecipe, tmp_path: Path, more: dict) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"1 prompts of tasks\[0\] are both in the training and in the held-out part"):
+        digest_of(recipe, tmp_path, [*PAIRS, {"prompt": "test 0", "split": "train", **more}])
+
+
+@pytest.mark.parametrize(("split", "field"), [("train", "tasks[0].uri"), ("test", "tasks[0].test_uri")])
+@pytest.mark.parametrize("kind", ["pair", "demonstration"])
+def test_rows_of_another_task_are_refused_since_runs_would_take_them(recipe: StudyRecipe, tmp_path: Path, split: str, field: str, kind: str) -> None:
+    said = {"chosen": "a", "rejected": "b"} if kind == "pair" else {"response": "a"}
+    others = [{"prompt": f"{split} summary {n}", "split": split, "task": "summarization", **said} for n in range(2)]
+    with pytest.raises(InvalidArgumentError, match=r"2 of 5 usable rows of split .* are of task summarization, .* a file of its own") as error:
+        digest_of(recipe, tmp_path, [*PAIRS, *others])
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"chosen": [{"role": "assistant", "content": "x" * 32_769}]}, "reference has 32769 characters; allowed: 32768"),
+        ({"reference": "x" * 32_769}, "reference has 32769 characters; allowed: 32768"),
+        ({"group": "p" * 257}, "prompt_id is 'p{40}'; allowed: 1 to 256 characters"),
+    ],
+)
+def test_what_the_evaluation_would_refuse_is_refused_before_training(recipe: StudyRecipe, tmp_path: Path, change: dict, reason: str) -> None:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    rows = [
+        {"pair_id": str(place), "preference": 1.0, **{name: [{"role": role, "content": pair[name]}] for name, role in roles.items()}}
+        | {"split": pair["split"], "task": pair["task"]}
+        for place, pair in enumerate(PAIRS)
+    ]
+    digest_of(recipe, tmp_path, [rows[0] | change, *rows[1:]])  # of what is trained on, the evaluation reads nothing
+    with pytest.raises(InvalidArgumentError, match=reason) as error:
+        digest_of(recipe, tmp_path, [*rows[:-1], rows[-1] | change])
+    assert error.value.field == "tasks[0].test_uri"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from accord.study import runner
 from accord.study.graph import Step, build_graph
 from accord.study.recipe import StudyRecipe, load_recipe
-from accord.study.runner import plan_study
+from accord.study.runner import data_facts, plan_study, run_study
 from accord.study.speed import Speed
-from accord.study.steps import StepResult
+from accord.study.steps import StepResult, StepStore
 
 TRAIN = Step("t", "train", "train", {}, tokens=60_000)
 LABEL = Step("l", "label", "label", {}, tokens=1000, asked_pairs=100)
@@ -52,3 +55,40 @@ def test_a_slow_judge_is_in_the_plan_and_in_no_key(tmp_path: Path) -> None:
     assert sum(step.seconds for step in slow) == pytest.approx(10 * asked, abs=10)
     assert planned.seconds > others + 10 * asked
     assert not plan_study(load_recipe("quick"), tmp_path).judge_is_unknown
+
+
+@pytest.mark.parametrize(("noted", "base_model", "left"), [("embedded", "embedded", 0), ("embedded", "/models/other", 1), (None, "/models/other", 0)])
+def test_a_plan_for_another_base_model_takes_nothing_for_done(tmp_path: Path, noted: str | None, base_model: str, left: int) -> None:
+    """Files of before the model's name was kept say nothing of it, and count as ever."""
+    recipe, store = load_recipe("quick"), StepStore(tmp_path)
+    digests = {"base_model": "a", "tokenizer": "b", "chat_template": "c"}
+    (store.folder / "digests.json").write_text(json.dumps(digests | ({"recipe_base_model": noted} if noted else {})))
+    graph = build_graph(recipe, digests | data_facts(recipe)[0])
+    for step in graph.steps:
+        store.write(step.name, graph.keys[step.name], {}, 40.0)
+    planned = plan_study(StudyRecipe.model_validate(recipe.model_dump() | {"base_model": base_model}), tmp_path)
+    assert sum(not step.done for step in planned.steps) == left * len(graph.steps)
+    assert (planned.seconds > 0) == bool(left)
+
+
+def test_data_by_a_relative_path_is_read_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By services and runs, too, each of which works in a folder of its own."""
+    rows = [{"prompt": f"{split} {n}", "chosen": "a b", "rejected": "c", "split": split} for split in ("train", "test") for n in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    task = {"task": "conversation", "uri": "pairs.jsonl", "test_uri": "./pairs.jsonl"}
+    recipe = StudyRecipe.model_validate(load_recipe("quick").model_dump() | {"tasks": [task]})
+    planned = plan_study(recipe, tmp_path / "home").recipe
+    assert [planned.tasks[0].uri, planned.tasks[0].test_uri] == [str(tmp_path / "pairs.jsonl")] * 2
+    assert planned.with_absolute_paths == planned
+    assert load_recipe("quick").with_absolute_paths == load_recipe("quick")
+    taken: list[StudyRecipe] = []
+
+    def stop(recipe: StudyRecipe, *_: object, **__: object) -> NoReturn:
+        taken.append(recipe)
+        raise InterruptedError
+
+    monkeypatch.setattr(runner, "started", stop)
+    with pytest.raises(InterruptedError):
+        run_study(recipe, tmp_path / "home", runner.Reporter)  # type: ignore[arg-type]
+    assert taken == [planned]
