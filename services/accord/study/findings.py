@@ -11,6 +11,8 @@ from typing import Any
 from accord.study.graph import PREFERRED_FT
 
 Json = Mapping[str, Any]
+OPPONENTS = {"sft": "SFT", "reference": "the references"}
+"""Whom the judge compares arms with, as results have them and for people."""
 
 
 def findings(results: Json) -> list[str]:
@@ -18,6 +20,7 @@ def findings(results: Json) -> list[str]:
     found: list[str] = []
     for task in results["tasks"]:
         found += _wins(task)
+        found += _undecided(task)
         found += _held_out_wins(task)
         found += _beside_control(results, task)
     found += [sentence for task in results["tasks"] if (sentence := _feedback(results, task))]
@@ -48,6 +51,30 @@ def _wins(task: Json) -> list[str]:
     if worse:
         sentence += f" It stays below one half for {', '.join(arm['arm'] for arm in worse)}."
     return [sentence]
+
+
+def _undecided(task: Json) -> list[str]:
+    """Where there are no wins because the judge decided nothing: a reader must not take the gap for a tie."""
+    found = []
+    for against, opponent in OPPONENTS.items():
+        counts = {arm["arm"]: arm.get("comparisons", {}).get(against) for arm in task["arms"]}
+        silent = {arm: count["asked"] for arm, count in counts.items() if count and count["abstained"] == count["asked"]}
+        if silent:
+            found.append(
+                f"{task['task'].capitalize()}: the judge abstained on every comparison with {opponent} of {', '.join(silent)} "
+                f"({max(silent.values())} each), so there are no wins of these to count."
+            )
+    return found
+
+
+def abstentions(task: Json) -> list[str]:
+    """Each arm and opponent with comparisons that the judge left undecided; rates of wins are over the others."""
+    return [
+        f"{arm['arm']} {count['abstained']} of {count['asked']} with {opponent}"
+        for arm in task["arms"]
+        for against, opponent in OPPONENTS.items()
+        if (count := arm.get("comparisons", {}).get(against)) and count["abstained"]
+    ]
 
 
 def _held_out_wins(task: Json) -> list[str]:

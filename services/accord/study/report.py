@@ -15,7 +15,7 @@ from typing import Any
 from accord.errors import DataLossError, NotFoundError
 from accord.pages.page import render_page
 from accord.rundir import write_atomically
-from accord.study.findings import findings
+from accord.study.findings import abstentions, findings
 from accord.study.plots import PICTURES
 from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 
@@ -52,7 +52,7 @@ def render(results: Mapping[str, Any]) -> str:
     """The page of some results."""
     return render_page(
         "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
-        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE,
+        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE, abstentions=abstentions,
         metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
         date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         total_seconds=sum(step["seconds"] for step in results["steps"]),

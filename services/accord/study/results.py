@@ -17,6 +17,7 @@ from accord.study.steps import StepResult
 
 _EXAMPLES = 3
 _ALARM = "alarm:"
+_WIN = "win_vs_"
 
 
 def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult], digests: Mapping[str, str]) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
 def _arms(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     metrics = {(row["task"], row["arm"]): row["metrics"] for row in evaluation["arms"]}
     facts = {arm_name(feedback, algorithm): (feedback, algorithm) for feedback, algorithm in recipe.arms}
+    judged = found[f"{task}/judge"].values["values"]
     rows = []
     for arm in arms_of(recipe):
         feedback, algorithm = facts.get(arm, (None, None))
@@ -47,9 +49,20 @@ def _arms(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evalu
             {
                 "arm": arm, "feedback": feedback, "algorithm": algorithm, "adapter_version": generated["adapter_version"],
                 "metrics": metrics[(task, arm)], "eos_rate": generated["eos_rate"], "training": _cost(task, arm, feedback, algorithm, found),
+                "comparisons": _comparisons(judged[arm]),
             }
         )  # fmt: skip
     return rows
+
+
+def _comparisons(judged: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, int]]:
+    """By opponent (sft, reference): about how many responses of an arm the judge was asked, and on how many it abstained. Wins are of the rest."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, win in ((name, win) for rows in judged.values() for row in rows for name, win in row.items() if name.startswith(_WIN)):
+        count = counts.setdefault(name.removeprefix(_WIN), {"asked": 0, "abstained": 0})
+        count["asked"] += 1
+        count["abstained"] += win is None
+    return counts
 
 
 def _cost(task: str, arm: str, feedback: str | None, algorithm: str | None, found: Mapping[str, StepResult]) -> dict[str, Any] | None:

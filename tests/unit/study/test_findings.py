@@ -50,3 +50,12 @@ def test_wins_beyond_more_sft_are_those_of_the_same_prompts() -> None:
     (sentence,) = [each for each in findings(results) if "control" in each]
     assert "the control preferred-ft (24 more steps of SFT on chosen responses) wins 55% (45% to 65%)" in sentence
     assert "ppo-human +10% (-2% to +20%), dpo-human -5% (-20% to +2%)" in sentence
+
+
+def test_a_judge_that_abstained_on_everything_is_said_to_have() -> None:
+    silent = arm("dpo-human") | {"comparisons": {"sft": {"asked": 40, "abstained": 40}, "reference": {"asked": 40, "abstained": 39}}}
+    results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), silent]}], "contrasts": [], "judges": [], "recipe": {}}
+    (sentence,) = findings(results)
+    assert sentence == (
+        "Conversation: the judge abstained on every comparison with SFT of dpo-human (40 each), so there are no wins of these to count."
+    )

@@ -1,0 +1,100 @@
+"""The page of a study: it says what was measured of what, and nothing of arms and judges that are not there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from accord.study.graph import build_graph
+from accord.study.published import METRICS
+from accord.study.recipe import StudyRecipe, load_recipe
+from accord.study.report import render
+from accord.study.results import assemble
+from accord.study.steps import StepResult
+
+Json = dict[str, Any]
+PROMPTS = ("p", "q")
+
+
+def recipe_of(**changes: Any) -> StudyRecipe:
+    """Conversation alone, on two prompts with a response each."""
+    values = load_recipe("dialogue").model_dump() | {"preferred_ft": None, "human_pairs": 1000} | changes
+    evaluation = values["evaluation"] | {"prompts": 200, "samples": 1, "held_out_reward_model": False} | changes.get("evaluation", {})
+    return StudyRecipe.model_validate(values | {"evaluation": evaluation})
+
+
+def interval(value: float, n: int = len(PROMPTS)) -> Json:
+    return {"value": value, "low": value, "high": value, "n": n}
+
+
+def card(**changes: Any) -> Json:
+    share = {"value": 0.75, "low": 0.5, "high": 0.9, "n": 8}
+    return {
+        "judge": "embedded", "kind": "likelihood", "rubric": "", "pairs": 8, "human_agreement": share, "length_baseline": share, "tokens": 9,
+        "first_preferred": None, "same_position_after_swap": None, "longer_preferred": share, "abstentions": {}, "notes": [], **changes,
+    }  # fmt: skip
+
+
+def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = ()) -> Json:
+    """Results of a study whose steps gave made-up numbers; the judge abstains on all responses to prompt p of some arms."""
+    graph = build_graph(recipe, {})
+    arms = [step.params["arm"] for step in graph.steps if step.kind == "generate"]
+    (folder / "responses.jsonl").write_text(
+        "".join(
+            f'{{"prompt_id": "{prompt}", "sample": 0, "response": "so", "reference": "it is", "messages": [["user", "{prompt}"]]}}\n'
+            for prompt in PROMPTS
+        )
+    )
+    metrics = {"kl": interval(0.2), "response_tokens": interval(9.0), **{name: interval(0.3) for name in METRICS}}
+    metrics |= {f"score_{feedback}": interval(0.1) for feedback in recipe.feedback if "ppo" in recipe.algorithms}
+    rows = [
+        {"task": "conversation", "arm": arm, "n": 2, "metrics": metrics | ({} if arm == "sft" else {"win_vs_sft": interval(1.0)})} for arm in arms
+    ]
+    values: dict[str, Mapping[str, Any]] = {
+        "train": {
+            "run": "runs/r", "steps": 3, "seconds": 9.0, "tokens": 100.0, "algorithm": "dpo", "curve": [{"step": 1, "values": {"loss": 1.0}}],
+            "messages": [
+                "sample:conversation (train): read 140 of 200 rows (60 of other splits); kept 139 of 140 pairs: 1 with a response over 9",
+                "sample:conversation (test): read 24 of 200 rows; kept 23 of 24 pairs: 1 with a response over 9",
+            ],
+        },
+        "label": {"cards": [card()], "pairs": 60, "abstained": 7},
+        "generate": {"responses": str(folder / "responses.jsonl"), "adapter_version": "", "eos_rate": 0.5},
+        "judge": {
+            "values": {
+                arm: {
+                    prompt: [
+                        {f"win_vs_{against}": None if arm in abstains and prompt == "p" else 1.0 for against in ("sft", "reference") if against != arm}
+                    ]
+                    for prompt in PROMPTS
+                }
+                for arm in arms
+            },
+        },
+        "evaluate": {"evaluation": {"arms": rows, "contrasts": [], "notes": [], "libraries": {}}},
+    }  # fmt: skip
+    found = {step.name: StepResult(step.name, "k", values.get(step.kind, {}), 3.0, 0.0) for step in graph.steps}
+    return assemble(recipe, graph, found, {})
+
+
+def words(results: Json) -> str:
+    """The page's text on one line, without pictures and styles."""
+    page = re.sub(r"<(svg|style).*?</\1>", " ", render(results), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+@pytest.fixture
+def folder(tmp_path: Any) -> Any:
+    return tmp_path
+
+
+def test_abstentions_are_counted_by_arm_and_opponent_and_noted_under_the_table(folder: Any) -> None:
+    results = study(recipe_of(), folder, abstains=["dpo-human"])
+    counted = {arm["arm"]: arm["comparisons"] for arm in results["tasks"][0]["arms"]}
+    assert counted["dpo-human"] == {"sft": {"asked": 2, "abstained": 1}, "reference": {"asked": 2, "abstained": 1}}
+    assert counted["sft"] == {"reference": {"asked": 2, "abstained": 0}}
+    assert "abstained on some comparisons: dpo-human 1 of 2 with SFT, dpo-human 1 of 2 with the references. Its wins are over those" in words(results)
+    assert "abstained on some comparisons" not in words(study(recipe_of(), folder))
