@@ -123,10 +123,11 @@ def _feedback(results: Json, task: Json) -> str:
             parts.append(f"{algorithm.upper()} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
     if not parts:
         return ""
-    recipe = results["recipe"]
+    pairs = task.get("data", {}).get("pairs", {})
+    kept = [pairs.get(feedback, {}).get("kept") for feedback in ("ai", "human")]
+    labels = "" if None in kept else f", with {kept[0]} AI against {kept[1]} human labels"
     return (
-        f"{task['task'].capitalize()}, AI minus human feedback in ROUGE-L on the same prompts: {'; '.join(parts)}, with "
-        f"{recipe['ai_pairs']} AI against {recipe['human_pairs']} human labels. "
+        f"{task['task'].capitalize()}, AI minus human feedback in ROUGE-L on the same prompts: {'; '.join(parts)}{labels}. "
         "An interval that contains 0 means that the difference is not resolved."
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,28 @@ def render(results: Mapping[str, Any]) -> str:
     """The page of some results."""
     return render_page(
         "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
-        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE, abstentions=abstentions,
+        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE, abstentions=abstentions, used=_used(results),
         metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
         date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         total_seconds=sum(step["seconds"] for step in results["steps"]),
     )  # fmt: skip
+
+
+def _used(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tasks used, for people: pairs by feedback, prompts, responses; the least and the most where tasks differ."""
+    data = [task.get("data", {}) for task in results["tasks"]]
+    return {
+        "pairs": {
+            feedback: _span(used.get("pairs", {}).get(feedback, {}).get("kept") for used in data) for feedback in results["recipe"]["feedback"]
+        },
+        "prompts": _span(used.get("prompts") for used in data),
+        "responses": _span(used.get("responses") for used in data),
+    }
+
+
+def _span(counts: Iterable[int | None]) -> str:
+    known = sorted({count for count in counts if count is not None})
+    return f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0]) if known else "–"
 
 
 def _measured(results: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ What does not belong here: pictures and pages (`accord.study.report`).
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from accord.study.steps import StepResult
 _EXAMPLES = 3
 _ALARM = "alarm:"
 _WIN = "win_vs_"
+_KEPT = re.compile(r" \(train\): .*; kept (?P<kept>\d+) of (?P<read>\d+) pairs\b")
 
 
 def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult], digests: Mapping[str, str]) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
     tasks = [part.task.value for part in recipe.tasks]
     return {
         "format": 1, "accord": accord.__version__, "created": time.time(), "recipe": recipe.model_dump(mode="json"), "digests": dict(digests),
-        "tasks": [{"task": task, "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
+        "tasks": [{"task": task, "data": _data(recipe, task, found, evaluation), "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
         "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(tasks, graph, found),
         "examples": [example for task in tasks for example in _examples(recipe, task, found)],
         "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],
@@ -35,6 +37,29 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
             {"name": step.name, "title": step.title, "key": graph.keys[step.name], "seconds": found[step.name].seconds} for step in graph.steps
         ],
     }  # fmt: skip
+
+
+def _data(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What was used, which may be less than a recipe asks for: training pairs by feedback, held-out prompts, responses of each arm to them.
+
+    Of pairs: `read` by the runs that learn from them and `kept` within their limits, None where a run gave no account; of AI feedback also how many
+    the judge was asked about (`asked`) and `abstained` on.
+    """
+    pairs = {}
+    for feedback in recipe.feedback:
+        run = f"{task}/dpo-{feedback}" if "dpo" in recipe.algorithms else f"{task}/rm-{feedback}"
+        pairs[feedback] = _account(found[run].values["messages"])
+        if feedback == "ai":
+            labels = found[f"{task}/labels-ai"].values
+            pairs[feedback] |= {"asked": labels["pairs"], "abstained": labels["abstained"]}
+    prompts = next(row["n"] for row in evaluation["arms"] if (row["task"], row["arm"]) == (task, SFT))
+    return {"pairs": pairs, "prompts": prompts, "responses": found[f"{task}/generate-{SFT}"].values["count"]}
+
+
+def _account(messages: Sequence[str]) -> dict[str, int | None]:
+    """How many training pairs a run read and kept, by its own account (`accord.training.pairs`)."""
+    kept = next((match for text in messages if (match := _KEPT.search(text))), None)
+    return {"read": int(kept["read"]) if kept else None, "kept": int(kept["kept"]) if kept else None}
 
 
 def _arms(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

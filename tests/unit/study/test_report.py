@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,17 @@ from accord.study.recipe import StudyRecipe, load_recipe
 from accord.study.report import render
 from accord.study.results import assemble
 from accord.study.steps import StepResult
+from accord.training.examples import Encoded, EncodedPrompt
 
 Json = dict[str, Any]
 PROMPTS = ("p", "q")
+ACCOUNT = "sample:conversation (train): read 140 of 200 rows (60 of other splits); kept 139 of 140 pairs: 1 with a response over 9"
 
 
 def recipe_of(**changes: Any) -> StudyRecipe:
     """Conversation alone, on two prompts with a response each."""
     values = load_recipe("dialogue").model_dump() | {"preferred_ft": None, "human_pairs": 1000} | changes
-    evaluation = values["evaluation"] | {"prompts": 200, "samples": 1, "held_out_reward_model": False} | changes.get("evaluation", {})
+    evaluation = values["evaluation"] | {"prompts": 4321, "samples": 1, "held_out_reward_model": False} | changes.get("evaluation", {})
     return StudyRecipe.model_validate(values | {"evaluation": evaluation})
 
 
@@ -38,7 +41,7 @@ def card(**changes: Any) -> Json:
     }  # fmt: skip
 
 
-def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = ()) -> Json:
+def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = (), account: str = ACCOUNT) -> Json:
     """Results of a study whose steps gave made-up numbers; the judge abstains on all responses to prompt p of some arms."""
     graph = build_graph(recipe, {})
     arms = [step.params["arm"] for step in graph.steps if step.kind == "generate"]
@@ -57,12 +60,12 @@ def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = ()) -> 
         "train": {
             "run": "runs/r", "steps": 3, "seconds": 9.0, "tokens": 100.0, "algorithm": "dpo", "curve": [{"step": 1, "values": {"loss": 1.0}}],
             "messages": [
-                "sample:conversation (train): read 140 of 200 rows (60 of other splits); kept 139 of 140 pairs: 1 with a response over 9",
+                account,
                 "sample:conversation (test): read 24 of 200 rows; kept 23 of 24 pairs: 1 with a response over 9",
             ],
         },
         "label": {"cards": [card()], "pairs": 60, "abstained": 7},
-        "generate": {"responses": str(folder / "responses.jsonl"), "adapter_version": "", "eos_rate": 0.5},
+        "generate": {"responses": str(folder / "responses.jsonl"), "count": 2, "adapter_version": "", "eos_rate": 0.5},
         "judge": {
             "values": {
                 arm: {
@@ -98,3 +101,28 @@ def test_abstentions_are_counted_by_arm_and_opponent_and_noted_under_the_table(f
     assert counted["sft"] == {"reference": {"asked": 2, "abstained": 0}}
     assert "abstained on some comparisons: dpo-human 1 of 2 with SFT, dpo-human 1 of 2 with the references. Its wins are over those" in words(results)
     assert "abstained on some comparisons" not in words(study(recipe_of(), folder))
+
+
+def test_the_page_says_how_many_pairs_and_prompts_were_used_and_not_how_many_the_recipe_asked_for(folder: Any) -> None:
+    """And nothing of arms that are not there."""
+    human = words(study(recipe_of(algorithms=["dpo"]), folder))
+    assert "139 pairs a task, labelled by people 2 held-out prompts a task" in human
+    assert "trained for 24 DPO steps on 139 pairs labelled by people and read on 2 prompts a task" in human
+    assert not re.search(r"\b(1000|4321)\b", human)
+    results = study(recipe_of(feedback=["human", "ai"]), folder)
+    assert results["tasks"][0]["data"] == {
+        "pairs": {"human": {"read": 140, "kept": 139}, "ai": {"read": 140, "kept": 139, "asked": 60, "abstained": 7}}, "prompts": 2, "responses": 2,
+    }  # fmt: skip
+    both = words(results)
+    assert "139 / 139 pairs a task, labelled by people / AI" in both
+    assert "trained for 26 PPO and 24 DPO steps on 139 pairs labelled by people or 139 pairs labelled by the judge and read on" in both
+
+
+def test_the_account_of_a_run_is_read_as_runs_write_it(folder: Any) -> None:
+    encoded = Encoded(
+        (EncodedPrompt("a", ()), EncodedPrompt("b", ())),
+        Counter({"with a response over max_response_tokens 9": 3}),
+        source="read 5 of 9 rows (4 of other splits)",
+    )
+    results = study(recipe_of(), folder, account=f"hub:some/data (train): {encoded.account('pairs')}")
+    assert results["tasks"][0]["data"]["pairs"] == {"human": {"read": 5, "kept": 2}}
