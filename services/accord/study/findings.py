@@ -38,9 +38,10 @@ def _wins(task: Json) -> list[str]:
     best = max(arms, key=lambda arm: arm["metrics"]["win_vs_sft"]["value"])
     wins = best["metrics"]["win_vs_sft"]
     name = task["task"].capitalize()
+    most = f", the most of the {len(arms)} arms" if len(arms) > 1 else ""
     sentence = (
-        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of {wins['n']} held-out prompts "
-        f"(95 % interval {wins['low']:.0%} to {wins['high']:.0%}), the most of the {len(arms)} arms. "
+        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of responses to {wins['n']} held-out prompts, a tie counting half "
+        f"(95 % interval {wins['low']:.0%} to {wins['high']:.0%}){most}. "
     )
     if clear:
         sentence += f"The interval stays above one half for {', '.join(arm['arm'] for arm in clear)}."
@@ -172,6 +173,28 @@ def _mean(arms: list[Json], metric: str) -> float:
 def title_of(judge: Json) -> str:
     """A row of the results' judges for people: its kind, and its name where it is not the default."""
     return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip()
+
+
+def judge_in_use(results: Json) -> str:
+    """The judge that labels and counts wins, for people: its name, or whom the feedback service asks where it has none, and how it is asked."""
+    recipe = results["recipe"]
+    judge = recipe["judge"]
+    how = ", ".join([f"{judge['kind']} judge", *_settings(judge)])
+    if judge["name"]:
+        return f"{judge['name']} ({how})"
+    models = sorted({row["card"]["judge"] for row in results["judges"] if row.get("in_use")})
+    if models == [recipe["base_model"]]:  # with an adapter it has another name
+        return f"the same model that is aligned ({how})"
+    return f"the feedback service's default judge{''.join(f', {model}' for model in models)} ({how})"
+
+
+def _settings(judge: Json) -> list[str]:
+    """What a judge is asked with that is not the default."""
+    said = {
+        "rubric": f"rubric {judge.get('rubric')}", "adapter": f"adapter {judge.get('adapter')}", "rationale": "with rationales",
+        "tie_margin": f"ties within {judge.get('tie_margin')}",
+    }  # fmt: skip
+    return [words for name, words in said.items() if judge.get(name)]
 
 
 def _judges(results: Json) -> list[str]:

@@ -92,6 +92,11 @@ def arms_of(recipe: StudyRecipe) -> tuple[str, ...]:
     return (BASE, SFT, *control, *(arm_name(feedback, algorithm) for feedback, algorithm in recipe.arms))
 
 
+def set_facts(judge: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a judge that are not the default: equal for two that are asked in the same way, however much of it was written down."""
+    return {name: value for name, value in judge.items() if value}
+
+
 def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     recipe, task = builder.recipe, part.task.value
     lengths = builder.lengths[task]

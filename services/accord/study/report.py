@@ -15,7 +15,7 @@ from typing import Any
 from accord.errors import DataLossError, NotFoundError
 from accord.pages.page import render_page
 from accord.rundir import write_atomically
-from accord.study.findings import abstentions, findings
+from accord.study.findings import abstentions, findings, judge_in_use
 from accord.study.plots import PICTURES
 from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 
@@ -26,6 +26,9 @@ _MORE = {
     "win_by_score_held_out": "wins vs SFT by held-out RM", "kl": "KL to SFT",
     "response_tokens": "tokens",
 }  # fmt: skip
+
+_FEEDBACK = {"human": "Human", "ai": "AI"}
+_SIGNS = {"human": "red-brown: human feedback", "ai": "blue: AI feedback", "ppo": "circle: PPO", "dpo": "square: DPO"}
 
 
 def write_report(home: Path) -> Path:
@@ -50,9 +53,14 @@ def write_report(home: Path) -> Path:
 
 def render(results: Mapping[str, Any]) -> str:
     """The page of some results."""
+    feedback, algorithms = results["recipe"]["feedback"], results["recipe"]["algorithms"]
     return render_page(
         "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
-        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE, abstentions=abstentions, used=_used(results),
+        results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE,
+        abstentions=abstentions, used=_used(results), judge_in_use=judge_in_use(results),
+        title=f"{' or '.join(_FEEDBACK[name] for name in feedback)} feedback, {' or '.join(name.upper() for name in algorithms)}",
+        signs="; ".join(", ".join(_SIGNS[name] for name in names) for names in (feedback, algorithms)),
+        beside_paper=any(published(task["task"], arm["arm"]) for task in results["tasks"] for arm in task["arms"]),
         metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
         date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         total_seconds=sum(step["seconds"] for step in results["steps"]),

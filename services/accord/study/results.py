@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import accord
-from accord.study.graph import BASE, SFT, Graph, arm_name, arms_of
+from accord.study.graph import BASE, SFT, Graph, arm_name, arms_of, set_facts
 from accord.study.measuring import responses
 from accord.study.recipe import StudyRecipe
 from accord.study.steps import StepResult
@@ -29,7 +29,7 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
     return {
         "format": 1, "accord": accord.__version__, "created": time.time(), "recipe": recipe.model_dump(mode="json"), "digests": dict(digests),
         "tasks": [{"task": task, "data": _data(recipe, task, found, evaluation), "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
-        "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(tasks, graph, found),
+        "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(recipe, graph, found),
         "examples": [example for task in tasks for example in _examples(recipe, task, found)],
         "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],
         "notes": evaluation["notes"], "libraries": evaluation["libraries"],
@@ -112,15 +112,23 @@ def _curves(found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _judges(tasks: Sequence[str], graph: Graph, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
-    """Cards of the labels that were trained on, and of each judge on held-out pairs that people labelled; `name` is empty for the default judge."""
-    rows = []
-    names = {step.name: step.params["judge"].get("name", "") for step in graph.steps if step.kind == "label"}
+def _judges(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    """Cards of the labels that were trained on, and of each judge on held-out pairs that people labelled; `name` is empty for the default judge.
+
+    `in_use`: it is asked as the one is that labels and counts wins. `asked` is what it is asked with beyond its kind and the defaults.
+    """
+    rows, tasks = [], [part.task.value for part in recipe.tasks]
+    asked = {step.name: set_facts(step.params["judge"]) for step in graph.steps if step.kind == "label"}
     for name, result in found.items():
         task, _, step = name.partition("/")
         if task in tasks and "cards" in result.values:
             purpose = "training labels" if step == "labels-ai" else "held-out check"
-            rows += [{"task": task, "purpose": purpose, "name": names[name], "card": card} for card in result.values["cards"]]
+            facts = asked[name]
+            row = {
+                "task": task, "purpose": purpose, "name": facts.get("name", ""), "in_use": facts == set_facts(recipe.judge_facts),
+                "asked": {fact: value for fact, value in facts.items() if fact not in ("name", "kind", "who")},
+            }  # fmt: skip
+            rows += [row | {"card": card} for card in result.values["cards"]]
     return rows
 
 

@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
+from accord.study import plots
 from accord.study.graph import build_graph
+from accord.study.plots import reward_against_kl, win_rates
 from accord.study.published import METRICS
 from accord.study.recipe import StudyRecipe, load_recipe
 from accord.study.report import render
@@ -24,7 +28,7 @@ ACCOUNT = "sample:conversation (train): read 140 of 200 rows (60 of other splits
 
 def recipe_of(**changes: Any) -> StudyRecipe:
     """Conversation alone, on two prompts with a response each."""
-    values = load_recipe("dialogue").model_dump() | {"preferred_ft": None, "human_pairs": 1000} | changes
+    values = load_recipe("dialogue").model_dump() | {"description": "made up", "preferred_ft": None, "human_pairs": 1000} | changes
     evaluation = values["evaluation"] | {"prompts": 4321, "samples": 1, "held_out_reward_model": False} | changes.get("evaluation", {})
     return StudyRecipe.model_validate(values | {"evaluation": evaluation})
 
@@ -85,8 +89,15 @@ def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = (), acc
 
 def words(results: Json) -> str:
     """The page's text on one line, without pictures and styles."""
-    page = re.sub(r"<(svg|style).*?</\1>", " ", render(results), flags=re.DOTALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_svg", undrawn)  # writing pictures out is what takes long
+        page = re.sub(r"<(svg|style).*?</\1>", " ", render(results), flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def undrawn(figure: Figure) -> str:
+    pyplot.close(figure)
+    return "<svg></svg>"
 
 
 @pytest.fixture
@@ -126,3 +137,66 @@ def test_the_account_of_a_run_is_read_as_runs_write_it(folder: Any) -> None:
     )
     results = study(recipe_of(), folder, account=f"hub:some/data (train): {encoded.account('pairs')}")
     assert results["tasks"][0]["data"]["pairs"] == {"human": {"read": 5, "kept": 2}}
+
+
+def test_nothing_is_said_of_reward_models_of_labels_and_of_figures_that_are_not_there(folder: Any) -> None:
+    dpo = recipe_of(algorithms=["dpo"], judge={"name": "larger", "kind": "verdict"})
+    results = study(dpo, folder)
+    page = words(results)
+    assert page.count("Human feedback, DPO") == 1
+    for text in (
+        "Reward against KL",
+        "Each arm is scored",
+        "PPO",
+        "AI feedback",
+        "whose labels the AI arms learnt from",
+        "same model that is aligned",
+    ):
+        assert text not in page, text
+    assert "The judge that counts wins is larger (verdict judge), so wins" in page
+    assert reward_against_kl(results) == ""
+    one = study(recipe_of(), folder)
+    assert "The score is that of the reward model that PPO was trained on" in words(one)
+    assert "hollow: AI reward model" not in reward_against_kl(one)
+    both = study(recipe_of(feedback=["human", "ai"]), folder)
+    assert "Each arm is scored by both reward models" in words(both)
+    assert "hollow: AI reward model" in reward_against_kl(both)
+    assert "whose labels the AI arms learnt from" in words(both)
+    only_ai = reward_against_kl(study(recipe_of(feedback=["ai"]), folder))
+    assert ">ppo-ai</text>" in only_ai[only_ai.index("reward model's score") :]  # arms have their names beside hollow points too
+
+
+def test_a_judge_without_a_name_is_called_the_aligned_model_where_its_card_says_so(folder: Any) -> None:
+    results = study(recipe_of(feedback=["human", "ai"]), folder)
+    assert "counts wins is the same model that is aligned (likelihood judge), whose" in words(results)
+    for judge in results["judges"]:
+        judge["card"]["judge"] = "another"
+    assert "counts wins is the feedback service&#39;s default judge, another (likelihood judge), whose" in words(results)
+    told = study(
+        recipe_of(judge={"kind": "verdict", "adapter": "adapters/z/versions/1", "rationale": True}, evaluation={"judge_check_pairs": 0}), folder
+    )
+    assert (
+        "counts wins is the feedback service&#39;s default judge (verdict judge, adapter adapters/z/versions/1, with rationales), so wins"
+        in words(told)
+    )
+
+
+def test_without_a_win_there_is_no_picture_of_wins(folder: Any, recwarn: pytest.WarningsRecorder) -> None:
+    results = study(recipe_of(), folder)
+    assert "none to count" not in win_rates(results)
+    for arm in results["tasks"][0]["arms"]:
+        arm["metrics"].pop("win_vs_sft", None)
+    assert win_rates(results) == ""
+    assert " Wins " not in words(results)
+    other = {
+        "task": "summarization",
+        "arms": [arm | {"metrics": arm["metrics"] | {"win_vs_sft": interval(0.5)}} for arm in results["tasks"][0]["arms"]],
+    }
+    assert "none to count" in win_rates(results | {"tasks": [*results["tasks"], other]})
+    assert not [str(warning.message) for warning in recwarn if "ylims" in str(warning.message)]
+
+
+def test_wins_are_of_responses_where_a_prompt_has_several(folder: Any) -> None:
+    page = words(study(recipe_of(), folder))
+    assert "share of an arm’s responses to the held-out prompts" in page
+    assert "% of responses to 2 held-out prompts" in page
