@@ -11,6 +11,9 @@ from typing import Any
 from accord.study.graph import PREFERRED_FT
 
 Json = Mapping[str, Any]
+_FEWEST_PROMPTS = 6
+"""With fewer, not even prompts that all agree differ from chance: a two-sided sign test of five has p = 1/16."""
+_TOO_FEW = "Too few prompts to tell"
 OPPONENTS = {"sft": "SFT", "reference": "the references"}
 """Whom the judge compares arms with, as results have them and for people."""
 
@@ -33,22 +36,30 @@ def _wins(task: Json) -> list[str]:
     arms = [arm for arm in task["arms"] if arm["algorithm"] and arm["metrics"].get("win_vs_sft", {}).get("value") is not None]
     if not arms:
         return []
-    clear = [arm for arm in arms if arm["metrics"]["win_vs_sft"]["low"] > 0.5]
-    worse = [arm for arm in arms if arm["metrics"]["win_vs_sft"]["high"] < 0.5]
+    telling = [arm for arm in arms if _tells(arm["metrics"]["win_vs_sft"])]
+    clear = [arm for arm in telling if arm["metrics"]["win_vs_sft"]["low"] > 0.5]
+    worse = [arm for arm in telling if arm["metrics"]["win_vs_sft"]["high"] < 0.5]
     best = max(arms, key=lambda arm: arm["metrics"]["win_vs_sft"]["value"])
     wins = best["metrics"]["win_vs_sft"]
     name = task["task"].capitalize()
+    interval = f" (95 % interval {wins['low']:.0%} to {wins['high']:.0%})" if _tells(wins) else ""
     most = f", the most of the {len(arms)} arms" if len(arms) > 1 else ""
     sentence = (
-        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of responses to {wins['n']} held-out prompts, a tie counting half "
-        f"(95 % interval {wins['low']:.0%} to {wins['high']:.0%}){most}. "
+        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of responses to {wins['n']} held-out prompts, a tie counting half"
+        f"{interval}{most}. "
     )
+    if len(telling) < len(arms):
+        sentence += f"{_TOO_FEW}{'' if not telling else ' of ' + ', '.join(arm['arm'] for arm in arms if arm not in telling)}. "
+    if not telling:
+        return [sentence.rstrip()]
     if clear:
         sentence += f"The interval stays above one half for {', '.join(arm['arm'] for arm in clear)}."
     elif worse:
         sentence += "No arm's interval stays above one half."
     else:
-        sentence += "Every arm's interval contains one half: at this size no arm can be told from SFT by wins."
+        sentence += (
+            f"Every {'other ' if len(telling) < len(arms) else ''}arm's interval contains one half: at this size none can be told from SFT by wins."
+        )
     if worse:
         sentence += f" It stays below one half for {', '.join(arm['arm'] for arm in worse)}."
     return [sentence]
@@ -91,10 +102,19 @@ def _held_out_wins(task: Json) -> list[str]:
     known = {name: wins for name, wins in found.items() if wins and wins.get("value") is not None}
     if not known:
         return []
-    parts = [f"{name} {wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%})" for name, wins in known.items()]
-    clear = [name for name, wins in known.items() if wins["low"] > 0.5]
+    parts = [f"{name} {wins['value']:.0%} {_interval(wins)}" for name, wins in known.items()]
+    clear = [name for name, wins in known.items() if _tells(wins) and wins["low"] > 0.5]
     sentence = f"{task['task'].capitalize()}, wins against SFT by {scorer}: {', '.join(parts)}."
     return [sentence + (f" The interval stays above one half for {', '.join(clear)}." if clear else "")]
+
+
+def _tells(found: Json) -> bool:
+    """Whether there are prompts enough for a claim from an interval, which has no width where all prompts agree."""
+    return bool(found["n"] >= _FEWEST_PROMPTS)
+
+
+def _interval(found: Json, form: str = ".0%") -> str:
+    return f"({found['low']:{form}} to {found['high']:{form}})" if _tells(found) else f"({found['n']} prompts: {_TOO_FEW.lower()})"
 
 
 def _beside_control(results: Json, task: Json) -> list[str]:
@@ -107,10 +127,10 @@ def _beside_control(results: Json, task: Json) -> list[str]:
     if control is None or not wins or wins.get("value") is None:
         return []
     rows = {arm["arm"]: _contrast(results, task["task"], metric, arm["arm"], PREFERRED_FT) for arm in task["arms"] if arm["feedback"]}
-    parts = [f"{arm} {row['difference']:+.0%} ({row['low']:+.0%} to {row['high']:+.0%})" for arm, row in rows.items() if row is not None]
+    parts = [f"{arm} {row['difference']:+.0%} {_interval(row, '+.0%')}" for arm, row in rows.items() if row is not None]
     sentence = (
         f"{task['task'].capitalize()}, the control {PREFERRED_FT} ({control['training']['steps']} more steps of SFT on chosen responses) wins "
-        f"{wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%}) against SFT by {scorer}"
+        f"{wins['value']:.0%} {_interval(wins)} against SFT by {scorer}"
     )
     return [f"{sentence}; wins beyond it, on the same prompts: {', '.join(parts)}." if parts else f"{sentence}."]
 
@@ -121,7 +141,7 @@ def _feedback(results: Json, task: Json) -> str:
     for algorithm in ("ppo", "dpo"):
         row = _contrast(results, task["task"], "rouge_l", f"{algorithm}-ai", f"{algorithm}-human")
         if row is not None:
-            parts.append(f"{algorithm.upper()} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
+            parts.append(f"{algorithm.upper()} {row['difference']:+.3f} {_interval(row, '+.3f')}")
     if not parts:
         return ""
     pairs = task.get("data", {}).get("pairs", {})
@@ -133,13 +153,13 @@ def _feedback(results: Json, task: Json) -> str:
     )
 
 
-def _contrast(results: Json, task: str, metric: str, a: str, b: str) -> dict[str, float] | None:
+def _contrast(results: Json, task: str, metric: str, a: str, b: str) -> dict[str, Any] | None:
     """The difference a - b, whichever way round the evaluation has it."""
     for row in results["contrasts"]:
         if (row["task"], row["metric"]) == (task, metric) and {row["a"], row["b"]} == {a, b}:
             if row["a"] == a:
-                return {"difference": row["difference"], "low": row["low"], "high": row["high"]}
-            return {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
+                return {"difference": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}
+            return {"difference": -row["difference"], "low": -row["high"], "high": -row["low"], "n": row["n"]}
     return None
 
 
