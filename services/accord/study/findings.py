@@ -191,8 +191,9 @@ def _mean(arms: list[Json], metric: str) -> float:
 
 
 def title_of(judge: Json) -> str:
-    """A row of the results' judges for people: its kind, and its name where it is not the default."""
-    return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip()
+    """A row of the results' judges for people: its kind, its name where it is not the default, and what it was asked with."""
+    settings = _settings(judge.get("asked", {}))
+    return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip() + (f" ({', '.join(settings)})" if settings else "")
 
 
 def judge_in_use(results: Json) -> str:
@@ -202,10 +203,24 @@ def judge_in_use(results: Json) -> str:
     how = ", ".join([f"{judge['kind']} judge", *_settings(judge)])
     if judge["name"]:
         return f"{judge['name']} ({how})"
-    models = sorted({row["card"]["judge"] for row in results["judges"] if row.get("in_use")})
+    models = sorted({row["card"]["judge"] for row in results["judges"] if _in_use(row, judge)})
     if models == [recipe["base_model"]]:  # with an adapter it has another name
         return f"the same model that is aligned ({how})"
     return f"the feedback service's default judge{''.join(f', {model}' for model in models)} ({how})"
+
+
+def judge_is_measured(results: Json) -> bool:
+    """Whether there is a card of that judge, asked as it was, against people on held-out pairs."""
+    return any(
+        row["purpose"] == "held-out check" and row["card"]["human_agreement"] and _in_use(row, results["recipe"]["judge"])
+        for row in results["judges"]
+    )
+
+
+def _in_use(row: Json, judge: Json) -> bool:
+    """Whether a row of the results' judges is the recipe's, asked as it is; results of before that was kept tell by name, kind and settings."""
+    plain = (row.get("name", ""), row["card"]["kind"]) == (judge["name"], judge["kind"]) and not _settings(judge)
+    return bool(row.get("in_use", plain))
 
 
 def _settings(judge: Json) -> list[str]:

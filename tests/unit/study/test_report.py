@@ -200,3 +200,22 @@ def test_wins_are_of_responses_where_a_prompt_has_several(folder: Any) -> None:
     page = words(study(recipe_of(), folder))
     assert "share of an arm’s responses to the held-out prompts" in page
     assert "% of responses to 2 held-out prompts" in page
+
+
+@pytest.mark.parametrize(
+    ("judge", "pairs", "measured"),
+    [
+        ({"kind": "verdict"}, 8, True), ({"kind": "rating"}, 8, True), ({"kind": "verdict", "rationale": True}, 8, True), ({"kind": "verdict"}, 0, False),
+    ],
+)  # fmt: skip
+def test_the_page_says_whether_the_judge_in_use_was_measured(folder: Any, judge: Json, pairs: int, *, measured: bool) -> None:
+    results = study(recipe_of(judge=judge, evaluation={"judge_check_pairs": pairs}), folder)
+    page = words(results)
+    assert ("its agreement with people is measured below" in page) == measured
+    assert ("its agreement with people on held-out pairs was not measured" in page) != measured
+    assert ("No judge was measured against people" in page) == (pairs == 0)
+    if judge.get("rationale"):
+        assert "likelihood (with rationales)" in page  # the made-up card's kind
+    for row in results["judges"]:
+        row["card"]["human_agreement"] = None
+    assert "on held-out pairs was not measured" in words(results)
