@@ -191,9 +191,13 @@ def _mean(arms: list[Json], metric: str) -> float:
 
 
 def title_of(judge: Json) -> str:
-    """A row of the results' judges for people: its kind, its name where it is not the default, and what it was asked with."""
-    settings = _settings(judge.get("asked", {}))
-    return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip() + (f" ({', '.join(settings)})" if settings else "")
+    """A row of the results' judges for people: its kind, and its name where it is not the default."""
+    return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip()
+
+
+def settings_of(judge: Json) -> str:
+    """What a row of the results' judges was asked with that is not the default; empty where all was."""
+    return ", ".join(_settings(judge.get("asked", {})))
 
 
 def judge_in_use(results: Json) -> str:
@@ -204,7 +208,7 @@ def judge_in_use(results: Json) -> str:
     if judge["name"]:
         return f"{judge['name']} ({how})"
     models = sorted({row["card"]["judge"] for row in results["judges"] if _in_use(row, judge)})
-    if models == [recipe["base_model"]]:  # with an adapter it has another name
+    if models == [recipe["base_model"]] and not judge["adapter"]:
         return f"the same model that is aligned ({how})"
     return f"the feedback service's default judge{''.join(f', {model}' for model in models)} ({how})"
 
@@ -238,9 +242,10 @@ def _judges(results: Json) -> list[str]:
         card = judge["card"]
         if judge["purpose"] != "held-out check" or not card["human_agreement"]:
             continue
-        agreement, baseline = card["human_agreement"], card["length_baseline"]
+        agreement, baseline, settings = card["human_agreement"], card["length_baseline"], settings_of(judge)
+        name = f"{title_of(judge)} judge" + (f" ({settings})" if settings else "")
         sentence = (
-            f"The {title_of(judge)} judge agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
+            f"The {name} agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
             f"({agreement['low']:.0%} to {agreement['high']:.0%})"
         )
         if baseline:

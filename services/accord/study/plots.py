@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.study.findings import title_of
+from accord.study.findings import settings_of, title_of
 from accord.study.frontier import frontier
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _WATCHED = {
 _SHARES = ("clip_fraction", "eos_rate")
 _PHASES = {"seconds_rollout": ("sampling", "#7a9e7e"), "seconds_score": ("scoring", "#d8b365"), "seconds_train": ("learning", "#5a5f8a")}
 _PANELS = 4  # beside one another
+_LETTERS = 40  # of a line beside a bar
 _FEW = 30  # points of a line that are marked one by one
 Json = Mapping[str, Any]
 
@@ -171,12 +173,13 @@ def judges(results: Json) -> str:
     checks = [judge for judge in results["judges"] if judge["purpose"] == "held-out check" and judge["card"]["human_agreement"]]
     if not checks:
         return ""
-    figure, axes = _figure(1, 2, height=max(1.6, 0.5 * len(checks) + 0.9))
+    figure, axes = _figure(1, 2, height=max(1.6, 0.5 * len(checks) + 0.9 + 0.1 * sum(bool(settings_of(judge)) for judge in checks)))
     left, right = axes[0]
     names = []
     for place, judge in enumerate(reversed(checks)):
         card = judge["card"]
-        names.append(f"{title_of(judge)}, {judge['task']} (n={card['human_agreement']['n']})")
+        name = f"{title_of(judge)}, {judge['task']} (n={card['human_agreement']['n']})"
+        names.append("\n".join([name, *textwrap.wrap(settings_of(judge), _LETTERS)]))
         _bar(left, card["human_agreement"], place, "#2a6f97")
         baseline = card["length_baseline"]
         if baseline:

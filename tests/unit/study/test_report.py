@@ -111,6 +111,7 @@ def test_abstentions_are_counted_by_arm_and_opponent_and_noted_under_the_table(f
     assert counted["dpo-human"] == {"sft": {"asked": 2, "abstained": 1}, "reference": {"asked": 2, "abstained": 1}}
     assert counted["sft"] == {"reference": {"asked": 2, "abstained": 0}}
     assert "abstained on some comparisons: dpo-human 1 of 2 with SFT, dpo-human 1 of 2 with the references. Its wins are over those" in words(results)
+    assert "dpo-human not decided so" in words(results)  # beside its response
     assert "abstained on some comparisons" not in words(study(recipe_of(), folder))
 
 
@@ -215,7 +216,7 @@ def test_the_page_says_whether_the_judge_in_use_was_measured(folder: Any, judge:
     assert ("its agreement with people on held-out pairs was not measured" in page) != measured
     assert ("No judge was measured against people" in page) == (pairs == 0)
     if judge.get("rationale"):
-        assert "likelihood (with rationales)" in page  # the made-up card's kind
+        assert "likelihood with rationales conversation held-out check" in page  # the made-up card's kind
     for row in results["judges"]:
         row["card"]["human_agreement"] = None
     assert "on held-out pairs was not measured" in words(results)
