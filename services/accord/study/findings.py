@@ -11,6 +11,11 @@ from typing import Any
 from accord.study.graph import PREFERRED_FT
 
 Json = Mapping[str, Any]
+_FEWEST_PROMPTS = 6
+"""With fewer, not even prompts that all agree differ from chance: a two-sided sign test of five has p = 1/16."""
+_TOO_FEW = "Too few prompts to tell"
+OPPONENTS = {"sft": "SFT", "reference": "the references"}
+"""Whom the judge compares arms with, as results have them and for people."""
 
 
 def findings(results: Json) -> list[str]:
@@ -18,6 +23,7 @@ def findings(results: Json) -> list[str]:
     found: list[str] = []
     for task in results["tasks"]:
         found += _wins(task)
+        found += _undecided(task)
         found += _held_out_wins(task)
         found += _beside_control(results, task)
     found += [sentence for task in results["tasks"] if (sentence := _feedback(results, task))]
@@ -30,24 +36,57 @@ def _wins(task: Json) -> list[str]:
     arms = [arm for arm in task["arms"] if arm["algorithm"] and arm["metrics"].get("win_vs_sft", {}).get("value") is not None]
     if not arms:
         return []
-    clear = [arm for arm in arms if arm["metrics"]["win_vs_sft"]["low"] > 0.5]
-    worse = [arm for arm in arms if arm["metrics"]["win_vs_sft"]["high"] < 0.5]
+    telling = [arm for arm in arms if _tells(arm["metrics"]["win_vs_sft"])]
+    clear = [arm for arm in telling if arm["metrics"]["win_vs_sft"]["low"] > 0.5]
+    worse = [arm for arm in telling if arm["metrics"]["win_vs_sft"]["high"] < 0.5]
     best = max(arms, key=lambda arm: arm["metrics"]["win_vs_sft"]["value"])
     wins = best["metrics"]["win_vs_sft"]
     name = task["task"].capitalize()
+    interval = f" (95 % interval {wins['low']:.0%} to {wins['high']:.0%})" if _tells(wins) else ""
+    most = f", the most of the {len(arms)} arms" if len(arms) > 1 else ""
     sentence = (
-        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of {wins['n']} held-out prompts "
-        f"(95 % interval {wins['low']:.0%} to {wins['high']:.0%}), the most of the {len(arms)} arms. "
+        f"{name}: the judge prefers {best['arm']} to SFT on {wins['value']:.0%} of responses to {wins['n']} held-out prompts, a tie counting half"
+        f"{interval}{most}. "
     )
+    if len(telling) < len(arms):
+        sentence += f"{_TOO_FEW}{'' if not telling else ' of ' + ', '.join(arm['arm'] for arm in arms if arm not in telling)}. "
+    if not telling:
+        return [sentence.rstrip()]
     if clear:
         sentence += f"The interval stays above one half for {', '.join(arm['arm'] for arm in clear)}."
     elif worse:
         sentence += "No arm's interval stays above one half."
     else:
-        sentence += "Every arm's interval contains one half: at this size no arm can be told from SFT by wins."
+        sentence += (
+            f"Every {'other ' if len(telling) < len(arms) else ''}arm's interval contains one half: at this size none can be told from SFT by wins."
+        )
     if worse:
         sentence += f" It stays below one half for {', '.join(arm['arm'] for arm in worse)}."
     return [sentence]
+
+
+def _undecided(task: Json) -> list[str]:
+    """Where there are no wins because the judge decided nothing: a reader must not take the gap for a tie."""
+    found = []
+    for against, opponent in OPPONENTS.items():
+        counts = {arm["arm"]: arm.get("comparisons", {}).get(against) for arm in task["arms"]}
+        silent = {arm: count["asked"] for arm, count in counts.items() if count and count["abstained"] == count["asked"]}
+        if silent:
+            found.append(
+                f"{task['task'].capitalize()}: the judge abstained on every comparison with {opponent} of {', '.join(silent)} "
+                f"({max(silent.values())} each), so there are no wins of these to count."
+            )
+    return found
+
+
+def abstentions(task: Json) -> list[str]:
+    """Each arm and opponent with comparisons that the judge left undecided; rates of wins are over the others."""
+    return [
+        f"{arm['arm']} {count['abstained']} of {count['asked']} with {opponent}"
+        for arm in task["arms"]
+        for against, opponent in OPPONENTS.items()
+        if (count := arm.get("comparisons", {}).get(against)) and count["abstained"]
+    ]
 
 
 def _held_out_wins(task: Json) -> list[str]:
@@ -63,10 +102,19 @@ def _held_out_wins(task: Json) -> list[str]:
     known = {name: wins for name, wins in found.items() if wins and wins.get("value") is not None}
     if not known:
         return []
-    parts = [f"{name} {wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%})" for name, wins in known.items()]
-    clear = [name for name, wins in known.items() if wins["low"] > 0.5]
+    parts = [f"{name} {wins['value']:.0%} {_interval(wins)}" for name, wins in known.items()]
+    clear = [name for name, wins in known.items() if _tells(wins) and wins["low"] > 0.5]
     sentence = f"{task['task'].capitalize()}, wins against SFT by {scorer}: {', '.join(parts)}."
     return [sentence + (f" The interval stays above one half for {', '.join(clear)}." if clear else "")]
+
+
+def _tells(found: Json) -> bool:
+    """Whether there are prompts enough for a claim from an interval, which has no width where all prompts agree."""
+    return bool(found["n"] >= _FEWEST_PROMPTS)
+
+
+def _interval(found: Json, form: str = ".0%") -> str:
+    return f"({found['low']:{form}} to {found['high']:{form}})" if _tells(found) else f"({found['n']} prompts: {_TOO_FEW.lower()})"
 
 
 def _beside_control(results: Json, task: Json) -> list[str]:
@@ -79,10 +127,10 @@ def _beside_control(results: Json, task: Json) -> list[str]:
     if control is None or not wins or wins.get("value") is None:
         return []
     rows = {arm["arm"]: _contrast(results, task["task"], metric, arm["arm"], PREFERRED_FT) for arm in task["arms"] if arm["feedback"]}
-    parts = [f"{arm} {row['difference']:+.0%} ({row['low']:+.0%} to {row['high']:+.0%})" for arm, row in rows.items() if row is not None]
+    parts = [f"{arm} {row['difference']:+.0%} {_interval(row, '+.0%')}" for arm, row in rows.items() if row is not None]
     sentence = (
         f"{task['task'].capitalize()}, the control {PREFERRED_FT} ({control['training']['steps']} more steps of SFT on chosen responses) wins "
-        f"{wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%}) against SFT by {scorer}"
+        f"{wins['value']:.0%} {_interval(wins)} against SFT by {scorer}"
     )
     return [f"{sentence}; wins beyond it, on the same prompts: {', '.join(parts)}." if parts else f"{sentence}."]
 
@@ -93,24 +141,25 @@ def _feedback(results: Json, task: Json) -> str:
     for algorithm in ("ppo", "dpo"):
         row = _contrast(results, task["task"], "rouge_l", f"{algorithm}-ai", f"{algorithm}-human")
         if row is not None:
-            parts.append(f"{algorithm.upper()} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
+            parts.append(f"{algorithm.upper()} {row['difference']:+.3f} {_interval(row, '+.3f')}")
     if not parts:
         return ""
-    recipe = results["recipe"]
+    pairs = task.get("data", {}).get("pairs", {})
+    kept = [pairs.get(feedback, {}).get("kept") for feedback in ("ai", "human")]
+    labels = "" if None in kept else f", with {kept[0]} AI against {kept[1]} human labels"
     return (
-        f"{task['task'].capitalize()}, AI minus human feedback in ROUGE-L on the same prompts: {'; '.join(parts)}, with "
-        f"{recipe['ai_pairs']} AI against {recipe['human_pairs']} human labels. "
+        f"{task['task'].capitalize()}, AI minus human feedback in ROUGE-L on the same prompts: {'; '.join(parts)}{labels}. "
         "An interval that contains 0 means that the difference is not resolved."
     )
 
 
-def _contrast(results: Json, task: str, metric: str, a: str, b: str) -> dict[str, float] | None:
+def _contrast(results: Json, task: str, metric: str, a: str, b: str) -> dict[str, Any] | None:
     """The difference a - b, whichever way round the evaluation has it."""
     for row in results["contrasts"]:
         if (row["task"], row["metric"]) == (task, metric) and {row["a"], row["b"]} == {a, b}:
             if row["a"] == a:
-                return {"difference": row["difference"], "low": row["low"], "high": row["high"]}
-            return {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
+                return {"difference": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}
+            return {"difference": -row["difference"], "low": -row["high"], "high": -row["low"], "n": row["n"]}
     return None
 
 
@@ -146,15 +195,57 @@ def title_of(judge: Json) -> str:
     return f"{judge['card']['kind']} {judge.get('name', '')}".rstrip()
 
 
+def settings_of(judge: Json) -> str:
+    """What a row of the results' judges was asked with that is not the default; empty where all was."""
+    return ", ".join(_settings(judge.get("asked", {})))
+
+
+def judge_in_use(results: Json) -> str:
+    """The judge that labels and counts wins, for people: its name, or whom the feedback service asks where it has none, and how it is asked."""
+    recipe = results["recipe"]
+    judge = recipe["judge"]
+    how = ", ".join([f"{judge['kind']} judge", *_settings(judge)])
+    if judge["name"]:
+        return f"{judge['name']} ({how})"
+    models = sorted({row["card"]["judge"] for row in results["judges"] if _in_use(row, judge)})
+    if models == [recipe["base_model"]] and not judge["adapter"]:
+        return f"the same model that is aligned ({how})"
+    return f"the feedback service's default judge{''.join(f', {model}' for model in models)} ({how})"
+
+
+def judge_is_measured(results: Json) -> bool:
+    """Whether there is a card of that judge, asked as it was, against people on held-out pairs."""
+    return any(
+        row["purpose"] == "held-out check" and row["card"]["human_agreement"] and _in_use(row, results["recipe"]["judge"])
+        for row in results["judges"]
+    )
+
+
+def _in_use(row: Json, judge: Json) -> bool:
+    """Whether a row of the results' judges is the recipe's, asked as it is; results of before that was kept tell by name, kind and settings."""
+    plain = (row.get("name", ""), row["card"]["kind"]) == (judge["name"], judge["kind"]) and not _settings(judge)
+    return bool(row.get("in_use", plain))
+
+
+def _settings(judge: Json) -> list[str]:
+    """What a judge is asked with that is not the default."""
+    said = {
+        "rubric": f"rubric {judge.get('rubric')}", "adapter": f"adapter {judge.get('adapter')}", "rationale": "with rationales",
+        "tie_margin": f"ties within {judge.get('tie_margin')}",
+    }  # fmt: skip
+    return [words for name, words in said.items() if judge.get(name)]
+
+
 def _judges(results: Json) -> list[str]:
     found = []
     for judge in results["judges"]:
         card = judge["card"]
         if judge["purpose"] != "held-out check" or not card["human_agreement"]:
             continue
-        agreement, baseline = card["human_agreement"], card["length_baseline"]
+        agreement, baseline, settings = card["human_agreement"], card["length_baseline"], settings_of(judge)
+        name = f"{title_of(judge)} judge" + (f" ({settings})" if settings else "")
         sentence = (
-            f"The {title_of(judge)} judge agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
+            f"The {name} agrees with people on {agreement['value']:.0%} of {agreement['n']} decided {judge['task']} pairs "
             f"({agreement['low']:.0%} to {agreement['high']:.0%})"
         )
         if baseline:

@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from accord.study import costs
 from accord.study.costs import Lengths, lengths_of
-from accord.study.recipe import Feedback, StudyRecipe, TaskPart, TrainPart
+from accord.study.recipe import Feedback, JudgeKindName, StudyRecipe, TaskPart, TrainPart
 
 StepKind = Literal["train", "label", "generate", "measure", "judge", "evaluate"]
 BASE, SFT, PREFERRED_FT, HELD_OUT = "base", "sft", "preferred-ft", "held_out"
+_CHECK = "judge-check-"
+_CHECK_IN_USE = "check-judge-in-use"  # does not begin as the others do: behind that, a judge may have any name
 # Part of every key: a change in how steps are done must not reuse an older result.
 _FORMAT = "1"
 
@@ -94,6 +96,11 @@ def arms_of(recipe: StudyRecipe) -> tuple[str, ...]:
     return (BASE, SFT, *control, *(arm_name(feedback, algorithm) for feedback, algorithm in recipe.arms))
 
 
+def set_facts(judge: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a judge that are not the default: equal for two that are asked in the same way, however much of it was written down."""
+    return {name: value for name, value in judge.items() if value}
+
+
 def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     recipe, task = builder.recipe, part.task.value
     lengths = builder.lengths[task]
@@ -136,7 +143,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
             asked_pairs=(2 * len(generated) - 1) * recipe.evaluation.responses if recipe.judge.name else 0,
         )
     )  # fmt: skip
-    checks = [name for name in (step.name for step in builder.steps) if name.startswith(f"{task}/judge-check-")]
+    checks = [name for name in (step.name for step in builder.steps) if name.startswith((f"{task}/{_CHECK}", f"{task}/{_CHECK_IN_USE}"))]
     return [
         *adapters.values(),
         *scorers.values(),
@@ -167,9 +174,14 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
                 is_trained_on=True,
             )
         )
-    checked = {f"{task}/judge-check-{kind}": (f"{task}: {kind} judge against people", {"kind": kind}) for kind in evaluation.judge_check_kinds}
-    if recipe.judge.name:
-        checked[f"{task}/judge-check-{recipe.judge.name}"] = f"{task}: {_who(recipe)} against people", judge
+    checked: dict[str, tuple[str, dict[str, Any]]] = {
+        f"{task}/{_CHECK}{kind}": (f"{task}: {kind} judge against people", {"kind": kind}) for kind in evaluation.judge_check_kinds
+    }
+    if all(set_facts(judge) != asked for _, asked in checked.values()):  # the one that labels and counts wins is none of them
+        if recipe.judge.name and recipe.judge.name not in get_args(JudgeKindName):  # a judge's name may be a kind's
+            checked[f"{task}/{_CHECK}{recipe.judge.name}"] = f"{task}: {_who(recipe)} against people", judge
+        else:
+            checked[f"{task}/{_CHECK_IN_USE}"] = f"{task}: {_who(recipe)} against people, asked as for labels and wins", judge
     for step, (title, asked) in checked.items() if evaluation.judge_check_pairs else ():
         params = {
             "task": task, "uri": part.held_out_uri, "format": part.format, "split": "test", "limit": evaluation.judge_check_pairs,

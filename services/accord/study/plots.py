@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.study.findings import title_of
+from accord.study.findings import settings_of, title_of
 from accord.study.frontier import frontier
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _STYLE = {
     "axes.titlelocation": "left", "svg.fonttype": "none", "svg.hashsalt": "accord", "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 _HELD_OUT = "win_by_score_held_out"
+_SCORES = {"score_human": True, "score_ai": False}  # by reward models of the arms: whether a point is filled
 _WITH_ROLLOUTS = ("ppo", "grpo", "rloo", "online_dpo")
 _LOGGED = (
     (("sft",), "loss", "SFT\nloss, nats a token"), (("reward_model",), "loss", "Reward models\nloss"),
@@ -40,17 +42,19 @@ _WATCHED = {
 _SHARES = ("clip_fraction", "eos_rate")
 _PHASES = {"seconds_rollout": ("sampling", "#7a9e7e"), "seconds_score": ("scoring", "#d8b365"), "seconds_train": ("learning", "#5a5f8a")}
 _PANELS = 4  # beside one another
+_LETTERS = 40  # of a line beside a bar
 _FEW = 30  # points of a line that are marked one by one
 Json = Mapping[str, Any]
 
 
 def win_rates(results: Json) -> str:
     """Win rate of each arm by the judge, against SFT and against the references: raw (filled) and length-adjusted (hollow); by the held-out
-    reward model against SFT, where the study has one."""
+    reward model against SFT, where the study has one. A panel is there where an arm has its wins; empty where none has any."""
     tasks = results["tasks"]
-    against = [("win_vs_sft", "against SFT, judge"), ("win_vs_reference", "against references")]
-    if any(_known(arm, _HELD_OUT) for task in tasks for arm in task["arms"]):
-        against.insert(0, (_HELD_OUT, "against SFT, held-out RM"))
+    possible = ((_HELD_OUT, "against SFT, held-out RM"), ("win_vs_sft", "against SFT, judge"), ("win_vs_reference", "against references"))
+    against = [(metric, title) for metric, title in possible if any(_known(arm, metric) for task in tasks for arm in task["arms"])]
+    if not against:
+        return ""
     figure, axes = _figure(len(tasks), len(against), height=2.5)
     for row, task in zip(axes, tasks, strict=True):
         for axis, (metric, title) in zip(row, against, strict=True):
@@ -60,7 +64,9 @@ def win_rates(results: Json) -> str:
                 _interval(axis, arm["metrics"].get(f"{metric}_length_adjusted"), place - 0.13, arm, filled=False)
             axis.axvline(0.5, color="#bbbbbb", linewidth=0.8, zorder=0)
             axis.set_yticks(range(len(arms)), [arm["arm"] for arm in reversed(arms)])
-            axis.set(xlim=(-0.03, 1.03), ylim=(-0.5, len(arms) - 0.5), title=f"{task['task'].capitalize()}, {title}")
+            if not arms:
+                axis.text(0.5, 0, "none to count", ha="center", va="center", fontsize=8, color="#777777", backgroundcolor="white")
+            axis.set(xlim=(-0.03, 1.03), ylim=(-0.5, max(1, len(arms)) - 0.5), title=f"{task['task'].capitalize()}, {title}")
     return _svg(figure)
 
 
@@ -79,18 +85,20 @@ def quality(results: Json) -> str:
 
 
 def reward_against_kl(results: Json) -> str:
-    """Reward under the human reward model (filled) and the AI one (hollow) against KL to SFT, each with its interval."""
+    """Reward under the human reward model (filled) and the AI one (hollow) against KL to SFT, each with its interval; empty without either."""
+    if not any(_known(arm, "kl") and _known(arm, metric) for task in results["tasks"] for arm in task["arms"] for metric in _SCORES):
+        return ""
     figure, axes = _figure(1, len(results["tasks"]), height=3.0)
     for axis, task in zip(axes[0], results["tasks"], strict=True):
         for arm in task["arms"]:
             kl = arm["metrics"].get("kl")
-            for metric, filled in (("score_human", True), ("score_ai", False)):
+            for metric, filled in _SCORES.items():
                 score = arm["metrics"].get(metric)
                 if _has(kl) and _has(score):
-                    _cross(axis, kl, score, arm, filled=filled)
+                    _cross(axis, kl, score, arm, filled=filled, named=filled or not _known(arm, "score_human"))
         axis.set(title=task["task"].capitalize(), xlabel="KL to SFT, nats a response", ylabel="reward model's score")
         axis.axvline(0, color="#dddddd", linewidth=0.8, zorder=0)
-    _arm_legend(figure, results["tasks"][0]["arms"])
+    _arm_legend(figure, results["tasks"][0]["arms"], hollow=any(_known(arm, "score_ai") for task in results["tasks"] for arm in task["arms"]))
     return _svg(figure)
 
 
@@ -165,12 +173,13 @@ def judges(results: Json) -> str:
     checks = [judge for judge in results["judges"] if judge["purpose"] == "held-out check" and judge["card"]["human_agreement"]]
     if not checks:
         return ""
-    figure, axes = _figure(1, 2, height=max(1.6, 0.5 * len(checks) + 0.9))
+    figure, axes = _figure(1, 2, height=max(1.6, 0.5 * len(checks) + 0.9 + 0.1 * sum(bool(settings_of(judge)) for judge in checks)))
     left, right = axes[0]
     names = []
     for place, judge in enumerate(reversed(checks)):
         card = judge["card"]
-        names.append(f"{title_of(judge)}, {judge['task']} (n={card['human_agreement']['n']})")
+        name = f"{title_of(judge)}, {judge['task']} (n={card['human_agreement']['n']})"
+        names.append("\n".join([name, *textwrap.wrap(settings_of(judge), _LETTERS)]))
         _bar(left, card["human_agreement"], place, "#2a6f97")
         baseline = card["length_baseline"]
         if baseline:
@@ -239,13 +248,13 @@ def _interval(axis: Axes, found: Json | None, place: float, arm: Json, *, filled
     axis.plot(found["value"], place, _MARKERS[arm["algorithm"]], color=colour, markersize=5.5, markerfacecolor=colour if filled else "white")
 
 
-def _cross(axis: Axes, x: Json, y: Json, arm: Json, *, filled: bool) -> None:
+def _cross(axis: Axes, x: Json, y: Json, arm: Json, *, filled: bool, named: bool) -> None:
     colour = COLOURS[arm["feedback"]]
     axis.plot([x["low"], x["high"]], [y["value"]] * 2, color=colour, linewidth=0.9, alpha=0.45)
     axis.plot([x["value"]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.9, alpha=0.45)
     face = colour if filled else "white"
     axis.plot(x["value"], y["value"], _MARKERS[arm["algorithm"]], color=colour, markersize=7, markerfacecolor=face)
-    if filled:
+    if named:
         axis.annotate(arm["arm"], (x["value"], y["value"]), textcoords="offset points", xytext=(7, 5), fontsize=8, color=colour)
 
 
@@ -323,11 +332,12 @@ def _point(axis: Axes, share: Json, place: float, colour: str) -> None:
     axis.plot(share["value"], place, "o", color=colour, markersize=5)
 
 
-def _arm_legend(figure: Figure, arms: Iterable[Json]) -> None:
+def _arm_legend(figure: Figure, arms: Iterable[Json], *, hollow: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=COLOURS[arm["feedback"]], marker=_MARKERS[arm["algorithm"]], linestyle="", label=arm["arm"]) for arm in arms]
-    handles.append(Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="", label="hollow: AI reward model"))
+    if hollow:
+        handles.append(Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="", label="hollow: AI reward model"))
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
 
 

@@ -98,7 +98,9 @@ class EvaluationPart(Spec):
     held_out_reward_model: bool = Field(
         False, description="counts wins by one more reward model, trained on the human labels of the held-out part, which no arm sees"
     )
-    judge_check_pairs: int = Field(8, ge=0, description="held-out pairs with a human label on which each judge kind is measured")
+    judge_check_pairs: int = Field(
+        8, ge=0, description="held-out pairs with a human label on which each judge kind and the judge in use are measured"
+    )
     judge_check_kinds: tuple[JudgeKindName, ...] = ("likelihood", "verdict")
 
     @property

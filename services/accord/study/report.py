@@ -8,14 +8,14 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accord.errors import DataLossError, NotFoundError
 from accord.pages.page import render_page
 from accord.rundir import write_atomically
-from accord.study.findings import findings
+from accord.study.findings import abstentions, findings, judge_in_use, judge_is_measured, settings_of, title_of
 from accord.study.plots import PICTURES
 from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 
@@ -26,6 +26,9 @@ _MORE = {
     "win_by_score_held_out": "wins vs SFT by held-out RM", "kl": "KL to SFT",
     "response_tokens": "tokens",
 }  # fmt: skip
+
+_FEEDBACK = {"human": "Human", "ai": "AI"}
+_SIGNS = {"human": "red-brown: human feedback", "ai": "blue: AI feedback", "ppo": "circle: PPO", "dpo": "square: DPO"}
 
 
 def write_report(home: Path) -> Path:
@@ -50,13 +53,35 @@ def write_report(home: Path) -> Path:
 
 def render(results: Mapping[str, Any]) -> str:
     """The page of some results."""
+    feedback, algorithms = results["recipe"]["feedback"], results["recipe"]["algorithms"]
     return render_page(
         "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
         results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE,
+        abstentions=abstentions, used=_used(results), judge_in_use=judge_in_use(results), judge_is_measured=judge_is_measured(results),
+        title=f"{' or '.join(_FEEDBACK[name] for name in feedback)} feedback, {' or '.join(name.upper() for name in algorithms)}",
+        title_of=title_of, settings_of=settings_of, signs="; ".join(", ".join(_SIGNS[name] for name in names) for names in (feedback, algorithms)),
+        beside_paper=any(published(task["task"], arm["arm"]) for task in results["tasks"] for arm in task["arms"]),
         metric_names=METRICS, findings=findings(results), pictures={name: draw(results) for name, draw in PICTURES.items()},
         date=datetime.datetime.fromtimestamp(results["created"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         total_seconds=sum(step["seconds"] for step in results["steps"]),
     )  # fmt: skip
+
+
+def _used(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tasks used, for people: pairs by feedback, prompts, responses; the least and the most where tasks differ."""
+    data = [task.get("data", {}) for task in results["tasks"]]
+    return {
+        "pairs": {
+            feedback: _span(used.get("pairs", {}).get(feedback, {}).get("kept") for used in data) for feedback in results["recipe"]["feedback"]
+        },
+        "prompts": _span(used.get("prompts") for used in data),
+        "responses": _span(used.get("responses") for used in data),
+    }
+
+
+def _span(counts: Iterable[int | None]) -> str:
+    known = sorted({count for count in counts if count is not None})
+    return f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0]) if known else "–"
 
 
 def _measured(results: Mapping[str, Any]) -> dict[str, str]:

@@ -223,15 +223,25 @@ class _Runner:
             self._reporter.step(step.title, number, total, known=known is not None)
             if known is None:
                 self._tell_remaining(number - 1)
-                started = time.monotonic()
-                values = self._do(step, key)
-                known = self._store.write(step.name, key, values, time.monotonic() - started)
+                known = self._timed(step, key)
                 self._done_here.append((step, known))
             self._results[step.name] = known
             if step.kind == "generate" and step.params["arm"] == BASE:
                 for note in measuring.left_out(known, self._recipe.longest_measured_prompt):
                     self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
+
+    def _timed(self, step: Step, key: str) -> StepResult:
+        """Does a step and keeps its result with the time of all calls that worked on it; a run tells itself how long it trained."""
+        earlier, started = self._store.spent(key), time.monotonic()
+        self._store.begin(key, earlier or 0.0)
+        try:
+            values = self._do(step, key)
+        except BaseException:  # an interruption too
+            self._store.begin(key, (earlier or 0.0) + time.monotonic() - started)
+            raise
+        seconds = (earlier or 0.0) + time.monotonic() - started
+        return self._store.write(step.name, key, values, max(seconds, values.get("seconds", 0.0)), resumed=earlier is not None)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
         folder = self._store.files(key).absolute()

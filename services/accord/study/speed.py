@@ -30,7 +30,9 @@ class Speed:
         """Out of the steps that are done, as far as they took long enough to tell; else what the recipe says of its judge."""
         tokens, seconds, pairs, asking = 0, 0.0, 0, 0.0
         for step, result in done:
-            took = max(0.1, result.seconds - _START_SECONDS[step.kind])
+            took = _took(step, result)
+            if took is None:
+                continue
             if step.asked_pairs:
                 pairs, asking = pairs + step.asked_pairs, asking + took
             else:
@@ -44,3 +46,11 @@ class Speed:
         if step.asked_pairs and self.seconds_per_pair is not None:
             return _START_SECONDS[step.kind] + step.asked_pairs * self.seconds_per_pair
         return _START_SECONDS[step.kind] + step.tokens / self.tokens_per_second
+
+
+def _took(step: Step, result: StepResult) -> float | None:
+    """Seconds without the start; None where nobody knows, since an earlier call had begun it. A run knows how long it trained, whoever waited."""
+    trained = result.values.get("seconds", 0.0) if step.kind == "train" else 0.0
+    if result.resumed:
+        return trained or None
+    return max(0.1, result.seconds - _START_SECONDS[step.kind], trained)

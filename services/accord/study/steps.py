@@ -18,13 +18,17 @@ from accord.rundir import write_atomically
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step gave: JSON values, how long it took, when it ended."""
+    """What a step gave: JSON values, how long it took in all calls, when it ended; `resumed` where an earlier call began it.
+
+    How long a resumed step took is a lower bound: a call that was killed left no time, and a run goes on while no study waits for it.
+    """
 
     name: str
     key: str
     values: Mapping[str, Any]
     seconds: float
     end_time: float
+    resumed: bool = False
 
 
 class StepStore:
@@ -43,24 +47,45 @@ class StepStore:
         path = self._path(key)
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            return StepResult(name, key, row["values"], float(row["seconds"]), float(row["end_time"]))
+            return StepResult(name, key, row["values"], float(row["seconds"]), float(row["end_time"]), bool(row.get("resumed", False)))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise DataLossError(f"{path} is damaged ({type(error).__name__}); remove it and the step is done again") from error
 
-    def write(self, name: str, key: str, values: Mapping[str, Any], seconds: float) -> StepResult:
+    def write(self, name: str, key: str, values: Mapping[str, Any], seconds: float, *, resumed: bool = False) -> StepResult:
         """Keeps a result."""
-        result = StepResult(name, key, values, seconds, time.time())
-        row = {"name": name, "values": dict(values), "seconds": seconds, "end_time": result.end_time}
+        result = StepResult(name, key, values, seconds, time.time(), resumed)
+        row = {"name": name, "values": dict(values), "seconds": seconds, "end_time": result.end_time} | ({"resumed": True} if resumed else {})
         write_atomically(self._path(key), json.dumps(row, indent=1))
+        self._begun(key).unlink(missing_ok=True)
         return result
+
+    def spent(self, key: str) -> float | None:
+        """Seconds that earlier calls spent on a step which they began and did not end; None where none began it.
+
+        Raises:
+            DataLossError: the file is there and cannot be read.
+        """
+        try:
+            return float(self._begun(key).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DataLossError(f"{self._begun(key)} is damaged; remove it: only how long the step took before is lost") from error
+
+    def begin(self, key: str, seconds: float) -> None:
+        """Notes that a step has begun, and what was spent on it so far."""
+        write_atomically(self._begun(key), f"{seconds}\n")
 
     def files(self, key: str) -> Path:
         """A folder for the files of a step."""
         folder = self.folder / "files" / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _begun(self, key: str) -> Path:
+        return self.folder / "steps" / f"{key}.begun"
 
     def _path(self, key: str) -> Path:
         return self.folder / "steps" / f"{key}.json"

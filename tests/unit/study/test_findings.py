@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from accord.study.findings import findings
 
 
@@ -44,9 +46,42 @@ def test_wins_beyond_more_sft_are_those_of_the_same_prompts() -> None:
     control = {**arm("preferred-ft", win_by_score_held_out=(0.55, 0.45, 0.65)), "algorithm": None, "feedback": None, "training": {"steps": 24}}
     human = {**arm("ppo-human", win_by_score_held_out=(0.65, 0.58, 0.72)), "feedback": "human", "algorithm": "ppo"}
     other = {**arm("dpo-human", win_by_score_held_out=(0.5, 0.4, 0.6)), "feedback": "human", "algorithm": "dpo"}
-    contrast = {"task": "conversation", "metric": "win_by_score_held_out", "difference": -0.1, "low": -0.2, "high": 0.02}
+    contrast = {"task": "conversation", "metric": "win_by_score_held_out", "difference": -0.1, "low": -0.2, "high": 0.02, "n": 40}
     contrasts = [contrast | {"a": "preferred-ft", "b": "ppo-human"}, contrast | {"a": "dpo-human", "b": "preferred-ft", "difference": -0.05}]
     results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), control, human, other]}], "contrasts": contrasts, "judges": [], "recipe": {}}
     (sentence,) = [each for each in findings(results) if "control" in each]
     assert "the control preferred-ft (24 more steps of SFT on chosen responses) wins 55% (45% to 65%)" in sentence
     assert "ppo-human +10% (-2% to +20%), dpo-human -5% (-20% to +2%)" in sentence
+
+
+def test_a_judge_that_abstained_on_everything_is_said_to_have() -> None:
+    silent = arm("dpo-human") | {"comparisons": {"sft": {"asked": 40, "abstained": 40}, "reference": {"asked": 40, "abstained": 39}}}
+    results = {"tasks": [{"task": "conversation", "arms": [arm("sft"), silent]}], "contrasts": [], "judges": [], "recipe": {}}
+    (sentence,) = findings(results)
+    assert sentence == (
+        "Conversation: the judge abstained on every comparison with SFT of dpo-human (40 each), so there are no wins of these to count."
+    )
+
+
+@pytest.mark.parametrize(("prompts", "tells"), [(2, False), (5, False), (6, True)])
+def test_prompts_that_all_agree_are_no_finding_below_six(prompts: int, *, tells: bool) -> None:
+    won = arm("dpo-human", win_vs_sft=(1.0, 1.0, 1.0), win_by_score_held_out=(1.0, 1.0, 1.0))
+    for wins in won["metrics"].values():
+        wins["n"] = prompts
+    sentences = findings({"tasks": [{"task": "conversation", "arms": [arm("sft"), won]}], "contrasts": [], "judges": [], "recipe": {}})
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert ("stays above one half" in sentence) == ("100% to 100%" in sentence) == tells
+        assert ("too few prompts to tell" in sentence.lower()) != tells
+    if not tells:
+        assert sentences[0] == (
+            f"Conversation: the judge prefers dpo-human to SFT on 100% of responses to {prompts} held-out prompts, a tie counting half. "
+            "Too few prompts to tell."
+        )
+
+
+def test_an_arm_with_too_few_prompts_is_named_beside_those_that_tell() -> None:
+    few, many = arm("dpo-human", win_vs_sft=(0.9, 0.8, 1.0)), arm("ppo-human", win_vs_sft=(0.8, 0.6, 0.9))
+    few["metrics"]["win_vs_sft"]["n"] = 3  # the judge abstained on the rest
+    sentence, _ = findings({"tasks": [{"task": "conversation", "arms": [arm("sft"), few, many]}], "contrasts": [], "judges": [], "recipe": {}})
+    assert sentence.endswith("most of the 2 arms. Too few prompts to tell of dpo-human. The interval stays above one half for ppo-human.")

@@ -297,3 +297,31 @@ def test_what_the_evaluation_would_refuse_is_refused_before_training(recipe: Stu
     with pytest.raises(InvalidArgumentError, match=reason) as error:
         digest_of(recipe, tmp_path, [*rows[:-1], rows[-1] | change])
     assert error.value.field == "tasks[0].test_uri"
+
+
+CHECKS = {"summarization/judge-check-likelihood": {"kind": "likelihood"}, "summarization/judge-check-verdict": {"kind": "verdict"}}
+
+
+def checks_of(recipe: StudyRecipe) -> dict[str, dict]:
+    steps = build_graph(recipe, DIGESTS).steps
+    checks = {step.name: step.params["judge"] for step in steps if step.kind == "label" and step.params["split"] == "test"}
+    assert set(checks) <= set(steps[-1].inputs)  # the table waits for them
+    return {name: judge for name, judge in checks.items() if name.startswith("summarization")}
+
+
+@pytest.mark.parametrize(
+    "judge", [{"kind": "rating"}, {"kind": "verdict", "rubric": "a/b/1"}, {"adapter": "adapters/z/versions/1"}, {"tie_margin": 0.1}]
+)
+def test_a_judge_that_no_plain_kind_is_is_measured_as_it_is_asked(recipe: StudyRecipe, judge: dict) -> None:
+    mine = changed(recipe, judge=judge)
+    assert checks_of(mine) == CHECKS | {"summarization/check-judge-in-use": mine.judge_facts}
+    assert checks_of(recipe) == CHECKS
+    assert not checks_of(changed(mine, evaluation=recipe.evaluation.model_dump() | {"judge_check_pairs": 0}))
+
+
+@pytest.mark.parametrize("name", ["likelihood", "verdict", "rating", "in-use", "judge-in-use", "check-judge-in-use"])
+def test_the_check_of_a_judge_with_a_name_takes_no_other_ones_place(recipe: StudyRecipe, name: str) -> None:
+    mine = changed(recipe, judge={"name": name, "kind": "rating"})
+    checks = checks_of(mine)
+    assert checks.items() >= CHECKS.items()
+    assert [judge for step, judge in checks.items() if step not in CHECKS] == [mine.judge_facts]

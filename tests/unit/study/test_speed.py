@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
 from accord.study import runner
-from accord.study.graph import Step, build_graph
+from accord.study.graph import Graph, Step, build_graph
 from accord.study.recipe import StudyRecipe, load_recipe
-from accord.study.runner import data_facts, plan_study, run_study
+from accord.study.runner import _Runner, data_facts, plan_study, run_study
 from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
 
@@ -37,6 +38,56 @@ def test_before_anything_was_done_the_recipe_says_it() -> None:
     assert Speed.of([done(LABEL, 301.0)], 10.0).seconds_per_pair == 3.0  # and what was measured goes before it
     assert Speed.of([done(LABEL, 2.0)], 10.0).seconds_per_pair == 10.0  # unless the ledger answered
     assert Speed.of([], None).seconds(LABEL) == 1.0 + 1000 / 500
+
+
+def test_a_step_that_an_earlier_call_began_says_nothing_but_what_its_run_knows() -> None:
+    """What was found finished after an interruption took the last call no time at all."""
+    run = StepResult("t", "k", {"seconds": 120.0}, 2.0, 0.0)
+    assert Speed.of([(TRAIN, run)], None).tokens_per_second == 500.0
+    assert Speed.of([(TRAIN, dataclasses.replace(run, seconds=9000.0, resumed=True))], None).tokens_per_second == 500.0
+    assert Speed.of([done(TRAIN, 67.0), (TRAIN, StepResult("t", "k", {}, 2.0, 0.0, resumed=True))], None).tokens_per_second == 1000.0
+    halves = [done(LABEL, 1001.0), (JUDGE, StepResult("j", "k", {}, 31.0, 0.0, resumed=True))]
+    assert Speed.of(halves, None).seconds_per_pair == 10.0
+
+
+class Interrupted(_Runner):
+    """Its steps take half a second of an invented clock; the first call is interrupted in the middle of one."""
+
+    calls = 0
+
+    def _do(self, step: Step, key: str) -> dict[str, Any]:
+        type(self).calls += 1
+        CLOCK.now += 0.5
+        if self.calls == 1:
+            raise KeyboardInterrupt
+        return {"seconds": 40.0} if step.kind == "train" else {}
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@pytest.mark.parametrize(("step", "seconds"), [(dataclasses.replace(LABEL, asked_pairs=0), 1.0), (TRAIN, 40.0)])
+def test_a_steps_time_is_that_of_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Step, seconds: float) -> None:
+    monkeypatch.setattr("accord.study.runner.time", CLOCK)
+    monkeypatch.setattr(Interrupted, "calls", 0)
+    graph, store = Graph((step,), {step.name: "key"}), StepStore(tmp_path)
+    quiet: Any = SimpleNamespace(step=lambda *_, **__: None, remaining=lambda _: None, progress=lambda *_: None)
+    clients: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(load_recipe("quick"), graph, store, clients, quiet, "").run()
+    assert store.read(step.name, "key") is None
+    Interrupted(load_recipe("quick"), graph, store, clients, quiet, "").run()
+    found = StepStore(tmp_path).read(step.name, "key")
+    assert found is not None
+    assert (found.seconds, found.resumed) == (pytest.approx(seconds), True)
+    assert [path.name for path in (tmp_path / "study" / "steps").iterdir()] == ["key.json"]
 
 
 def changed(**judge: object) -> StudyRecipe:
