@@ -51,7 +51,7 @@ def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = (), acc
     arms = [step.params["arm"] for step in graph.steps if step.kind == "generate"]
     (folder / "responses.jsonl").write_text(
         "".join(
-            f'{{"prompt_id": "{prompt}", "sample": 0, "response": "so", "reference": "it is", "messages": [["user", "{prompt}"]]}}\n'
+            f'{{"prompt_id": "{prompt}", "prompt_token_ids": [1], "sample": 0, "response": "so", "reference": "it is", "messages": [["user", "{prompt}"]]}}\n'
             for prompt in PROMPTS
         )
     )
