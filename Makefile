@@ -4,7 +4,6 @@ STAMP := .venv/.accord-installed
 LOCKS := requirements.lock requirements-torch-cpu.lock requirements-torch.lock requirements-cuda.lock requirements-embedded.lock
 CLUSTER_VALUES ?= charts/accord/ci/cluster-values.yaml
 CLUSTER_PROCESSES ?= 3
-TEST_PROCESSES ?= 3# of make test, on two cores: a quarter of the tests' time is waiting
 marked = $$(grep -rlE --include='test_*.py' 'mark\.$(1)' tests | sort)# files with tests so marked: to read all tests for a few takes twenty seconds a process
 QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
@@ -27,7 +26,7 @@ study: setup ## the full study; continues where it stopped
 	.venv/bin/accord doctor --home study && .venv/bin/accord study --recipe full --home study
 
 test: setup ## unit, contract, golden, docs and end-to-end tests
-	$(PY) -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "$(QUICK) and not alone" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(QUICK) and not alone" tests
 	$(PY) -m pytest -q -m "$(QUICK) and alone" $(call marked,alone)
 	@echo "not run here: tests marked peers (make test-peers), training (make test-training), slow (make test-slow) and cluster (make kind-test, make cluster-test)"
 

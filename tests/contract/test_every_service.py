@@ -145,9 +145,12 @@ def test_a_call_without_a_deadline_gets_the_servers(entry: ServiceEntry, limited
     server = limited_server(entry)
     with server.channel() as channel:
         before = warmed(server, channel, entry)
-        error = refusal(channel, entry.slow, timeout=None)
-        assert error.code == "DEADLINE_EXCEEDED"
-        eventually(lambda: in_flight(server, entry) == 0, timeout_seconds=5)
+        for _ in range(10):  # on a busy machine the server's half second may be over before anything is computed
+            error = refusal(channel, entry.slow, timeout=None)
+            assert error.code == "DEADLINE_EXCEEDED"
+            eventually(lambda: in_flight(server, entry) == 0, timeout_seconds=5)
+            if has_computed(server, entry, before):
+                break
         assert_compute_has_stopped(server, entry, before)
 
 
