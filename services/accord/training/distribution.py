@@ -3,7 +3,8 @@
 Losses are sums over a batch divided by the whole batch's own denominator (its tokens, its pairs, its groups of prompts), so gradients of the
 parts add up to the batch's whatever the split. Only adapters and heads learn: their gradients travel in one flat buffer a step, which is
 less than DistributedDataParallel's hooks and buckets cost, and does not care how many passes a process made. What does not belong here:
-starting the processes (`accord.training.ranks`), finding out which one this is (`accord.training.place`).
+starting the processes (`accord.training.ranks`), finding out which one this is (`accord.training.place`) and where they meet
+(`accord.training.rendezvous`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,21 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
 from accord.errors import AbortedError, AccordError, FailedPreconditionError, InternalError, UnavailableError
 from accord.training.place import ALONE, Place
+from accord.training.rendezvous import is_local, meet
 from accord.training.stopping import SERVICE, RunStopped, StopSignal
 
 T = TypeVar("T")
 SILENCE_SECONDS = 600.0  # longest that one process lets the others wait without a word
 _BEAT_SECONDS = 10.0
-_POLL_SECONDS, _CONNECT_SECONDS = 0.1, 2.0
 _BEAT = b""  # what the first process says while its call lasts; an answer is JSON, and never empty
 
 
@@ -225,34 +224,15 @@ class World:
         if not place.joined:
             return
         backend = "cpu:gloo" if self.device == "cpu" else "cpu:gloo,cuda:nccl"
-        if place.rendezvous or _is_loopback(os.environ["MASTER_ADDR"]):
+        if is_local(place):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", next(name for _, name in socket.if_nameindex() if name.startswith("lo")))
         patience = timedelta(seconds=SILENCE_SECONDS)
         try:
-            store = self._meet(place, patience)
+            store = meet(place, self._stop, patience)
             torch.distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=patience)
             torch.distributed.all_reduce(torch.zeros(1, device="cpu"))  # who has connected may leave, or end, before another has: now all have
         except RuntimeError as error:
             raise UnavailableError(f"the {place.size} processes of the run did not find each other: {_first_line(error)}") from error
-
-    def _meet(self, place: Place, patience: timedelta) -> Store:
-        """The store that all processes have come to."""
-        names = [f"rank-{rank}" for rank in range(place.size)]
-        store = self._found(lambda: _store(place, patience), patience)
-        store.set(names[place.rank], "here")
-        self._found(lambda: store.check(names), patience)
-        return store
-
-    def _found(self, look: Callable[[], T | None], patience: timedelta) -> T:
-        """What is found in the end; looks in short steps, for who waits inside torch hears no SIGTERM."""
-        give_up = time.monotonic() + patience.total_seconds()
-        while not (found := look()):
-            if self._stop.is_set:
-                raise RunStopped
-            if time.monotonic() > give_up:
-                raise UnavailableError(f"the {self.size} processes of the run did not find each other in {patience.total_seconds():g} s")
-            time.sleep(_POLL_SECONDS)
-        return found
 
     def leave(self) -> None:
         """Leaves the others, at the end."""
@@ -410,34 +390,6 @@ def _in_words(error: BaseException | None) -> dict[str, Any]:
 def is_absence(error: Exception) -> bool:
     """Whether an error says only that another process is gone."""
     return isinstance(error, AbortedError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer"))
-
-
-def _store(place: Place, patience: timedelta) -> Store | None:
-    """Where the processes find each other; None where the one that keeps it does not listen yet.
-
-    A store at a loopback address listens there alone, not on every interface as env:// does. What an earlier attempt of torchrun left in its agent's
-    store is not this one's.
-    """
-    if place.rendezvous:
-        return FileStore(place.rendezvous, place.size)
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts_it = place.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    options: dict[str, Any] = {"world_size": place.size, "is_master": hosts_it, "wait_for_workers": False}
-    if hosts_it and _is_loopback(host):
-        listening = socket.create_server((host, port), backlog=place.size)
-        options["master_listen_fd"] = listening.detach()
-    try:
-        store = TCPStore(host, port, timeout=patience if hosts_it else timedelta(seconds=_CONNECT_SECONDS), **options)
-    except RuntimeError:
-        if hosts_it:
-            raise
-        return None
-    store.set_timeout(patience)
-    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _first_line(error: BaseException) -> str:
