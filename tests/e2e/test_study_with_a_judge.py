@@ -59,11 +59,11 @@ def test_the_labels_are_the_judge_s_and_so_are_the_wins(tmp_path: Path) -> None:
     assert "larger" in yaml.safe_load((tmp_path / "home" / "config" / "feedback.yaml").read_text())["judges"]
 
 
-class UntilTrained(Steps):
-    """Ends a study once it has labelled."""
+class UntilLabelled(Steps):
+    """Ends a study once it has labelled, before it does anything else."""
 
     def step(self, title: str, number: int, total: int, *, known: bool) -> None:
-        if "train" in title:
+        if "labels" not in title:
             raise KeyboardInterrupt
         super().step(title, number, total, known=known)
 
@@ -79,12 +79,12 @@ def test_a_judge_that_refuses_or_abstains_is_named_before_anything_is_trained_an
         recipe = make_recipe(tmp_path, judges={"larger": larger}, prices={MODEL: free}, judge=judge, evaluation=size)
         endpoint.set(faults=[{"status": 401}] * many)
         with pytest.raises(AccordError, match=r"the judge larger .* answered 401.*run the study again"):
-            run_study(recipe, tmp_path / "home", UntilTrained())
+            run_study(recipe, tmp_path / "home", UntilLabelled())
         endpoint.set(faults=[{"text": "I cannot say."}] * many)
         with pytest.raises(AccordError, match="abstained from all 4 pairs"):
-            run_study(recipe, tmp_path / "home", UntilTrained())
+            run_study(recipe, tmp_path / "home", UntilLabelled())
         endpoint.set(faults=[], fingerprint="fp_2")
-        steps = UntilTrained()
+        steps = UntilLabelled()
         with pytest.raises(KeyboardInterrupt):
             run_study(recipe, tmp_path / "home", steps)
     assert steps.done == ["conversation: verdict judge larger labels"]
