@@ -9,7 +9,7 @@ QUICK := not slow and not peers and not training and not cluster
 export PYTHONHASHSEED := 0
 unexport PYTHONDONTWRITEBYTECODE # without compiled files each of a few hundred processes of the tests compiles Accord anew
 
-.PHONY: help setup demo study test test-peers test-training test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-own bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check chart-lint kind-up kind-test kind-down cluster-test
+.PHONY: help setup demo study test test-peers test-training test-depth test-slow lint format types protos protos-check lock lock-check prompts prompts-check golden bench bench-own bench-peers test-exports vllm-peer llamacpp-peer larger-judge clean images image-sizes chart chart-tools chart-check chart-lint kind-up kind-test kind-down cluster-test
 .DEFAULT_GOAL := help
 
 help: ## what there is to do
@@ -35,6 +35,9 @@ test-peers: setup ## replicas, and the policy service before doubles of vLLM and
 
 test-training: setup ## training killed, starved and spread over processes, label jobs killed, more studies, at depth
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "training and not slow" $(call marked,training)
+
+test-depth: setup ## test-peers and test-training in one
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "(peers or training) and not slow" $(call marked,(peers|training))
 
 test-slow: setup ## tests that take minutes
 	$(PY) -m pytest -q -m slow $(call marked,slow)

@@ -34,7 +34,7 @@ def test_ci_begins_what_takes_long_first_and_tests_it_beside_what_measures_no_ti
     assert lines[-4:] == [
         "ACCORD_TEST_TIMEOUT_FACTOR=3 part make test",
         ".ci/cluster test > build/cluster.log 2>&1 &",
-        "ACCORD_TEST_SHARE=$ACCORD_CI_SHARE ACCORD_TEST_TIMEOUT_FACTOR=4 part make test-peers test-training",
+        "ACCORD_TEST_SHARE=$ACCORD_CI_SHARE ACCORD_TEST_TIMEOUT_FACTOR=4 part make test-depth",
         'part wait "$cluster" || failed=$?',
     ]
 
@@ -141,7 +141,7 @@ def test_a_kit_that_is_ready_too_late_is_told(tmp_path: Path) -> None:
     [
         ("nothing", 0, "down"),
         ("exec -- env ACCORD_CLUSTER_REQUIRED=1 make cluster-test", 3, "down"),  # beside the suites, and told at the end
-        ("test-peers", 2, "down"),  # a suite: what goes on beside it is stopped, and the cluster taken down
+        ("test-depth", 2, "down"),  # a suite: what goes on beside it is stopped, and the cluster taken down
         ("lint", 2, "prepare --background"),
     ],
 )
@@ -155,7 +155,7 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     make.parent.mkdir()
     begun = f"for _ in $(seq 300); do grep -q '^up' {calls} && break; sleep 0.1; done"  # from then on the cluster is taken down
     make.write_text(
-        f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *test-peers*) {begun} ;; esac\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n'
+        f'#!/bin/sh\necho "$*" >> {made}\nsleep 0.5\ncase "$*" in *test-depth*) {begun} ;; esac\ncase "$*" in *"{failing}"*) exit 2 ;; esac\n'
     )
     make.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCORD_CI_")}
@@ -165,5 +165,5 @@ def test_ci_ends_as_the_worst_of_its_parts_and_leaves_no_cluster(tmp_path: Path,
     assert calls.read_text().splitlines()[-1] == last
     assert code != 0 or "share 1/3 ran here, the other files DID NOT" in done.stdout
     checks = "-j 2 --output-sync=target lint types protos-check lock-check prompts-check chart-lint"
-    everything = ["setup chart-tools", checks, "test", "test-peers test-training"]
+    everything = ["setup chart-tools", checks, "test", "test-depth"]
     assert made.read_text().splitlines() == everything[: 2 if failing == "lint" else 4]
