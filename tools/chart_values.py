@@ -57,12 +57,18 @@ class Model(Part):
 
 
 class Claim(Part):
-    """A persistent volume claim; kept by helm uninstall."""
+    """A persistent volume claim that several pods share; kept by helm uninstall."""
 
     existing_claim: Name = Field("", description="use this claim instead of making one")
     size: Quantity = "10Gi"
     storage_class: Name = Field("", description="empty: the cluster's default")
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteMany"
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteMany"
+
+
+class OwnClaim(Claim):
+    """A persistent volume claim of one pod."""
+
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"  # type: ignore[assignment]
 
 
 class Storage(Part):
@@ -71,8 +77,8 @@ class Storage(Part):
     models: Claim = Field(Claim(size="20Gi"), description="the model cache of policy, reward, trainer and runs")
     artefacts: Claim = Field(Claim(size="50Gi"), description="adapters; not used where artefacts.uri is set")
     work: Claim = Field(Claim(size="50Gi"), description="run directories, and labels that runs read")
-    trainer: Claim = Field(Claim(size="1Gi", access_mode="ReadWriteOnce"), description="the trainer's SQLite registry; not used with a database URL")
-    feedback: Claim = Field(Claim(size="5Gi", access_mode="ReadWriteOnce"), description="the ledger of labels")
+    trainer: OwnClaim = Field(OwnClaim(size="1Gi"), description="the trainer's SQLite registry; not used with a database URL")
+    feedback: OwnClaim = Field(OwnClaim(size="5Gi"), description="the ledger of labels")
 
 
 class Artefacts(Part):
@@ -201,8 +207,17 @@ def _resources(cpu: str, memory: str, most: str) -> Resources:
     return Resources(requests={"cpu": cpu, "memory": memory}, limits={"memory": most})
 
 
+class RollingUpdate(Part):
+    """How pods are replaced. Where no spare GPU is free for a new pod beside the old ones: maxSurge 0 and maxUnavailable 1."""
+
+    max_surge: int = Field(1, ge=0, description="pods beside the replicas while they are replaced")
+    max_unavailable: int = Field(0, ge=0, description="replicas that may be away meanwhile; with 0 no call fails")
+
+
 class Policy(Block):
     """The policy service."""
+
+    rolling_update: RollingUpdate = RollingUpdate()
 
     resources: Resources = _resources("1", "2Gi", "4Gi")
     engine: Engine = Engine()
@@ -211,6 +226,8 @@ class Policy(Block):
 
 class Reward(Block):
     """The reward service."""
+
+    rolling_update: RollingUpdate = RollingUpdate()
 
     resources: Resources = _resources("500m", "2Gi", "4Gi")
     config: RewardConfig = Field(default=None, description="of accord.reward.config, over what the chart sets")  # type: ignore[assignment]
@@ -268,6 +285,9 @@ class Values(Part):
     name_override: str = Field("", max_length=40)
     fullname_override: str = Field("", max_length=40)
     cluster_domain: str = Field("", description="for addresses, and so for the names of tls.secret; empty: addresses end in .svc")
+    check_secrets: bool = Field(
+        True, description="stop where a secret that these values name is not in the namespace; false where a parent chart makes it"
+    )
     images: Images = Images()
     model: Model = Model()
     artefacts: Artefacts = Artefacts()

@@ -102,7 +102,9 @@ POLICY = ServiceEntry(
     config=policy_config,
     services=(POLICY_SERVICE, "accord.api.policy.v1.PolicyAdminService"),
     quick=RpcCase(f"/{POLICY_SERVICE}/Generate", lambda text: _generate(text, n=1, max_tokens=2), policy_pb2.GenerateResponse),
-    slow=RpcCase(f"/{POLICY_SERVICE}/Generate", lambda text: _generate(text, n=32, max_tokens=400, prompts=_SLOW_PROMPTS), policy_pb2.GenerateResponse),
+    slow=RpcCase(
+        f"/{POLICY_SERVICE}/Generate", lambda text: _generate(text, n=32, max_tokens=400, prompts=_SLOW_PROMPTS), policy_pb2.GenerateResponse
+    ),
     empty=RpcCase(f"/{POLICY_SERVICE}/Generate", lambda _: policy_pb2.GenerateRequest(), policy_pb2.GenerateResponse, field="items"),
     compute_metric="accord_policy_decode_steps_total",
     full_config=lambda folder: {**policy_config(folder), "max_queue_items": _SLOW_PROMPTS},

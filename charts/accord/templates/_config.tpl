@@ -71,7 +71,7 @@ jobs: /var/lib/accord/state/jobs
 
 {{- define "accord.ownConfig.trainer" -}}
 {{ include "accord.modelConfig" . }}
-model_folder: /var/cache/accord/models/base
+model_folder: {{ include "accord.modelFolder" . }}
 runs: /var/lib/accord/shared/runs
 database: {{ .Values.database.url | default "sqlite:////var/lib/accord/state/registry.sqlite" | quote }}
 endpoints:

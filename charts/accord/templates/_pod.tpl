@@ -42,6 +42,9 @@ exec:
 {{- define "accord.probes" -}}
 {{- $exec := or .root.Values.tls.enabled (not (include "accord.kube" (dict "root" .root "version" "1.24"))) -}}
 {{- $seconds := int (index .root.Values .component).startupSeconds -}}
+{{- if and (eq .component "policy") .root.Values.policy.engine.enabled -}}
+{{- $seconds = max $seconds (add .root.Values.policy.engine.startupSeconds 60) -}}{{/* it serves only when its engine does */}}
+{{- end -}}
 startupProbe:
   {{- include "accord.probe" (merge (dict "service" "") .) | nindent 2 }}
   periodSeconds: 5
@@ -148,12 +151,18 @@ envFrom:
 {{- end }}
 {{- end -}}
 
+{{/* A link to the base model, made before a container wants it there. It is the model's own: one link for all would, where another release or a
+revision that was rolled back moved it, give an engine that starts again another model under the old name. */}}
+{{- define "accord.modelFolder" -}}
+/var/cache/accord/models/base-{{ .Values.model.name | sha256sum | trunc 8 }}
+{{- end -}}
+
 {{/* Puts the base model into the cache before a container wants it there. */}}
 {{- define "accord.fetchContainer" -}}
 - name: fetch-model
   image: {{ include "accord.image" (dict "root" .root "component" .component "target" (include "accord.target" .)) | quote }}
   imagePullPolicy: {{ include "accord.pullPolicy" . }}
-  command: [python, -m, accord.models.fetch, {{ .root.Values.model.name | quote }}, --link, /var/cache/accord/models/base{{ if .root.Values.model.download }}, --download{{ end }}]
+  command: [python, -m, accord.models.fetch, {{ .root.Values.model.name | quote }}, --link, {{ include "accord.modelFolder" .root }}{{ if .root.Values.model.download }}, --download{{ end }}]
   {{- $own := index .root.Values .component }}
   {{- $defaults := list }}
   {{- with .root.Values.model.tokenSecret }}
@@ -203,7 +212,7 @@ while time.monotonic() < end:
 - name: engine
   image: {{ required "policy.engine.image is required with policy.engine.enabled: a vLLM image with a tag or digest" $engine.image | quote }}
   imagePullPolicy: {{ include "accord.pullPolicy" . }}
-  args: {{ concat (list "--model" "/var/cache/accord/models/base" "--served-model-name" .root.Values.model.name "--host" "127.0.0.1" "--port" "8000" "--enable-lora") $engine.args | toJson }}
+  args: {{ concat (list "--model" (include "accord.modelFolder" .root) "--served-model-name" .root.Values.model.name "--host" "127.0.0.1" "--port" "8000" "--enable-lora") $engine.args | toJson }}
   env:
     {{- $defaults := list (dict "name" "VLLM_ALLOW_RUNTIME_LORA_UPDATING" "value" "True") (dict "name" "HF_HUB_OFFLINE" "value" "1") (dict "name" "USER" "value" "accord") }}
     {{- include "accord.mergedEnv" (dict "defaults" $defaults "own" $engine.env) | nindent 4 }}

@@ -20,7 +20,7 @@ spec:
   {{- if $weights }}
   strategy:
     type: RollingUpdate
-    rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
+    rollingUpdate: {maxSurge: {{ $own.rollingUpdate.maxSurge }}, maxUnavailable: {{ $own.rollingUpdate.maxUnavailable }}}
   {{- else }}
   strategy:
     type: Recreate
