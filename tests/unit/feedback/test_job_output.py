@@ -13,9 +13,10 @@ from tests.unit.feedback.job_bench import ended, labelled, pairs
 from tests.unit.feedback.test_cards import judgement, label
 
 from accord.client.feedback import Judge, LabelJobSpec, LabelLimits
+from accord.data.records import CHOSEN_CANDIDATE, turned_facts
 from accord.data.writers import write_pairs
 from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned, rating_gap
+from accord.feedback.job_data import rating_gap
 from accord.feedback.job_output import check_output
 
 
@@ -99,8 +100,8 @@ def test_several_raters_say_by_how_much_in_the_mean() -> None:
 def test_a_side_by_itself_is_turned_too() -> None:
     told = {"chosen": "x", "rejected": "y", "model_chosen": "m", "well_chosen_words": "w", "chosenness": "c", CHOSEN_CANDIDATE: "b"}
     turned = {"rejected": "x", "chosen": "y", "model_rejected": "m", "well_rejected_words": "w", "chosenness": "c", CHOSEN_CANDIDATE: "a"}
-    assert _turned(told) == turned
-    assert _turned(turned) == told
+    assert turned_facts(told) == turned
+    assert turned_facts(turned) == told
 
 
 @pytest.mark.parametrize("kind", ["verdict", "likelihood"])
