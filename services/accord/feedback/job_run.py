@@ -115,6 +115,23 @@ class JobRun:
             with contextlib.suppress(_StoppingError):
                 await self._run()
 
+    async def changes(self) -> str:
+        """Who would label or sample another way now than the job had it, empty where it would be the same.
+
+        Raises:
+            AccordError: that is not known, since the judge or the policy of candidates is away, or there is none of that name any more.
+        """
+        record, options = self.record, self.record.spec.candidates
+        found = []
+        judge = (await self._labeller.plan(self._labeller.settings(record.spec.judge))).judge
+        if judge.digest != record.judge_digest:
+            found.append(f"the judge is another one now ({judge.name}, digest {judge.digest}; then {record.judge_digest})")
+        if options is not None and self._source is not None:
+            lineage = await self._source.identify(options)
+            if lineage != dict(record.candidates_from):
+                found.append(f"what candidates are sampled from is another now: {_changes(record, lineage)}")
+        return "; ".join(found)
+
     async def save(self, **changes: object) -> None:
         """Changes the record, its file first; a cancellation waits until both agree.
 
