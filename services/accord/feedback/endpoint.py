@@ -258,4 +258,6 @@ class ChatEndpoint:
 
 def _status_of(status: int, code: str) -> int:
     """The status that is meant: some gateways answer 200 with an error and its status inside."""
-    return int(code) if status == httpx.codes.OK and code.isdigit() and 400 <= int(code) < 600 else (500 if status == httpx.codes.OK else status)
+    if status != httpx.codes.OK:
+        return status
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500

@@ -7,7 +7,14 @@ from typing import Any
 import httpx
 import pytest
 
-from accord.errors import AccordError, InvalidArgumentError, OutOfRangeError, UnavailableError
+from accord.errors import (
+    AccordError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    OutOfRangeError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from accord.feedback.endpoint import ChatEndpoint
 from accord.feedback.judge_config import OpenAIJudge, Price
 
@@ -60,3 +67,19 @@ async def test_an_overflow_may_be_said_by_the_code_alone(monkeypatch: pytest.Mon
     for code in ("context_length_exceeded", "prompt_too_long"):
         found = await error_of(monkeypatch, 400, json={"error": {"message": "no", "code": code}})
         assert type(found) is OutOfRangeError
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("429", ResourceExhaustedError), ("404", FailedPreconditionError), ("\u00b2", UnavailableError), ("600", UnavailableError)]
+)
+async def test_an_error_inside_a_good_answer_has_the_status_that_it_names(
+    monkeypatch: pytest.MonkeyPatch, code: str, kind: type[AccordError]
+) -> None:
+    """Gateways do so; what is no status, as a superscript that Python calls a digit, is an error of the server."""
+    assert type(await error_of(monkeypatch, 200, json={"error": {"message": "no", "code": code}})) is kind
+
+
+async def test_a_page_in_a_charset_that_is_no_text_is_an_error_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = await error_of(monkeypatch, 502, content=b"<html>bad gateway", headers={"content-type": "text/html; charset=hex"})
+    assert type(found) is UnavailableError
+    assert "bad gateway" in found.message
