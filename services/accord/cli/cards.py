@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from accord.client.feedback import Judgement, Label
     from accord.client.label_cards import Kappa, LabelCard, Share
 
+_DIGEST_CHARACTERS = 12
+
 
 def show_label(label: Label) -> None:
     """Prints one label with its judgements."""
@@ -45,7 +47,8 @@ def show_cards(cards: Sequence[LabelCard]) -> None:
         rows += [(name, number_text(value), "", "") for name, value in _numbers(card) if value is not None]
         rows += [(f"abstained: {reason}", str(count), "", "") for reason, count in card.abstentions.items()]
         task = card.task.value if card.task else "all tasks"
-        title = f"{card.kind} {card.rubric} by {card.judge}, {task}, {card.pairs} pairs, {card.tokens} tokens, {card.cached_judgements} known"
+        digest = f" (digest {card.judge_digest[:_DIGEST_CHARACTERS]})" if card.judge_digest else ""
+        title = f"{card.kind} {card.rubric} by {card.judge}{digest}, {task}, {card.pairs} pairs, {card.tokens} tokens, {card.cached_judgements} known"
         print_table(("label card", "share>", "95 % interval", "n>"), rows, title=" ".join(title.split()))
         for note in card.notes:
             print_line(f"note: {note}")

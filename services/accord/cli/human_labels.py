@@ -82,7 +82,11 @@ def human_label(pair: PreferencePair) -> tuple[LabelPairItem, Outcome]:
 
 
 def request_id_of(item: LabelPairItem, annotator: str) -> str:
-    """The id under which a person's label of a pair is recorded; the label itself is not part of it, so that another one is a conflict."""
+    """The id under which a person's label of a pair is recorded; the label itself is not part of it, so that another one is a conflict.
+
+    The pair's name is: who names two rows differently means two labels. Of rows without ids it is a digest of the row, label and all, so that there
+    another label is a second one.
+    """
     turns = [[message.role, message.content] for message in item.messages]
     return "import-" + _digest(json.dumps([item.task.value, turns, item.response_a, item.response_b, item.pair_id, annotator]))[:40]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,9 @@ def judges(
     """Compares judges, rubrics and self-consistency by how often they agree with people.
 
     The tables of the RLAIF paper for your own judges, as judges.md, judges.json and judges.png. Each figure is a label job; what is in the
-    ledger is not judged again, so that the same command a second time costs nothing. A column of a FAMILY has the rubrics whose names begin with it,
-    as conversation/harmless has conversation/harmless-base/1, and its other tables are under the family's detailed one.
+    ledger is not judged again, so that the same command a second time costs nothing. Where another judge answers by now, it says so, and the figures
+    are of the first. A column of a FAMILY has the rubrics whose names begin with it, as conversation/harmless has conversation/harmless-base/1, and
+    its other tables are under the family's detailed one.
 
     \b
     Example:
@@ -64,7 +66,7 @@ def judges(
         accord judges summarization=tldr.jsonl helpful=conversation/helpful:hh-helpful.jsonl harmless=conversation/harmless:hh-harmless.jsonl
     """
     from accord.client.feedback import FeedbackClient
-    from accord.study.judge_tables import Column, Questions, plan_cells, tables_of
+    from accord.study.judge_tables import Column, Questions, notes_of, plan_cells, tables_of
 
     output = output.expanduser().absolute()
     data = {name: Column(_spec(task, source, limit, split, seed), family) for name, task, family, source in map(_dataset, datasets)}
@@ -84,6 +86,8 @@ def judges(
         _show(tables, tuple(data))
         for file in files:
             print_line(str(file))
+    for note in notes_of(tables):
+        sys.stderr.write(f"{note}; another --output has them labelled as it is now\n")
     if any(each.error for each in found):
         raise typer.Exit(FAILED)
 
@@ -171,13 +175,14 @@ def _label(client: FeedbackClient, cell: Cell, folder: Path, bar: ProgressBar, d
 
     spec = replace(cell.spec, output_uri=str(folder))
     job = create_job(client, spec, request_id_of(spec))
+    note = job.message if job.state == "succeeded" else ""
     for now in job_states(client, job):
         job = now
         bar.set(done, text=f"{cell.table}: {cell.row}, {cell.column}, {now.done_pairs} of {now.total_pairs} pairs")
     if job.state != "succeeded":
         return Found(cell, job.name, error=job.message or job.state)
     (card,) = client.label_cards(job=job.name)
-    return Found(cell, job.name, card)
+    return Found(cell, job.name, card, note=note)
 
 
 def _write(output: Path, tables: dict[str, Any], columns: Sequence[str]) -> list[Path]:
@@ -194,9 +199,13 @@ def _write(output: Path, tables: dict[str, Any], columns: Sequence[str]) -> list
 
 
 def _show(tables: dict[str, Any], columns: Sequence[str]) -> None:
+    from accord.study.judge_tables import judges_of
+
     for table in tables.values():
         rows = [(row["name"], *(_words(row["cells"].get(name)) for name in columns)) for row in table["rows"]]
         print_table(("", *columns), rows, title=table["title"])
+    for who in judges_of(tables):
+        print_line(f"judged by {who}")
 
 
 def _words(cell: dict[str, Any] | None) -> str:

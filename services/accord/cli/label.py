@@ -104,11 +104,11 @@ def label(
             repeats=repeats,
         )  # fmt: skip
         job = create_job(client, spec, request_id_of(spec))
+        if job.state == "succeeded":
+            _say_it_is_done(job)
         if detach:
             print_json(job) if as_json else print_line(job.name)
             return
-        if job.state == "succeeded":
-            sys.stderr.write(f"{job.name} has labelled this before (begun {time_text(job.create_time)}); nothing is judged again\n")
         job = _follow(client, job, timeout)
         _end(client, job, home, as_json=as_json)
 
@@ -128,6 +128,13 @@ def _one_pair(
         print_json(found)
     else:
         show_label(found)
+
+
+def _say_it_is_done(job: LabelJob) -> None:
+    """That nothing is judged, and, where another judge or other candidates would be asked by now, that the labels are of the first ones."""
+    sys.stderr.write(f"{job.name} has labelled this before (begun {time_text(job.create_time)}); nothing is judged again\n")
+    if job.message:
+        sys.stderr.write(f"{job.message}: its labels are as they were; another --output has the data labelled as it is now\n")
 
 
 def _held_out(source: str) -> str:

@@ -27,6 +27,7 @@ _BULLETS = "+>\u25a0-\u25ff"
 """Symbols that are none at the beginning of a line in front of a space: a bullet, a quotation, a figure that is a bullet."""
 _LEFT, _RIGHT = r"(?<=\d|\b\w|[)\]])", r"(?=\d|\w\b|[(\[])"
 """Beside an operator: a number, a single letter or a bracket."""
+_LONG_SPACE = re.compile(r"[ \t]{4,}")
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 
@@ -46,9 +47,9 @@ def words(text: str) -> list[str]:
     begins a line as a bullet), % and & anywhere, # directly behind a letter, and - * / ! as operators of numbers, single letters and brackets.
     """
     if text.isascii():
-        return [word.strip() for word in _word().findall(visible(text).casefold())]
+        return [word.strip() for word in _word().findall(_narrowed(visible(text).casefold()))]
     plain = unicodedata.normalize("NFKC", visible(text)).casefold().translate(_PLAIN)
-    return [word.strip() for word in _word(also_other=True).findall(plain)]
+    return [word.strip() for word in _word(also_other=True).findall(_narrowed(plain))]
 
 
 def normalised(text: str) -> str:
@@ -98,6 +99,12 @@ def ngrams(text: str, size: int = NGRAM_WORDS) -> set[int]:
     if not found:
         return set()
     return {hash(tuple(found[start : start + size])) for start in range(max(1, len(found) - size + 1))}
+
+
+def _narrowed(text: str) -> str:
+    """The text with no more than three spaces or tabs in a row, which words do not tell from any more of them: `_word` looks from each of them at
+    all that follow, so that a long run would take the square of its length."""
+    return _LONG_SPACE.sub("   ", text)
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from accord.data.likeness import digest64, exact_key
-from accord.data.records import ANNOTATOR, CONFIDENCE, LABELLED_AT, REASON, SECONDS, PreferencePair
+from accord.data.records import ANNOTATOR, CONFIDENCE, LABELLED_AT, REASON, SECONDS, PreferencePair, turned_facts
 
 LABELS = "labels"
 """Key of the metadata that says how many labels a pair is the mean of."""
@@ -40,7 +40,8 @@ class MeanLabels:
     def merged(self, pair: PreferencePair) -> PreferencePair | None:
         """The pair with the mean of its labels, better response first, the first time that it comes; None each later time.
 
-        A pair of one label stays as it is. What was said of one label alone (annotator, confidence, reason) is left out of a mean's metadata.
+        A pair of one label stays as it is. What was said of one label alone (annotator, confidence, reason) is left out of a mean's metadata; what
+        is said of a response (`policy_chosen`) goes with it.
         """
         total = self._sums.get(exact_key(pair))
         if total is None or not total.labels:
@@ -71,7 +72,7 @@ def _mean(pair: PreferencePair, total: _Sum) -> PreferencePair:
     return replace(
         pair, chosen=pair.rejected if turned else pair.chosen, rejected=pair.chosen if turned else pair.rejected, preference=max(small, 1.0 - small),
         human_preference=human if human is None or chosen_is_small else 1.0 - human, rating_gap=gap if gap is None or chosen_is_small else -gap,
-        metadata={**metadata, LABELS: str(total.labels)},
+        metadata={**(turned_facts(metadata) if turned else metadata), LABELS: str(total.labels)},
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from accord.data.columns import Columns, WatchedRow
@@ -18,12 +18,11 @@ from accord.data.formats import find_format
 from accord.data.formats.row import BadRow, Format, Row, check_stored
 from accord.data.ratings import FIRST, RatedRows
 from accord.data.records import Dataset, Demonstration, PreferencePair, Prompt, ReadReport, RecordT, RunningDigest, Text, digest_of
-from accord.data.sources import RawRow, check_source, rows
+from accord.data.sources import ALL_SPLITS, RawRow, check_source, rows
 from accord.errors import InvalidArgumentError
 from accord.text.tasks import Task
 
 __all__ = ["ALL_SPLITS", "PairStream", "check_source", "read_demonstrations", "read_pairs", "read_prompts", "read_texts"]
-ALL_SPLITS = "all"
 _TRAIN = "train"
 _EXAMPLES = 10
 
@@ -78,7 +77,8 @@ def read_prompts(
         uri: ``sample:summarization``, ``sample:conversation``, a .jsonl, .jsonl.gz, .json or .parquet file, here or behind a URL that fsspec
             knows (``s3://``, ``gs://``, ``https://``), or ``hub:NAME[:CONFIG][@REVISION]``.
         format: a name of `accord.data.formats.FORMATS`; empty finds out from the first row that can be used.
-        split: rows of other splits are left out; rows that name no split are in all of them. "all" is every split.
+        split: rows of other splits are left out; rows that name no split are in all of them. "all" is every split; a row that names none is then in
+            that of the hub where it is from one, else in "train".
         limit: most rows; those with the smallest hash of (seed, id), in the order of the file. 0 is no limit.
         strict: stop at the first row that cannot be used.
         task: for rows that do not say; conversation where it is None.
@@ -222,6 +222,7 @@ def _parsed(source: Iterator[RawRow], options: _Options, account: _Account) -> I
         try:
             found = candidate.parse(watched)
             several = found if isinstance(found, tuple) else (found,)
+            several = tuple(replace(row, split=row.split or raw.split) for row in several) if raw.split else several
             for row in several:
                 check_stored(row)
         except BadRow as problem:

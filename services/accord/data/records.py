@@ -18,6 +18,8 @@ ANNOTATOR, CONFIDENCE, SECONDS, REASON, LABELLED_AT = "annotator", "confidence",
 """Keys of `PreferencePair.metadata` that say who labelled the pair, how sure, in how much time, why and when; the same for every format."""
 LABEL_JOB = "label_job"
 """Key of `PreferencePair.metadata`: the label job whose judge labelled the pair."""
+CHOSEN_CANDIDATE = "chosen_candidate"
+"""Key of `PreferencePair.metadata`: which of a label job's two candidates, a or b, is the chosen response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,16 @@ class PreferencePair:
     split: str = "train"
     metadata: Mapping[str, str] = field(default_factory=dict)
     rating_gap: float | None = None
+
+
+def turned_facts(facts: Mapping[str, str]) -> dict[str, str]:
+    """A pair's metadata once chosen and rejected have changed places: what is said of `chosen` under the name for `rejected` and the other way
+    round, as `policy_chosen` of TL;DR. Twice turned it is as it was."""
+    others = {"chosen": "rejected", "rejected": "chosen"}
+    found = {"_".join(others.get(part, part) for part in key.split("_")): value for key, value in facts.items() if key != CHOSEN_CANDIDATE}
+    if CHOSEN_CANDIDATE in facts:
+        found[CHOSEN_CANDIDATE] = {"a": "b", "b": "a"}.get(facts[CHOSEN_CANDIDATE], facts[CHOSEN_CANDIDATE])
+    return found
 
 
 @dataclass(frozen=True, slots=True)

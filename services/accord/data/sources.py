@@ -19,15 +19,17 @@ from accord.data.files import check_file, file_name, is_url, opened
 from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 SAMPLES = ("summarization", "conversation")
+ALL_SPLITS = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row of a source: `value` where it could be read, else `problem`."""
+    """One row of a source: `value` where it could be read, else `problem`; `split` where the source itself says in which one it is."""
 
     place: str
     value: Mapping[str, Any] | None
     problem: str = ""
+    split: str = ""
 
 
 def check_source(uri: str) -> None:
@@ -74,7 +76,7 @@ class HubName:
 
 
 def rows(uri: str, split: str) -> Iterator[RawRow]:
-    """Yields the rows of a source. `split` is for hub data sets, whose splits are separate files; "all" is all of them.
+    """Yields the rows of a source. `split` is for hub data sets, whose splits are separate files; "all" is all of them, each row with its split.
 
     Raises:
         InvalidArgumentError, NotFoundError, FailedPreconditionError: as `check_source`.
@@ -203,7 +205,7 @@ def _hub_rows(hub: HubName, split: str) -> Iterator[RawRow]:
 
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
-        table = datasets.load_dataset(hub.name, hub.config, split=split, revision=hub.revision)
+        found = datasets.load_dataset(hub.name, hub.config, split=None if split == ALL_SPLITS else split, revision=hub.revision)
     except Exception as error:
         reason = "the hub could not give it" if online else "it is not in the local hub cache, and downloads are off"
         raise FailedPreconditionError(
@@ -211,5 +213,6 @@ def _hub_rows(hub: HubName, split: str) -> Iterator[RawRow]:
             f"({type(error).__name__})",
             field="data.uri",
         ) from error
-    for number, value in enumerate(table, start=1):
-        yield RawRow(f"{hub.name}[{number}]", value)
+    for name, table in found.items() if split == ALL_SPLITS else (("", found),):
+        for number, value in enumerate(table, start=1):
+            yield RawRow(f"{hub.name}{name and f' {name}'}[{number}]", value, split=str(name))

@@ -47,8 +47,11 @@ _VERDICT_TOKENS = OpenAIJudge.model_fields["max_verdict_tokens"].default
 _MOST_BYTES_PER_TOKEN = 16
 """No tokenizer packs text of any language that densely on average: over it a prompt cannot fit, or has not been read whole."""
 _OVERFLOW = re.compile(
-    r"context[ _](?:length|window|size)|maximum (?:context|model|number of tokens|input)|too long|max_new_tokens|too many tokens", re.IGNORECASE
+    r"context[ _](?:length|window|size)|maximum (?:context|model|number of tokens|input)|max_new_tokens|too many tokens"
+    r"|(?:context|token|prompt|input|message)(?:(?!\. |\bt(?:ook|ak(?:es?|en|ing))\b|\btime|\bwait).){0,80}too[ _]long",
+    re.IGNORECASE,
 )
+"""Also of status 500, which llama.cpp gives. "Too long" of what is no part of the prompt, or of time, is another error, which may pass."""
 _NO_MONEY = re.compile(r"insufficient_quota|billing_hard_limit|exceeded your current quota|credit balance", re.IGNORECASE)
 
 
@@ -255,4 +258,6 @@ class ChatEndpoint:
 
 def _status_of(status: int, code: str) -> int:
     """The status that is meant: some gateways answer 200 with an error and its status inside."""
-    return int(code) if status == httpx.codes.OK and code.isdigit() and 400 <= int(code) < 600 else (500 if status == httpx.codes.OK else status)
+    if status != httpx.codes.OK:
+        return status
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500

@@ -14,7 +14,7 @@ from statistics import fmean
 from accord.client.feedback import LabelPairItem
 from accord.data.files import shown
 from accord.data.readers import read_pairs, read_prompts
-from accord.data.records import LABEL_JOB, Dataset, PreferencePair, Prompt, RecordT, digest_of
+from accord.data.records import CHOSEN_CANDIDATE, LABEL_JOB, Dataset, PreferencePair, Prompt, RecordT, digest_of, turned_facts
 from accord.data.writers import write_pairs
 from accord.errors import InvalidArgumentError
 from accord.feedback.card_page import render_cards
@@ -26,7 +26,6 @@ from accord.feedback.records import ADDED, LabelFacts, is_added
 from accord.rundir import write_atomically
 
 LABELS_FILE, CARD_FILE, CARD_PAGE = "labels.jsonl", "card.json", "card.html"
-CHOSEN_CANDIDATE = "chosen_candidate"
 _SHOWN_SPLITS = 5
 _OF_A_LABEL = ("rubric", "rubric_digest")
 """What an earlier label of the pair may say of itself and a new one may not."""
@@ -118,17 +117,8 @@ def labelled_pair(pair: PreferencePair, label: LabelFacts, seed: int, metadata: 
     if not a_wins:
         human, gap = None if human is None else 1.0 - human, None if gap is None else -gap
     known = {key: value for key, value in pair.metadata.items() if key not in _OF_A_LABEL}
-    facts = {**(known if chosen == pair.chosen else _turned(known)), **metadata}
+    facts = {**(known if chosen == pair.chosen else turned_facts(known)), **metadata}
     return replace(pair, chosen=chosen, rejected=rejected, preference=preference, human_preference=human, metadata=facts, rating_gap=gap)
-
-
-def _turned(facts: Mapping[str, str]) -> dict[str, str]:
-    """What is said of `chosen` under the name for `rejected` and the other way round, as `policy_chosen` of TL;DR."""
-    others = {"chosen": "rejected", "rejected": "chosen"}
-    found = {"_".join(others.get(part, part) for part in key.split("_")): value for key, value in facts.items() if key != CHOSEN_CANDIDATE}
-    if CHOSEN_CANDIDATE in facts:
-        found[CHOSEN_CANDIDATE] = {"a": "b", "b": "a"}.get(facts[CHOSEN_CANDIDATE], facts[CHOSEN_CANDIDATE])
-    return found
 
 
 def rating_gap(label: LabelFacts) -> float | None:

@@ -53,6 +53,11 @@ class JobRecord:
         return self.state in ("succeeded", "failed", "cancelled")
 
     @property
+    def was_finished(self) -> bool:
+        """Whether it has written its output once, so that all its labels are in the ledger, whatever has become of the files."""
+        return bool(self.dataset_digest)
+
+    @property
     def payload_digest(self) -> str:
         """sha256 of what the caller asked for: what a second use of the request id is compared with. Limits are no part of it."""
         return digest_of(asdict(replace(self.spec, limits=LabelLimits())))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from accord.client.feedback import Label, LabelPairItem
+from accord.client.feedback import Candidates, Label, LabelPairItem
 from accord.data.files import is_url, shown
 from accord.data.records import PreferencePair, Prompt
 from accord.errors import FailedPreconditionError, InvalidArgumentError
@@ -101,7 +101,8 @@ class JobRun:
         return progress.labelled
 
     async def run(self, turns: asyncio.Semaphore) -> None:
-        """Labels what is not labelled yet and writes the output, once it is this job's turn.
+        """Labels what is not labelled yet and writes the output, once it is this job's turn. A job that only writes its output again needs no judge,
+        nor a policy that candidates were sampled from: neither may be there any more.
 
         Returns early, with the job still running, once `stopping` is set.
 
@@ -113,6 +114,23 @@ class JobRun:
         async with turns:
             with contextlib.suppress(_StoppingError):
                 await self._run()
+
+    async def changes(self) -> str:
+        """Who would label or sample another way now than the job had it, empty where it would be the same.
+
+        Raises:
+            AccordError: that is not known, since the judge or the policy of candidates is away, or there is none of that name any more.
+        """
+        record, options = self.record, self.record.spec.candidates
+        found = []
+        judge = (await self._labeller.plan(self._labeller.settings(record.spec.judge))).judge
+        if judge.digest != record.judge_digest:
+            found.append(f"the judge is another one now ({judge.name}, digest {judge.digest}; then {record.judge_digest})")
+        if options is not None and self._source is not None:
+            lineage = await self._source.identify(options)
+            if lineage != dict(record.candidates_from):
+                found.append(f"what candidates are sampled from is another now: {_changes(record, lineage)}")
+        return "; ".join(found)
 
     async def save(self, **changes: object) -> None:
         """Changes the record, its file first; a cancellation waits until both agree.
@@ -146,13 +164,14 @@ class JobRun:
         self.say(words)
 
     async def _run(self) -> None:
-        await self.count()
+        labelled = await self.count()
         self._check_stopping()
         pairs = await self._read()
-        work = JobWork(self.record.name, self.record.spec, pairs, await self._patience.of(self._plan), self._ledger)
-        for stage in STAGES:
-            await self._label_all(stage, work)
-        await self.count()
+        if not self.record.was_finished or any(pair.pair_id not in labelled for pair in pairs):
+            work = JobWork(self.record.name, self.record.spec, pairs, await self._patience.of(self._plan), self._ledger)
+            for stage in STAGES:
+                await self._label_all(stage, work)
+            await self.count()
         await self._patience.of(partial(self._finish, pairs))
 
     async def _label_all(self, stage: Stage, work: JobWork) -> None:
@@ -200,10 +219,7 @@ class JobRun:
         source, options = self._source, self.record.spec.candidates
         if source is None or options is None:
             raise FailedPreconditionError("this server has no policy service to sample candidates from", field="candidates")
-        lineage = await self._patience.of(partial(source.identify, options))
-        if self.record.candidates_from and dict(self.record.candidates_from) != lineage:
-            raise FailedPreconditionError(f"what candidates are sampled from has changed since the job began: {_changes(self.record, lineage)}")
-        await self._patience.of(partial(self.save, candidates_from=lineage))
+        lineage = await self._lineage(source, options)
         file = CandidateFile(self._files.candidates(self.record.name))
 
         async def sample(part: list[Prompt]) -> list[Candidate]:
@@ -222,6 +238,16 @@ class JobRun:
         counted = {**self.record.rejected_rows, **refused}
         await self._patience.of(partial(self.save, total_pairs=len(pairs), rejected_rows=counted, message=""))
         return pairs
+
+    async def _lineage(self, source: CandidateSource, options: Candidates) -> dict[str, str]:
+        """What candidates are sampled from, which stays the same to the end of the job; where all are sampled it is not asked again."""
+        if self.record.was_finished:
+            return dict(self.record.candidates_from)
+        lineage = await self._patience.of(partial(source.identify, options))
+        if self.record.candidates_from and dict(self.record.candidates_from) != lineage:
+            raise FailedPreconditionError(f"what candidates are sampled from has changed since the job began: {_changes(self.record, lineage)}")
+        await self._patience.of(partial(self.save, candidates_from=lineage))
+        return lineage
 
     async def _plan(self) -> Plan:
         """The judge, which stays the same to the end of the job."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from accord.rpc.logs import describe_exception
 _log = structlog.get_logger(__name__)
 _PREFIX = "labelJobs/"
 _LOOK_AGAIN_SECONDS = 0.1
+_COMPARE_SECONDS = 5.0
 
 
 class LabelJobs:
@@ -83,7 +85,8 @@ class LabelJobs:
     async def create(self, spec: LabelJobSpec) -> LabelJob:
         """Starts a job, or returns the one that this request id started, which goes on under the limits given now where those had ended it.
 
-        One that has succeeded and whose files are gone writes them again, out of the ledger.
+        One that has succeeded and whose files are gone writes them again, out of the ledger, and tries that again where it could not. The message of
+        one that has succeeded says who would label now, where that is another judge or other candidates, or is not known.
 
         Raises:
             AlreadyExistsError: the request id was used with another payload.
@@ -91,6 +94,11 @@ class LabelJobs:
             InvalidArgumentError: the format, the judge's options or the output folder are wrong.
             FailedPreconditionError: the output folder belongs to another job, or cannot be made; or money is limited for a judge without a price.
         """
+        job = await self._created(spec)
+        found = job.snapshot()
+        return replace(found, message=await self._compared(job)) if found.state == "succeeded" else found
+
+    async def _created(self, spec: LabelJobSpec) -> _Job:
         async with self._creating:
             record = _record(spec)
             self._labeller.check_limits(spec.judge, spec.limits)
@@ -99,18 +107,28 @@ class LabelJobs:
                 if known.run.record.payload_digest != record.payload_digest:
                     raise AlreadyExistsError(f"request_id {spec.request_id!r} was used with another payload", field="request_id")
                 await self._take_up(known, record)
-                return known.snapshot()
+                return known
             self._labeller.settings(spec.judge).rubric_for(spec.task)
             await asyncio.to_thread(self._check, record)
             await asyncio.to_thread(self._files.write, record)
             job = self._add(record)
             job.begin(self._turns)
-            return job.snapshot()
+            return job
+
+    async def _compared(self, job: _Job) -> str:
+        """What would be another now than when a job was done; nothing is judged for it."""
+        try:
+            async with asyncio.timeout(_COMPARE_SECONDS):
+                return await job.run.changes()
+        except TimeoutError:
+            return f"who would label now is not known: no answer within {_COMPARE_SECONDS:g} s"
+        except AccordError as error:
+            return f"who would label now is not known: {error}"
 
     async def _take_up(self, job: _Job, asked: JobRecord) -> None:
         """Gives a job that runs, or has ended at a limit, the limits that are asked for now; lets one that has lost its files write them again."""
         record = job.run.record
-        if record.state == "succeeded" and not await asyncio.to_thread(is_output_there, record.output, (LABELS_FILE, CARD_FILE, CARD_PAGE)):
+        if await self._has_lost_its_files(record):
             await asyncio.to_thread(self._check_output, record)
             await job.reopen(asked.spec, self._turns)
         elif record.spec.limits == asked.spec.limits:
@@ -120,6 +138,12 @@ class LabelJobs:
         elif record.at_limit:
             await asyncio.to_thread(self._check_output, record)
             await job.reopen(asked.spec, self._turns)
+
+    async def _has_lost_its_files(self, record: JobRecord) -> bool:
+        """Whether a job that has succeeded once has no files; also where it could not write them again, or was cancelled over it."""
+        if record.state == "succeeded":
+            return not await asyncio.to_thread(is_output_there, record.output, (LABELS_FILE, CARD_FILE, CARD_PAGE))
+        return record.ended and record.was_finished and not record.at_limit
 
     def get(self, name: str) -> LabelJob:
         """A job as it stands.
@@ -191,7 +215,7 @@ class LabelJobs:
             other = job.run.record
             if other.name != record.name and other.state in ("running", "succeeded") and is_same_place(other.output, record.output):
                 raise FailedPreconditionError(f"{shown(record.output)} is the output folder of {other.name}; give another", field="output_uri")
-        if record.state != "succeeded":  # what one that has succeeded finds there, it wrote, whether or not its card is gone
+        if not record.was_finished:  # what one that has succeeded finds there, it wrote, whether or not its card is gone
             check_no_strangers(record.output, LABELS_FILE)
         check_output(record.output)
 
@@ -248,7 +272,9 @@ class _Job:
             await self._fail(f"{error.message}; {kept}", at_limit=True)
         except AccordError as error:
             await self._recount()
-            await self._fail(str(error))
+            again = self.run.record.was_finished  # without this a caller would begin another attempt, and pay for the labels once more
+            kept = "its files could not be written again, its labels are in the ledger, and the same request tries once more"
+            await self._fail(f"{kept}: {error}" if again else str(error))
         except Exception as error:  # noqa: BLE001 - a defect ends the job, and says so
             _log.error("label_job_defect", job=self.run.record.name, **describe_exception(error))
             await self._fail("internal error, see server log")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ from accord.client.feedback import Judgement, Label
 from accord.errors import InvalidArgumentError
 from accord.feedback.judge_config import Combine
 from accord.feedback.labels import Said, preference_of
-from accord.feedback.panels import JSON, Finding, combined, escalated
+from accord.feedback.panels import JSON, Finding, combined, escalated, is_unsure
 from accord.text.judge import outcome
 
 Orders = Literal["both", "first"]
@@ -91,8 +91,8 @@ def reaggregated(label: Label, rules: Rules, options: str) -> Label | None:
 
     Under its own rules a label comes out as it was (`labels.preference_of`). Where samples vote, an order without a usable answer makes its sample
     an abstention; a sample or judge that abstains has no say, and where not more than half have one there is no label. Of an escalation the larger
-    judge decides where it was asked, and no other rule asks it. None where the ledger does not say how the label came about: no judgement, or
-    several judges without their rule.
+    judge decides where it was asked when the label was made, and no other rule asks it. None where the ledger does not say how the label came about:
+    no judgement, or several judges without their rule.
     """
     asked = json.loads(options or "{}")
     by_judge: dict[str, list[Judgement]] = {}
@@ -101,8 +101,10 @@ def reaggregated(label: Label, rules: Rules, options: str) -> Label | None:
     panel = asked.get("panel") or (next(iter(by_judge)) if len(by_judge) == 1 else None)
     if panel is None or not by_judge:
         return None
-    margin = float(asked.get("tie_margin", 0.0)) if rules.tie_margin is None else rules.tie_margin
-    finding = _Reading(by_judge, rules, margin, ordered=label.kind == "verdict").of(panel)
+    seats = Counter(_judges_of(panel))
+    own = _Reading(by_judge, seats, Rules(), float(asked.get("tie_margin", 0.0)), ordered=label.kind == "verdict")
+    margin = own.margin if rules.tie_margin is None else rules.tie_margin
+    finding = replace(own, rules=rules, margin=margin, own=own).of(panel)
     preference = finding.preference
     said = "abstain" if preference is None else outcome(preference, margin)
     if rules.hard and preference is not None:
@@ -114,12 +116,17 @@ def reaggregated(label: Label, rules: Rules, options: str) -> Label | None:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A label's judgements, read by a rule."""
+    """A label's judgements, read by a rule; `own` reads them by the rules under which the label was made, None where these are they.
+
+    `seats` says in how many places of the panel a judge sits.
+    """
 
     by_judge: Mapping[str, Sequence[Judgement]]
+    seats: Mapping[str, int]
     rules: Rules
     margin: float
     ordered: bool
+    own: _Reading | None = None
 
     def of(self, panel: JSON) -> Finding[None]:
         """What a judge, or several with their rule (`panels.described`), come to."""
@@ -128,12 +135,14 @@ class _Reading:
         if "members" in panel:
             return combined([self.of(member) for member in panel["members"]], self.rules.combine or panel["combine"], self.margin)
         first = self.of(panel["first"])
-        return escalated(first, self.of(panel["then"])) if self._was_asked(panel["then"]) else first
+        return escalated(first, self.of(panel["then"])) if (self.own or self)._was_asked(panel) else first
 
-    def _was_asked(self, panel: JSON) -> bool:
-        if isinstance(panel, str):
-            return panel in self.by_judge
-        return any(self._was_asked(part) for part in panel.get("members", (panel.get("first"), panel.get("then"))))
+    def _was_asked(self, escalation: JSON) -> bool:
+        """Whether an escalation's second judge was asked. Answers of who sits nowhere else tell; where all do, as it was decided then."""
+        then = escalation["then"]
+        if alone := [digest for digest in _asked_first(then) if self.seats[digest] == 1]:
+            return any(digest in self.by_judge for digest in alone)
+        return any(digest in self.by_judge for digest in _judges_of(then)) and is_unsure(self.of(escalation["first"]), escalation["threshold"])
 
     def _of_judge(self, digest: str) -> Finding[None]:
         samples: dict[int, list[Judgement]] = {}
@@ -151,6 +160,24 @@ class _Reading:
         if not used:
             return Finding(None, "it was not asked in the first order")
         return Finding(*preference_of([_said(answer) for answer in used]))
+
+
+def _judges_of(panel: JSON) -> Iterator[str]:
+    """The digest of the judge in each place."""
+    if isinstance(panel, str):
+        yield panel
+    else:
+        for part in panel.get("members") or (panel["first"], panel["then"]):
+            yield from _judges_of(part)
+
+
+def _asked_first(panel: JSON) -> Iterator[str]:
+    """As `_judges_of`, of the judges that are asked whatever the others say."""
+    if isinstance(panel, str):
+        yield panel
+    else:
+        for part in panel.get("members") or (panel["first"],):
+            yield from _asked_first(part)
 
 
 def _said(answer: Judgement) -> Said:

@@ -89,7 +89,7 @@ class HttpPeer:
                     raise self.error_of(read_reply(response))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     await response.aread()
-                    raise self.garbled(f"a stream of events was expected, it answered {self._quote(response.text) or 'nothing'}")
+                    raise self.garbled(f"a stream of events was expected, it answered {self._quote(read_reply(response).text) or 'nothing'}")
                 done = False
                 async for data in self._data_lines(response):
                     done = done or data == b"[DONE]"

@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+_LONGEST_WAIT_SECONDS = 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -31,14 +33,15 @@ class Reply:
 
 
 def read_reply(response: httpx.Response) -> Reply:
-    """The answer of a response that has been read."""
+    """The answer of a response that has been read. It is read as UTF-8, whatever charset it names: Python knows some that are no text."""
     try:
         body = response.json()
     except (ValueError, RecursionError):
         body = None
-    if "\\ud" in response.text.lower():
+    text = response.content.decode("utf-8", "replace")
+    if "\\ud" in text.lower():
         body = _encodable(body)
-    return Reply(response.status_code, body, response.headers, response.text)
+    return Reply(response.status_code, body, response.headers, text)
 
 
 def _encodable(value: Any) -> Any:
@@ -51,12 +54,13 @@ def _encodable(value: Any) -> Any:
 
 
 def retry_after_seconds(headers: httpx.Headers) -> float | None:
-    """Seconds that `Retry-After` asks for (RFC 9110, 10.2.3: a number or a date), not negative; None where it is absent or unreadable."""
+    """Seconds that `Retry-After` asks for (RFC 9110, 10.2.3: a number or a date), not negative and at most a day; None where it is absent or
+    unreadable."""
     given = headers.get("retry-after", "").strip()
     if given.isascii() and given.replace(".", "", 1).isdigit():
-        return float(given)
+        return min(float(given), _LONGEST_WAIT_SECONDS)
     try:
-        date = email.utils.parsedate_to_datetime(given)
-    except ValueError:
+        seconds = email.utils.parsedate_to_datetime(given).timestamp() - time.time()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - time.time())
+    return min(max(0.0, seconds), _LONGEST_WAIT_SECONDS)

@@ -7,6 +7,7 @@ What does not belong here: running the jobs (`accord.cli.judges`) and drawing (`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ TITLES = {
     "judges": "Judge: agreement with people, and the same position after a swap",
     "samples": "Self-consistency: agreement with people by samples averaged",
 }
+_DIGEST_CHARACTERS = 12
 BASELINES = (("always the longer response", "length_baseline"), ("a coin", "random_baseline"))
 
 
@@ -74,12 +76,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What came of a cell: a card, or why there is none."""
+    """What came of a cell: a card, or why there is none; `note` says who would judge now, where its labels are of before."""
 
     cell: Cell
     job: str = ""
     card: LabelCard | None = None
     error: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +130,11 @@ def _rubric_cells(questions: Questions, judge: Judge) -> list[Cell]:
 
 
 def tables_of(found: Sequence[Found]) -> dict[str, Any]:
-    """The tables as JSON has them, each with a title and rows of cells by column: `agreement`, `same_position`, `longer_preferred`, `pairs`, `job`.
+    """The tables as JSON has them, each with a title and rows of cells by column: `agreement`, `same_position`, `longer_preferred`, `pairs`, `job`,
+    `judge`, `judge_digest`.
 
-    A cell without a card has its `error`. The rows end with what taking the longer response and a coin would agree, on the pairs that the
-    first row with a card decided.
+    A cell without a card has its `error`, one whose labels are of before a `note` of what is another now. The rows end with what taking the longer
+    response and a coin would agree, on the pairs that the first row with a card decided.
     """
     tables = {}
     for name, title in TITLES.items():
@@ -143,6 +147,18 @@ def tables_of(found: Sequence[Found]) -> dict[str, Any]:
             ]
             tables[name] = {"title": title, "rows": [asdict(row) for row in (*rows.values(), *baselines)]}
     return tables
+
+
+def judges_of(tables: Mapping[str, Any]) -> list[str]:
+    """Who judged, by name and digest, with how many figures: where there are two digests of a name, some figures are of another one."""
+    who = Counter((cell["judge"], cell["judge_digest"]) for cell in _cells(tables) if cell.get("judge"))
+    return [f"{judge}{digest and f' (digest {digest[:_DIGEST_CHARACTERS]})'}: {_figures(count)}" for (judge, digest), count in who.items()]
+
+
+def notes_of(tables: Mapping[str, Any]) -> list[str]:
+    """What is another now than when figures were labelled, with how many they are."""
+    notes = Counter(cell["note"] for cell in _cells(tables) if cell.get("note"))
+    return [f"{_figures(count)} made before: {note}" for note, count in notes.items()]
 
 
 def markdown(tables: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -159,7 +175,16 @@ def markdown(tables: Mapping[str, Any], names: Sequence[str]) -> str:
                 cells += [_words(row["cells"].get(each), "same_position") for each in names]
             lines.append(f"| {_escaped(row['name'])} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
+    parts += [f"Judged by {_escaped(who)}." for who in judges_of(tables)] + [f"{_escaped(note)}." for note in notes_of(tables)]
     return "\n\n".join(parts) + "\n\nShares in per cent of the decided pairs that people labelled, with 95 % intervals over their prompts.\n"
+
+
+def _cells(tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [cell for table in tables.values() for row in table["rows"] for cell in row["cells"].values()]
+
+
+def _figures(count: int) -> str:
+    return f"{count} figure{'s' if count > 1 else ''}"
 
 
 def _in_order(found: Iterable[Found]) -> list[str]:
@@ -174,6 +199,7 @@ def _cell(found: Found) -> dict[str, Any]:
         "job": found.job, "pairs": card.pairs, "agreement": _share(card.human_agreement), "same_position": _share(card.same_position_after_swap),
         "longer_preferred": _share(card.longer_preferred), "abstentions": sum(card.abstentions.values()), "tokens": card.tokens,
         "calibration_error": card.calibration_error, "cost_per_thousand_pairs": card.cost_per_thousand_pairs,
+        "judge": card.judge, "judge_digest": card.judge_digest, **({"note": found.note} if found.note else {}),
     }  # fmt: skip
 
 

@@ -114,6 +114,7 @@ class FakeFeedback(feedback_rpc.FeedbackServiceServicer):
     def __init__(self, *, fail_first: bool = False, pairs: int = 5, hold: bool = False) -> None:
         self.jobs: dict[str, feedback_pb.LabelJob] = {}
         self.requests: list[feedback_pb.CreateLabelJobRequest] = []
+        self.changes = ""
         self.cancelled: list[str] = []
         self._fail_first = fail_first
         self._pairs = pairs
@@ -154,7 +155,11 @@ class FakeFeedback(feedback_rpc.FeedbackServiceServicer):
             if self._fail_first and not self.jobs:
                 job.state, job.message = feedback_pb.LABEL_JOB_STATE_FAILED, "the judge was away"
             self.jobs[name] = job
-        return feedback_pb.CreateLabelJobResponse(job=self.jobs[name])
+        found = feedback_pb.LabelJob()
+        found.CopyFrom(self.jobs[name])
+        if found.state == feedback_pb.LABEL_JOB_STATE_SUCCEEDED:
+            found.message = self.changes
+        return feedback_pb.CreateLabelJobResponse(job=found)
 
     def WatchLabelJob(self, request: feedback_pb.WatchLabelJobRequest, context: Any) -> Iterator[feedback_pb.WatchLabelJobResponse]:
         job = self.jobs[request.name]

@@ -22,13 +22,15 @@ FORMS = "is not TASK=DATASET, or NAME=TASK:DATASET or NAME=TASK/FAMILY:DATASET, 
 class Judging(FakeFeedback):
     """Its agreement says which judge, rubric and rationale a job asked for."""
 
+    digest = "a0" * 30
+
     def GetLabelCard(self, request: pb.GetLabelCardRequest, context: Any) -> pb.GetLabelCardResponse:
         asked = next(each for each in self.requests if f"labelJobs/{each.request_id}" == request.job)  # asked for again, it is the same
         value = 0.5 + 0.1 * (asked.judge.judge == "large") + 0.2 * asked.judge.rationale + 0.05 * ("base" in asked.judge.rubric)
         agreement = pb.Share(value=value, low=value - 0.1, high=value + 0.1, n=40)
         position = pb.Share(value=0.25, low=0.15, high=0.35, n=40) if asked.judge.kind == pb.JUDGE_KIND_VERDICT else None
         card = pb.LabelCard(
-            judge="fake", kind=asked.judge.kind, task=asked.task, pairs=40, human_agreement=agreement, same_position_after_swap=position,
+            judge="fake", judge_digest=f"{self.digest}5d98", kind=asked.judge.kind, task=asked.task, pairs=40, human_agreement=agreement, same_position_after_swap=position,
             length_baseline=pb.Share(value=0.625, low=0.5, high=0.75, n=40), random_baseline=pb.Share(value=0.5, low=0.35, high=0.65, n=40),
         )  # fmt: skip
         return pb.GetLabelCardResponse(cards=[card])
@@ -73,6 +75,24 @@ def test_the_tables_of_the_paper(accord: Accord, start: Start, tmp_path: Path) -
     again = accord(*arguments, "--json")
     assert json.loads(again.stdout)["tables"] == tables
     assert len(feedback.jobs) == 13
+
+
+def test_who_judged_is_named_and_that_it_would_be_another_now(accord: Accord, start: Start, tmp_path: Path) -> None:
+    """As after `accord up` with another base model: the figures are those of the first, under the same row names."""
+    feedback = Judging()
+    arguments = (*BOTH, "--judge", "default:likelihood", "--rubric", "conversation/base/1", "--feedback", start(feedback))
+    first = accord(*arguments)
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert "judged by fake (digest a0a0a0a0a0a0): 3 figures" in first.stdout.splitlines()
+    text = (tmp_path / "judges" / "judges.md").read_text()
+    assert "Judged by fake (digest a0a0a0a0a0a0): 3 figures." in text.splitlines()
+    feedback.changes = "the judge is another one now (fake, digest b; then a)"
+    again = accord(*arguments)
+    said = f"3 figures made before: {feedback.changes}"
+    assert (again.exit_code, again.stderr) == (0, f"{said}; another --output has them labelled as it is now\n")
+    assert (tmp_path / "judges" / "judges.md").read_text() == text.replace("\n\nShares", f"\n\n{said}.\n\nShares")
+    cell = json.loads((tmp_path / "judges" / "judges.json").read_text())["judges"]["rows"][0]["cells"]["conversation"]
+    assert (cell["judge"], cell["judge_digest"], cell["note"]) == ("fake", f"{feedback.digest}5d98", feedback.changes)
 
 
 class WithFamilies(Judging):

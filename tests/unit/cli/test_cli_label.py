@@ -95,6 +95,22 @@ def test_other_options_and_another_file_are_another_job(accord: Accord, start: S
     assert feedback.requests[0].dataset_uri == str(data)
 
 
+def test_a_command_given_again_says_that_nothing_is_judged_and_by_whom_it_would_be(accord: Accord, start: Start) -> None:
+    """Also with --detach, where nothing else is shown."""
+    feedback = FakeFeedback()
+    job = (*JOB, "--feedback", start(feedback))
+    assert "labelled this before" not in accord(*job).stderr
+    feedback.changes = "the judge is another one now (fake, digest b; then a)"
+    for result in (accord(*job), accord(*job, "--detach"), accord(*job, "--json")):
+        assert result.exit_code == 0
+        first, second = result.stderr.splitlines()[:2]
+        assert "has labelled this before" in first
+        assert second == f"{feedback.changes}: its labels are as they were; another --output has the data labelled as it is now"
+    feedback.changes = ""
+    assert "another --output" not in accord(*job, "--detach").stderr
+    assert len(feedback.jobs) == 1
+
+
 def test_a_job_that_failed_is_tried_again_under_the_next_id(accord: Accord, start: Start) -> None:
     feedback = FakeFeedback(fail_first=True)
     result = accord(*JOB, "--feedback", start(feedback))

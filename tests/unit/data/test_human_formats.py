@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,18 @@ def test_numbers_that_are_no_choice_and_drafts_do_not_count(tmp_path: Path) -> N
 def test_records_without_what_is_needed(tmp_path: Path, fields: dict[str, str], reason: str) -> None:
     row = {**nested(ranking=[("u1", RANKING)]), "fields": fields}
     assert read_pairs(written(tmp_path, [row])).report.rejected == {reason: 1}
+
+
+@pytest.mark.parametrize("shape", [nested, flat, first_version])
+def test_answers_of_several_who_are_not_named_are_of_several(tmp_path: Path, shape: Callable[..., dict[str, Any]]) -> None:
+    """An export without users: the last answer took the place of the others. Who is the only one without a name is called as ever."""
+    row = shape(preference=[(None, "response-1"), ("u1", "response-2"), (None, "response-3")], confidence=[(None, 2), ("u1", 3), (None, 4)])
+    pairs = read_pairs(written(tmp_path, [row]), strict=True).rows
+    best = {(pair.metadata["annotator"], pair.metadata["field_chosen"], pair.metadata["confidence"]) for pair in pairs}
+    assert best == {("anonymous", "response-1", "2"), ("anonymous-1", "response-3", "4"), ("u1", "response-2", "3")}
+    assert len(pairs) == len({pair.pair_id for pair in pairs}) == 6
+    alone = read_pairs(written(tmp_path, [shape(preference=[("", "response-1"), ("u1", "response-2")])]), strict=True).rows
+    assert {pair.metadata["annotator"] for pair in alone} == {"anonymous", "u1"}
 
 
 def test_argilla_out_of_parquet_and_chats(tmp_path: Path) -> None:

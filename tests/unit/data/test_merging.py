@@ -53,6 +53,22 @@ def test_the_mean_does_not_depend_on_what_a_label_calls_chosen(labels: list[tupl
     assert merged.pair_id == "p0"
 
 
+def test_what_is_said_of_a_response_goes_with_it() -> None:
+    """The first of four people preferred what the others did not: their row comes round, and who wrote which response with it."""
+    said = {"policy_chosen": "sup4", "policy_rejected": "ppo", "field_chosen": "one", "field_rejected": "two", "batch": "b1"}
+    first = replace(PAIR, metadata=said)
+    others = [replace(turned(PAIR), pair_id=f"p{n}", preference=1.0, metadata={"policy_chosen": "ppo", "policy_rejected": "sup4"}) for n in (1, 2, 3)]
+    merged = MeanLabels([first, *others]).merged(first)
+    assert merged is not None
+    assert (merged.chosen, merged.preference) == ("blue", 0.75)
+    assert merged.metadata == {
+        "policy_chosen": "ppo", "policy_rejected": "sup4", "field_chosen": "two", "field_rejected": "one", "batch": "b1", "labels": "4",
+    }  # fmt: skip
+    agreeing = MeanLabels([first, first]).merged(first)
+    assert agreeing is not None
+    assert agreeing.metadata == {**said, "labels": "2"}
+
+
 def test_pairs_of_one_label_stay_as_they_are() -> None:
     rows = [replace(PAIR, pair_id=f"p{n}", chosen=f"a{n}", preference=random.Random(n).random(), metadata={"annotator": "x"}) for n in range(20)]
     mean = MeanLabels(rows)

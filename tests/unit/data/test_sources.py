@@ -164,21 +164,27 @@ def test_names_of_the_hub_that_cannot_be(text: str) -> None:
 
 
 def test_a_configuration_and_a_split_of_a_hub_data_set(tmp_path: Path) -> None:
-    """A data set as the hub has them, in a folder: `datasets` reads it without a network."""
+    """A data set as the hub has them, in a folder: `datasets` reads it without a network. Of all splits each row keeps its own, and one that is
+    in two of them is in both; a row that names its split itself is in that one.
+    """
     folder = tmp_path / "set"
     (folder / "axis").mkdir(parents=True)
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: comparisons\n  data_files:\n  - split: train\n    path: train.jsonl\n  - split: test\n    path: test.jsonl\n"
         "- config_name: axis\n  data_files: axis/*.jsonl\n---\n"
     )
-    for name, rows in (("train.jsonl", ROWS[:5]), ("test.jsonl", ROWS[5:7]), ("axis/a.jsonl", [{"text": "x"}])):
+    train = [{**row, "split": ""} for row in ROWS[:5]]
+    test = [{**row, "split": ""} for row in [*ROWS[5:7], ROWS[0]]] + [{**ROWS[7], "split": "held_out"}]
+    for name, rows in (("train.jsonl", train), ("test.jsonl", test), ("axis/a.jsonl", [{"text": "x"}])):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     program = (
-        "import sys; from accord.data.readers import read_pairs\n"
-        "for split in ('train', 'test', 'all'):\n    print(read_pairs(sys.argv[1], split=split, strict=True).report.rows)\n"
+        "import sys; from accord.data.readers import read_pairs; from collections import Counter\n"
+        "for split in ('train', 'test', 'all'):\n"
+        "    found = read_pairs(sys.argv[1], split=split, strict=True)\n"
+        "    print(found.report.rows, *(f'{name}={count}' for name, count in Counter(pair.split for pair in found.rows).items()))\n"
     )
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root / "services"), "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", program, f"hub:{folder}:comparisons"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
-    assert done.stdout.split() == ["5", "2", "7"], done.stderr
+    assert done.stdout.splitlines() == ["5 train=5", "3 test=3", "9 train=5 test=3 held_out=1"], done.stderr

@@ -7,10 +7,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accord.data.contamination import Split, contamination
 from accord.data.duplicates import Duplicates
-from accord.data.likeness import conversation_key, exact_key, near_key, ngrams, normalised, prompt_key
+from accord.data.likeness import _word, conversation_key, exact_key, near_key, ngrams, normalised, prompt_key, words
 from accord.data.records import PreferencePair
 from accord.data.splitting import Shares
 from accord.errors import InvalidArgumentError
@@ -95,6 +97,20 @@ def test_signs_that_tell_texts_apart_stay(one: str, other: str) -> None:
 )  # fmt: skip
 def test_signs_that_are_only_punctuation_go(one: str, other: str) -> None:
     assert normalised(one) == normalised(other)
+
+
+@given(st.lists(st.tuples(st.text("a1é-*/!%#+>$)(\n", max_size=3), st.integers(0, 9), st.sampled_from(" \t")), max_size=8))
+def test_runs_of_spaces_are_read_as_they_stand(parts: list[tuple[str, int, str]]) -> None:
+    """Only the time that they take is another: words are those that the expression finds in the text itself."""
+    text = "".join(piece + space * count for piece, count, space in parts)
+    assert words(text) == [word.strip() for word in _word(also_other=not text.isascii()).findall(text)]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("first", ["a", "é"])
+def test_a_long_run_of_spaces_takes_no_longer_than_other_text(first: str) -> None:
+    """As in a table or a web page that was turned to text; it took the square of its length, minutes for these."""
+    assert words(f"{first}{' ' * 200_000}+{chr(9) * 200_000}b") == [first, "+", "b"]
 
 
 def test_a_mark_is_no_word_of_its_own() -> None:

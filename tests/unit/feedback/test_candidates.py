@@ -119,6 +119,22 @@ async def test_the_same_seed_samples_the_same_and_another_other_candidates(make_
     assert all(len(both) == 2 for both in texts[0].values())  # the sides have seeds of their own
 
 
+async def test_who_asks_for_an_ended_job_hears_that_its_candidates_would_be_others_now(make_jobs: Any, spec: LabelJobSpec) -> None:
+    """As a second round under the same names: the adapter has a new version."""
+    asked = replace(spec, candidates=Candidates(adapter_a="adapters/x", temperature_b=1.0))
+    await run(make_jobs, asked, Sampler())
+    later = Sampler()
+    jobs, _ = await make_jobs(later, source(later))
+    assert (await jobs.create(asked)).message == ""
+    later.adapters = {"adapters/x": ("adapters/x/versions/3", "digest-y")}
+    told = (await jobs.create(asked)).message
+    assert told == (
+        "what candidates are sampled from is another now: adapter_a 'adapters/x/versions/2' is now 'adapters/x/versions/3', "
+        "adapter_a_digest 'digest-x' is now 'digest-y'"
+    )
+    assert later.sampled == []
+
+
 async def test_the_best_of_several_by_the_reward_model(make_jobs: Any, spec: LabelJobSpec) -> None:
     policy, reward = Sampler(), Scorer()
     _, rows = await run(make_jobs, replace(spec, candidates=Candidates(best_of=5, reward_model="adapters/rm")), policy, reward)

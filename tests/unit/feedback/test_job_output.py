@@ -10,12 +10,14 @@ from typing import Any
 import fsspec
 import pytest
 from tests.unit.feedback.job_bench import ended, labelled, pairs
+from tests.unit.feedback.test_candidates import Sampler, source
 from tests.unit.feedback.test_cards import judgement, label
 
-from accord.client.feedback import Judge, LabelJobSpec, LabelLimits
+from accord.client.feedback import Candidates, Judge, LabelJobSpec, LabelLimits
+from accord.data.records import CHOSEN_CANDIDATE, turned_facts
 from accord.data.writers import write_pairs
-from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from accord.feedback.job_data import CHOSEN_CANDIDATE, _turned, rating_gap
+from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from accord.feedback.job_data import rating_gap
 from accord.feedback.job_output import check_output
 
 
@@ -36,6 +38,47 @@ async def test_files_that_are_gone_are_written_again_and_nothing_is_judged_again
     assert (await jobs.create(spec)).state == "running"
     after = await ended(jobs)
     assert after == before
+    assert files_of(spec.output_uri) == files
+    assert len(bench.policy.asked) == asked
+
+
+@pytest.mark.parametrize("sampled", [None, Candidates(temperature_b=1.0)], ids=["pairs", "candidates"])
+async def test_files_are_written_again_whoever_judges_now(make_jobs: Any, spec: LabelJobSpec, sampled: Candidates | None) -> None:
+    """The judge was upgraded, and what candidates were sampled from with it; labels need neither to be written again, nor that anybody answers."""
+    first, second = Sampler(), Sampler()
+    second.base, second.down = "base-2", UnavailableError("away")
+    asked = replace(spec, candidates=sampled, repeats=2)
+    jobs, bench = await make_jobs(first, source(first))
+    await jobs.create(asked)
+    before = await ended(jobs)
+    assert before.state == "succeeded", before.message
+    files = files_of(spec.output_uri)
+    await jobs.close()
+    await bench.desk.close()
+    shutil.rmtree(spec.output_uri)
+    again, bench = await make_jobs(second, source(second), judge_wait_seconds=1)
+    assert (await again.create(asked)).state == "running"
+    assert await ended(again) == before
+    assert files_of(spec.output_uri) == files
+    assert (bench.policy.asked, second.sampled, second.info_calls) == ([], [], 0)
+
+
+async def test_files_that_cannot_be_written_again_are_tried_again_under_the_same_id(make_jobs: Any, spec: LabelJobSpec, data: Path) -> None:
+    """A caller whose job is lost begins another attempt, which would be paid for where the judge is another one by now."""
+    jobs, bench = await make_jobs()
+    await jobs.create(spec)
+    before, asked = await ended(jobs), len(bench.policy.asked)
+    files, rows = files_of(spec.output_uri), data.read_bytes()
+    shutil.rmtree(spec.output_uri)
+    data.unlink()
+    await jobs.create(spec)
+    failed = await ended(jobs)
+    assert failed.state == "failed"
+    assert "its labels are in the ledger, and the same request tries once more: " in failed.message
+    assert "pairs.jsonl" in failed.message
+    data.write_bytes(rows)
+    assert (await jobs.create(spec)).state == "running"
+    assert await ended(jobs) == before
     assert files_of(spec.output_uri) == files
     assert len(bench.policy.asked) == asked
 
@@ -99,8 +142,8 @@ def test_several_raters_say_by_how_much_in_the_mean() -> None:
 def test_a_side_by_itself_is_turned_too() -> None:
     told = {"chosen": "x", "rejected": "y", "model_chosen": "m", "well_chosen_words": "w", "chosenness": "c", CHOSEN_CANDIDATE: "b"}
     turned = {"rejected": "x", "chosen": "y", "model_rejected": "m", "well_rejected_words": "w", "chosenness": "c", CHOSEN_CANDIDATE: "a"}
-    assert _turned(told) == turned
-    assert _turned(turned) == told
+    assert turned_facts(told) == turned
+    assert turned_facts(turned) == told
 
 
 @pytest.mark.parametrize("kind", ["verdict", "likelihood"])

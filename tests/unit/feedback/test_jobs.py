@@ -239,8 +239,27 @@ class TestRestarts:
         before = await ended(jobs)
         again, bench = await make_jobs()
         assert again.get(before.name) == before
-        assert await again.create(spec) == before
         assert bench.policy.info_calls == 0
+        assert await again.create(spec) == before
+        assert (bench.policy.calls, bench.policy.generated) == ([], [])
+
+    async def test_who_asks_for_an_ended_job_hears_that_the_judge_is_another_now(self, make_jobs: Any, spec: LabelJobSpec) -> None:
+        """The labels are those of before, and nothing is judged; what is told to this caller is no part of the job."""
+        jobs, _ = await make_jobs()
+        await jobs.create(spec)
+        before = await ended(jobs)
+        again, bench = await make_jobs(FakePolicy(base="base-2"))
+        told = await again.create(spec)
+        assert replace(told, message="") == again.get(before.name) == before
+        assert told.message.startswith("the judge is another one now (fake, digest ")
+        assert f"; then {labelled(before)['p00'].metadata['judge_digest']})" in told.message
+        assert bench.policy.calls == []
+        away = FakePolicy()
+        away.down = UnavailableError("no route")
+        third, _ = await make_jobs(away)
+        unknown = await third.create(spec)
+        assert replace(unknown, message="") == before
+        assert unknown.message == "who would label now is not known: the judge at fake:1 cannot be reached: no route"
 
     async def test_a_second_job_on_the_same_pairs_costs_nothing(self, make_jobs: Any, spec: LabelJobSpec, tmp_path: Path) -> None:
         jobs, bench = await make_jobs()

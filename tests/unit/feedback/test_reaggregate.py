@@ -153,15 +153,39 @@ def test_what_has_no_rule_in_the_ledger_is_not_made_anew() -> None:
     assert reaggregated(label(), AS_IT_WAS, TWO) is None
 
 
-@pytest.mark.parametrize("judge", ["mean", "majority", "careful", "nested"])
+def test_a_judge_that_sits_in_two_places_was_asked_in_the_second_only_where_the_first_was_unsure() -> None:
+    """Values by hand: the panel was not asked of a sure judge; of two escalations to one judge, only the unsure one has asked it."""
+    escalation = {"first": "small", "then": "large", "threshold": 0.2}
+    panel = json.dumps({"panel": {**escalation, "then": {"combine": "mean", "members": ["small", "large"]}}})
+    sure = reaggregated(label(judgement(0.95, judge="small")), AS_IT_WAS, panel)
+    assert made(sure) == (0.95, "a")
+    assert sure is not None
+    assert not sure.escalated
+    two = json.dumps({"panel": {"combine": "mean", "members": [escalation, {**escalation, "first": "small2"}]}})
+    answers = [judgement(0.95, judge="small"), judgement(0.6, judge="small2"), judgement(0.1, judge="large")]
+    assert made(reaggregated(label(*answers, escalated=True), AS_IT_WAS, two)) == (pytest.approx((0.95 + 0.1) / 2), "a")
+    beside = json.dumps({"panel": {"combine": "mean", "members": [escalation, "large"]}})
+    assert made(reaggregated(label(answers[0], judgement(0.3, judge="large")), AS_IT_WAS, beside)) == (pytest.approx((0.95 + 0.3) / 2), "a")
+    orders = [judgement(0.55, judge="small"), judgement(0.95, a_first=False, judge="small"), judgement(0.3, judge="large")]
+    first = reaggregated(label(*orders), Rules(orders="first"), beside)  # sure by 0.75 when the label was made, whatever the first order alone says
+    assert made(first) == (pytest.approx((0.55 + 0.3) / 2), "b")
+
+
+@pytest.mark.parametrize("judge", ["mean", "majority", "careful", "nested", "again", "both", "beside"])
 async def test_a_panels_label_comes_out_of_the_ledger_as_it_was(make_bench: MakeBench, judge: str) -> None:
-    """Ensembles, an escalation, and an ensemble of escalations, over judges of differing bias, read back from the ledger."""
+    """Ensembles, an escalation, and an ensemble of escalations, over judges of differing bias, read back from the ledger; and panels in which one
+    judge sits in two places: in both parts of an escalation, as the second judge of two of them, and beside one that may ask it."""
     judges = {
         "b": {"kind": "policy", "address": "b:1"}, "c": {"kind": "policy", "address": "c:1"},
         "mean": {"kind": "ensemble", "members": ["default", "b", "c"], "combine": "mean"},
         "majority": {"kind": "ensemble", "members": ["default", "b", "c"], "combine": "majority"},
         "careful": {"kind": "escalation", "first": "default", "then": "b", "threshold": 0.4},
         "nested": {"kind": "ensemble", "members": ["careful", "c"], "combine": "mean"},
+        "again": {"kind": "escalation", "first": "default", "then": "pair", "threshold": 0.4},
+        "pair": {"kind": "ensemble", "members": ["default", "b"], "combine": "mean"},
+        "other": {"kind": "escalation", "first": "c", "then": "b", "threshold": 0.3},
+        "both": {"kind": "ensemble", "members": ["careful", "other"], "combine": "mean"},
+        "beside": {"kind": "ensemble", "members": ["careful", "b"], "combine": "mean"},
     }  # fmt: skip
     bench = make_bench(FakePolicy(bias=0.7), {"b": FakePolicy(bias=-1.5, base="b"), "c": FakePolicy(bias=2.0, base="c")}, judges=judges)
     settings = bench.labeller.settings(Judge("verdict", name=judge, both_orders=False))
@@ -175,7 +199,7 @@ async def test_a_panels_label_comes_out_of_the_ledger_as_it_was(make_bench: Make
         assert found is not None
         assert found.preference == pytest.approx(record.label.preference, abs=1e-15)
         assert replace(found, preference=record.label.preference) == record.label
-    if judge in ("careful", "nested"):
+    if judge not in ("mean", "majority"):
         assert {record.label.escalated for record in records} == {True, False}
     if judge == "mean":
         voted = [reaggregated(record.label, MAJORITY, record.options) for record in records]

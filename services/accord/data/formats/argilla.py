@@ -20,6 +20,7 @@ from accord.text.chat import Message
 
 _PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "post", "text", "chat", "messages")
 _RESPONSES = ("response", "completion", "generation", "output", "answer", "candidate", "reply", "summary", "chosen", "rejected")
+_NAMELESS = "anonymous"
 _NO_LABEL = ("draft", "discarded", "pending")
 _ENDINGS = (".responses", ".suggestion", "-suggestion", "-suggestion-metadata")
 
@@ -113,7 +114,8 @@ def _answers(row: Mapping[str, Any]) -> Answers:
 
 
 def _each_answer(row: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
-    """(question, user, value, status) of any of the three shapes; nobody knows who `anonymous` is."""
+    """(question, user, value, status) of any of the three shapes. Nobody knows who `anonymous` is; of several in a record the second is
+    `anonymous-1`, the same in each of its questions: answers stand in one order in all of them."""
     nested = row.get("responses")
     questions: dict[str, Any] = dict(nested) if isinstance(nested, Mapping) else {}
     for name, value in row.items():
@@ -123,8 +125,12 @@ def _each_answer(row: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
         elif _is_answers(value) and not isinstance(nested, Mapping):
             questions[name] = value
     for question, answers in questions.items():
+        nameless = 0
         for answer in _listed(answers):
-            yield question, str(answer.get("user_id") or "anonymous"), answer.get("value"), str(answer.get("status") or "")
+            user = str(answer.get("user_id") or "")
+            if not user:
+                user, nameless = f"{_NAMELESS}-{nameless}" if nameless else _NAMELESS, nameless + 1
+            yield question, user, answer.get("value"), str(answer.get("status") or "")
 
 
 def _is_answers(value: object) -> bool:
