@@ -19,7 +19,8 @@ from accord.rpc.server import Component, ServiceBinding, main
 from accord.rundir import RunFile
 from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
-from accord.trainer.planner import available_bytes, find_model_folder, is_on_gpu, plan_memory, room_for
+from accord.trainer.model_folder import check_memory_known, find_model_folder
+from accord.trainer.planner import available_bytes, is_on_gpu, plan_memory, room_for
 from accord.trainer.registry import Registry
 from accord.trainer.servicer import TrainerServicer
 from accord.trainer.supervisor import Supervisor
@@ -97,6 +98,7 @@ def build_launcher(config: TrainerConfig) -> Launcher:
         raise FailedPreconditionError(f"launcher kubernetes needs the extra accord[kubernetes]: {error}", field="launcher") from error
 
     def peak_bytes(run: RunFile) -> int:
+        check_memory_known(config, run.spec)
         folder, local = find_model_folder(config, run.spec), run.endpoints.local_scores
         return plan_memory(run.spec, folder, available_bytes(config, run.spec), local_scores=local, on_gpu=is_on_gpu(config, run.spec)).peak_bytes
 

@@ -21,7 +21,7 @@ class TrainerConfig(FrozenModel):
     database: str = Field(min_length=1, description="SQLAlchemy URL of the registry, for example sqlite:////path/registry.sqlite")
     artefacts: str = Field(min_length=1, description="URI of the artefact store")
     base_model: str = Field(default="embedded", min_length=1, description="embedded, a folder or a hub id")
-    model_folder: str = Field(default="", description="where the base model's files are, for memory plans; empty where not at hand")
+    model_folder: str = Field(default="", description="where base_model's files are, for memory plans; empty: in a cache, or not at hand")
     threads: int = Field(default=2, ge=1, le=1024, description="torch threads of a run")
     endpoints: Endpoints = Field(default=Endpoints(), description="addresses of the services, for the runs")
     max_running: int = Field(default=1, ge=1, description="runs at once; others wait QUEUED")
