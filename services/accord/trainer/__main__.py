@@ -70,7 +70,12 @@ class TrainerComponent:
         self._loop = asyncio.create_task(self._watch())
 
     async def drain(self) -> None:
-        """Runs go on without the server."""
+        """Runs go on without the server; with `stop_runs` they write a checkpoint first, and end as stopped, so that they can be resumed."""
+        if not self._config.stop_runs:
+            return
+        await asyncio.to_thread(self._supervisor.stop_all)
+        while not await asyncio.to_thread(self._supervisor.has_ended_all):
+            await asyncio.sleep(self._config.poll_seconds)
 
     async def close(self) -> None:
         """Stops looking at the runs, which go on."""

@@ -32,6 +32,11 @@ class TrainerConfig(FrozenModel):
     launcher: Literal["local", "kubernetes"] = Field(default="local", description="runs as processes of this machine, or as Kubernetes Jobs")
     command: tuple[str, ...] = Field(default=(), description="local: how a run's process is started; the path of run.yaml is appended")
     nice: int = Field(default=0, ge=0, le=19, description="local: niceness of the runs")
+    stop_runs: bool = Field(
+        default=False,
+        description="local: a server that is asked to stop has runs checkpoint and stop first, within server.drain_seconds, as where they end with "
+        "its container; without it they go on",
+    )
     kubernetes: KubernetesConfig | None = Field(default=None, description="how runs become Jobs; required with launcher kubernetes")
 
     @field_validator("server")
@@ -48,6 +53,8 @@ class TrainerConfig(FrozenModel):
             raise ValueError(f"launcher is {self.launcher}; the section kubernetes belongs to launcher kubernetes, which needs it")
         if self.kubernetes is None:
             return self
+        if self.stop_runs:
+            raise ValueError("stop_runs is of launcher local: Jobs go on without the trainer")
         local = [
             ("runs", self.runs),
             *([("artefacts", self.artefacts.removeprefix("file://"))] if self.artefacts.startswith(("/", "file://")) else []),

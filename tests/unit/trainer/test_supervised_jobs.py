@@ -465,6 +465,7 @@ def test_memory_of_a_cluster_is_what_a_pod_gets_and_not_what_is_free_here(make: 
         ({"launcher": "kubernetes"}, "launcher is kubernetes; the section kubernetes belongs to launcher kubernetes"),
         ({"kubernetes": {"image": "a:1"}}, "launcher is local; the section kubernetes"),
         ({"launcher": "kubernets"}, "launcher"),
+        ({"launcher": "kubernetes", "kubernetes": {"image": "a:1"}, "stop_runs": True}, "stop_runs is of launcher local"),
         ({"launcher": "kubernetes", "kubernetes": {"image": "a:1"}}, "runs is /data/runs, which lies on none of kubernetes.claims"),
         (
             {"launcher": "kubernetes", "kubernetes": {"image": "a:1", "claims": [{"claim": "c", "mount_path": "/data/runs"}]}},
