@@ -64,6 +64,8 @@ def test_the_compose_file_configures_services_as_they_want_it() -> None:
         text = (ROOT / "deploy" / stack["configs"][given["source"]]["file"]).read_text()
         config = parse_config(yaml.safe_load(text), CONFIG_CLASSES[name], source=name)  # type: ignore[index]
         assert config.server.listen == "0.0.0.0:50051"  # type: ignore[attr-defined]
+        assert int(service["stop_grace_period"].removesuffix("s")) >= config.server.drain_seconds + 10  # type: ignore[attr-defined]
+        assert getattr(config, "stop_runs", False) is (name == "trainer"), "its runs end with its container"
         volumes = {volume.split(":")[0] for volume in service["volumes"]}
         assert volumes <= set(stack["volumes"])
 

@@ -280,6 +280,19 @@ def test_time_to_stop_covers_the_drain_and_time_to_start_the_weights() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] == 1200
 
 
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [((), 120), (("trainer.config.stop_grace_seconds=45",), 45), (("trainer.config.server.drain_seconds=200",), 200)],
+    ids=["default", "grace", "drain"],
+)
+def test_runs_of_the_trainers_own_pod_have_time_to_checkpoint_before_it_goes(settings: tuple[str, ...], seconds: int) -> None:
+    objects = render(None, "trainer.launcher=local", *settings)
+    config = yaml.safe_load(named(objects, "ConfigMap", "accord-trainer")["data"]["config.yaml"])
+    assert (config["stop_runs"], config["server"]["drain_seconds"]) == (True, seconds)
+    assert named(objects, "Deployment", "accord-trainer")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == seconds + 10
+    assert "stop_runs" not in named(render(), "ConfigMap", "accord-trainer")["data"]["config.yaml"]
+
+
 def test_a_changed_configuration_restarts_that_service_alone() -> None:
     before, after = render(), render(None, "feedback.config.concurrency=7")
     for component in COMPONENTS:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import sqlalchemy as sql
 
-from accord.errors import AlreadyExistsError, NotFoundError
+from accord.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from accord.runspec import RunSpec, parse_spec
-from accord.trainer.registry import Registry
+from accord.trainer.registry import Registry, open_engine
 
 PROGRAMS = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True) if (path / "initdb").exists()), None)
 pytestmark = pytest.mark.skipif(
@@ -116,6 +117,28 @@ def test_a_registry_goes_on_after_its_database_was_started_again(database: Datab
         registry.get("runs/kept")
     database.start()
     assert registry.get("runs/kept").name == "runs/kept"
+
+
+def test_a_table_that_somebody_has_locked_is_not_waited_for_without_end(
+    database: Database, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.create("runs/locked", "locked", spec(), "/runs/locked")
+    with psycopg.connect(database.url.replace("+psycopg", "")) as other:
+        other.execute("lock table runs, alembic_version in access exclusive mode")
+        monkeypatch.setattr("accord.trainer.registry._STATEMENT_MILLISECONDS", 50)
+        with pytest.raises(sql.exc.OperationalError, match="canceling statement due to statement timeout"):
+            registry.get("runs/locked")
+        with pytest.raises(UnavailableError, match="canceling statement due to statement timeout"):
+            Registry(database.url)
+    assert registry.get("runs/locked").name == "runs/locked"
+
+
+def test_a_statement_timeout_of_the_url_is_kept(database: Database) -> None:
+    for query, expected in (("", "30s"), ("?options=-c%20statement_timeout%3D7s", "7s"), ("?options=-c%20search_path%3Dpublic", "30s")):
+        engine = open_engine(database.url + query)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("show statement_timeout").scalar() == expected
+        engine.dispose()
 
 
 def test_a_second_start_finds_the_schema_and_what_is_in_it(database: Database, registry: Registry) -> None:

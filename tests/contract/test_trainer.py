@@ -40,7 +40,7 @@ from accord.launch.launcher import Observation
 from accord.launch.local import LocalLauncher
 from accord.rpc.channels import ChannelConfig
 from accord.rpc.stubs import guard_stub
-from accord.rundir import RunDirectory
+from accord.rundir import EXIT_STOPPED, RunDirectory
 from accord.runspec import RunSpec, parse_spec
 from accord.trainer.config import TrainerConfig
 from accord.trainer.registry import Registry
@@ -434,6 +434,25 @@ def test_a_run_outlives_its_server_and_is_found_running_and_then_ended(start: Ca
         done = trainer.until(name, "succeeded")
         assert (done.attempts, done.message) == (1, "3 steps done")
         assert steps_of(done) == [1, 2, 3]
+
+
+def test_a_server_whose_end_takes_its_runs_along_has_them_checkpoint_first(start: Callable[..., Trainer]) -> None:
+    """As in a container. What waits is not started meanwhile, and the next server goes on with both."""
+    with start(stop_runs=True, max_running=1) as trainer:
+        running, queued = (trainer.client.create_run(spec(seed=HOLD), name).name for name in ("stopped", "waits"))
+        pid = process_of(trainer.until_step(running, 2))
+        assert trainer.server.stop() == 0
+        assert not lives(pid)
+    with start(max_running=2) as trainer:
+        run = trainer.client.get_run(running)
+        assert (run.state, run.exit_code, run.message) == ("failed", EXIT_STOPPED, "stopped on request after step 2, with a checkpoint")
+        trainer.finish(trainer.until_step(queued, 2))
+        assert trainer.client.get_run(queued).attempts == 1
+        trainer.client.resume_run(running)
+        trainer.finish(run)
+        assert trainer.until(running, "succeeded").attempts == 2
+        assert steps_of(run) == [1, 2, 3]
+        trainer.until(queued, "succeeded")
 
 
 def test_what_ends_while_the_server_is_away_is_found_as_it_ended(start: Callable[..., Trainer]) -> None:

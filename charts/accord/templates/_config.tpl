@@ -86,6 +86,9 @@ endpoints:
 {{ include "accord.kubernetesConfig" . }}
 {{- else if .Values.trainer.config.kubernetes }}
 {{- fail "trainer.config.kubernetes is of no use with trainer.launcher local: leave it out" }}
+{{- else }}
+stop_runs: true
+server: {drain_seconds: {{ include "accord.drainSeconds" (dict "root" . "component" "trainer") }}}
 {{- end }}
 {{- end -}}
 
@@ -134,7 +137,10 @@ kubernetes:
 {{- end -}}
 {{- end -}}
 
+{{/* Runs of a trainer that starts them in its own pod end with it, and are given the time that they have to checkpoint. */}}
 {{- define "accord.drainSeconds" -}}
-{{- $server := (index .root.Values .component).config.server | default dict -}}
-{{- int (ceil (float64 ($server.drain_seconds | default 30))) -}}
+{{- $config := (index .root.Values .component).config -}}
+{{- $server := $config.server | default dict -}}
+{{- $local := and (eq .component "trainer") (eq .root.Values.trainer.launcher "local") -}}
+{{- int (ceil (float64 ($server.drain_seconds | default (ternary ($config.stop_grace_seconds | default 120) 30 $local)))) -}}
 {{- end -}}

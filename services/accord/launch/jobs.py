@@ -16,7 +16,17 @@ import structlog
 
 from accord.errors import AccordError, AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
 from accord.launch.jobset import build_several
-from accord.launch.jobstate import Json, attempt_of, exit_code_of, finishing_condition, is_pod_of, observe_job, whose_events
+from accord.launch.jobstate import (
+    Json,
+    attempt_of,
+    exit_code_of,
+    finishing_condition,
+    grace_seconds,
+    is_pod_of,
+    observe_job,
+    outliving_pods,
+    whose_events,
+)
 from accord.launch.kubernetes import Cluster, LabelledCollection
 from accord.launch.launcher import NotYetError, Observation
 from accord.launch.manifest import (
@@ -43,6 +53,7 @@ _OWNERS = {"Deployment": ("deployments", "apps/v1"), "StatefulSet": ("statefulse
 _OUTAGE_SECONDS = 60.0
 _EVENTS_EVERY_SECONDS = 5.0
 _KILL_SECONDS = 1
+_LATE_SECONDS = 10.0  # a node hears late that a pod is to stop
 _log = structlog.get_logger(__name__)
 
 
@@ -75,6 +86,7 @@ class JobLauncher:
         self._features: Features | None = None
         self._watches: dict[str, Reflector] = {}
         self._stuck: dict[str, float] = {}
+        self._outlived: dict[str, float] = {}
         self._attempts: dict[str, str] = {}
         self._adopted: set[str] = set()
         self._logged: set[str] = set()
@@ -101,9 +113,10 @@ class JobLauncher:
         self._take_logs(directory, pods)
         if job is not None and name not in self._adopted:
             self._adopt(job)
-        seen = observe_job(job, pods)
+        overdue = self._overdue(name, outliving_pods(job, pods))
+        seen = observe_job(job, pods, overdue=overdue)
         if job is not None and seen.state != "ended" and not seen.stuck:
-            seen = observe_job(job, pods, [event for about in whose_events(job, pods) for event in self._events_of(about)])
+            seen = observe_job(job, pods, [event for about in whose_events(job, pods) for event in self._events_of(about)], overdue=overdue)
         return self._patience(name, seen)
 
     def forget(self, directory: Path) -> None:
@@ -125,6 +138,7 @@ class JobLauncher:
             raise NotYetError(str(error)) from error
         self._adopted.discard(name)
         self._stuck.pop(name, None)
+        self._outlived.pop(name, None)
         self._attempts.pop(name, None)
 
     def stop(self, directory: Path, *, force: bool) -> None:
@@ -302,6 +316,14 @@ class JobLauncher:
         if waited < self._config.start_grace_seconds:
             return seen
         return Observation("ended", None, message=f"it could not start within {self._config.start_grace_seconds:g} s: {seen.message}")
+
+    def _overdue(self, name: str, outliving: list[Json]) -> bool:
+        """Whether pods that outlive their Job have had their grace since this was first seen; clocks of other machines are not asked."""
+        if not outliving:
+            self._outlived.pop(name, None)
+            return False
+        since = self._outlived.setdefault(name, self._clock())
+        return self._clock() - since > max(map(grace_seconds, outliving)) + _LATE_SECONDS
 
     def _take_logs(self, directory: Path, pods: list[Json], *, running_too: bool = False) -> None:
         """Appends what pods have printed to the run's log, each pod's once, when it has ended."""

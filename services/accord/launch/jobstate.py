@@ -29,6 +29,7 @@ _NO_PROGRESS = (*_OF_SCHEDULING, "SandboxChanged")  # the last one comes before 
 _SECOND = len("2026-01-01T00:00:00")  # some events' times have fractions of it
 _FINAL_CODES = (EXIT_CONFIGURATION, EXIT_GUARDED)  # another pod would end in the same way
 _SIGNALS = 128  # what a signal adds to its number
+_GRACE_SECONDS = 30  # Kubernetes' own, of pods that name none
 _DISRUPTIONS: Mapping[str, str] = {
     "PreemptionByScheduler": "made room for a pod of higher priority",
     "DeletionByTaintManager": "its node was tainted (lost, or taken out of service)",
@@ -38,13 +39,14 @@ _DISRUPTIONS: Mapping[str, str] = {
 }
 
 
-def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] = ()) -> Observation:
+def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] = (), *, overdue: bool = False) -> Observation:
     """What goes on with a run.
 
     Args:
         job: its Job or JobSet; None where there is none.
         pods: its pods, in any order.
         events: about what `whose_events` names, in any order; warnings say why a pod does not start, and the others that this has passed.
+        overdue: whether the `outliving_pods` have had their time to checkpoint; without it the run goes on with them.
 
     A run with a pod that can never start is `stuck`: the caller decides how long it may be. On several nodes a pod that waits is told of before
     those that run, which wait for it; `waiting` is the run while its first pod, the one that writes into its folder, does not run. `exit_code` is
@@ -54,23 +56,37 @@ def observe_job(job: Json | None, pods: Sequence[Json], events: Sequence[Json] =
         return Observation("unknown")
     finished, current = finishing_condition(job), current_pods(pods)
     if finished is not None:
-        return _ended(job, finished, min(current, key=_telling, default=None))
+        outliving = () if overdue else outliving_pods(job, pods)
+        return _outlived(finished, outliving[0]) if outliving else _ended(job, finished, min(current, key=_telling, default=None))
     if job["metadata"].get("deletionTimestamp"):
         return Observation("running", message="is being removed; its pod has time to checkpoint")
     hopeless = next((pod for pod in pods if exit_code_of(pod) in _FINAL_CODES), None)
     if hopeless is not None:  # a Job without podFailurePolicy tries again at once, so that the next pod may be there already
         return Observation("ended", exit_code_of(hopeless), message=describe_pod_end(hopeless))
     if job["spec"].get("suspend"):
+        if any(_goes_on(pod) for pod in current):  # its admission was taken back
+            return Observation("running", message="is suspended; its pod has time to checkpoint")
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         return Observation("waiting", message=f"admission by the queue {queue}" if queue else "somebody to resume its Job, which is suspended")
     awaited = awaited_pod(pods)
     seen = _without_pod(job, [pod for pod in current if _has_failed(pod)], events) if awaited is None else _pending(awaited, events)
     if awaited is None and current and not (seen.stuck and _lacks_pods(job, current)):
         return _observe_pod(min(current, key=lambda pod: (_is_over(pod), _phase(pod) != "Unknown", _telling(pod))))
-    first = next((pod for pod in current if _index(pod) == 0 and _phase(pod) in ("Running", "Unknown")), None)
+    first = next((pod for pod in current if _index(pod) == 0 and _goes_on(pod)), None)
     if first is None:
         return seen
     return Observation("running", message=f"{_observe_pod(first).message}, and waits for {seen.message}", stuck=seen.stuck)
+
+
+def outliving_pods(job: Json | None, pods: Sequence[Json]) -> list[Json]:
+    """The pods that go on though their Job has failed: before 1.31 one that ran too long, or lost another pod for good, says so while they stop."""
+    finished = None if job is None else finishing_condition(job)
+    return [pod for pod in current_pods(pods) if _goes_on(pod)] if finished is not None and finished["type"] == "Failed" else []
+
+
+def grace_seconds(pod: Json) -> float:
+    """The time that a pod has between SIGTERM and SIGKILL."""
+    return float(pod["metadata"].get("deletionGracePeriodSeconds") or pod["spec"].get("terminationGracePeriodSeconds") or _GRACE_SECONDS)
 
 
 def current_pods(pods: Sequence[Json]) -> list[Json]:
@@ -219,6 +235,11 @@ def _ended(job: Json, condition: Json, pod: Json | None) -> Observation:
     return Observation("ended", code, message=last or f"{reason}: {condition.get('message', '')}".strip(": ") or "its Job failed")
 
 
+def _outlived(condition: Json, pod: Json) -> Observation:
+    reason = condition.get("reason") or condition["type"]
+    return Observation("running", message=f"its Job has failed ({reason}); pod {pod['metadata']['name']} has time to checkpoint")
+
+
 def _job_spec(job: Json) -> Json:
     """The spec of a Job, or of a JobSet's Job."""
     jobs = [group["template"] for group in job["spec"].get("replicatedJobs", [])] or [job]
@@ -264,6 +285,11 @@ def _phase(pod: Json) -> str:
 
 def _is_over(pod: Json) -> bool:
     return _phase(pod) in ("Succeeded", "Failed")
+
+
+def _goes_on(pod: Json) -> bool:
+    """Whether a pod has begun and is not known to be over: it may write into the run's folder."""
+    return _phase(pod) in ("Running", "Unknown")
 
 
 def _has_failed(pod: Json) -> bool:

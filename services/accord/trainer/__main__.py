@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -19,18 +20,29 @@ from accord.rpc.server import Component, ServiceBinding, main
 from accord.rundir import RunFile
 from accord.trainer.calibration import Calibration
 from accord.trainer.config import TrainerConfig
-from accord.trainer.planner import available_bytes, find_model_folder, is_on_gpu, plan_memory, room_for
+from accord.trainer.model_folder import check_memory_known, find_model_folder
+from accord.trainer.planner import available_bytes, is_on_gpu, plan_memory, room_for
 from accord.trainer.registry import Registry
 from accord.trainer.servicer import TrainerServicer
 from accord.trainer.supervisor import Supervisor
 
+_LONGEST_LOOK_SECONDS = 120.0  # a start may read data for its plan, and an API server that is away takes each request's deadline
 _log = structlog.get_logger(__name__)
 
 
 class TrainerComponent:
-    """The registry, the supervisor's loop and the servicer. Implements `accord.rpc.server.Component`."""
+    """The registry, the supervisor's loop and the servicer. Implements `accord.rpc.server.Component`.
 
-    def __init__(self, config: TrainerConfig) -> None:
+    Args:
+        config: of the trainer.
+        clock: monotonic seconds.
+
+    Raises:
+        UnavailableError: the registry's database does not answer.
+        FailedPreconditionError: as `build_launcher`.
+    """
+
+    def __init__(self, config: TrainerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         Path(config.runs).mkdir(parents=True, exist_ok=True)
         self._config = config
         self._registry = Registry(config.database)
@@ -40,6 +52,8 @@ class TrainerComponent:
         self._servicer = TrainerServicer(self._registry, self._supervisor, ArtefactStore(config.artefacts), config, self._calibration)
         self._loop: asyncio.Task[None] | None = None
         self._fault: str | None = None
+        self._clock = clock
+        self._looking_since: float | None = None
 
     @property
     def bindings(self) -> Sequence[ServiceBinding]:
@@ -56,7 +70,12 @@ class TrainerComponent:
         self._loop = asyncio.create_task(self._watch())
 
     async def drain(self) -> None:
-        """Runs go on without the server."""
+        """Runs go on without the server; with `stop_runs` they write a checkpoint first, and end as stopped, so that they can be resumed."""
+        if not self._config.stop_runs:
+            return
+        await asyncio.to_thread(self._supervisor.stop_all)
+        while not await asyncio.to_thread(self._supervisor.has_ended_all):
+            await asyncio.sleep(self._config.poll_seconds)
 
     async def close(self) -> None:
         """Stops looking at the runs, which go on."""
@@ -69,16 +88,27 @@ class TrainerComponent:
 
     def fault(self) -> str | None:
         """Why runs are not looked after, or None."""
-        return self._fault or self._launcher.fault()
+        return self._fault or self._launcher.fault() or self._endless_look()
+
+    def _endless_look(self) -> str | None:
+        """A look that does not end raises nothing: a database that is frozen, a network's file system that is away."""
+        waited = 0.0 if self._looking_since is None else self._clock() - self._looking_since
+        if waited <= _LONGEST_LOOK_SECONDS:
+            return None
+        return (
+            f"runs cannot be looked after: the look at them that began {waited:.0f} s ago waits for the database, the folder of runs or the cluster"
+        )
 
     async def _watch(self) -> None:
         while True:
+            self._looking_since = self._clock()
             try:
                 await asyncio.to_thread(self._supervisor.tick)
                 self._fault = None
             except Exception as error:  # noqa: BLE001 - a full disk or a lost database must not end the loop; health says it
                 self._fault = f"runs cannot be looked after: {type(error).__name__}: {error}"
                 _log.error("tick_failed", reason=self._fault)
+            self._looking_since = None
             await asyncio.sleep(self._config.poll_seconds)
 
 
@@ -97,6 +127,7 @@ def build_launcher(config: TrainerConfig) -> Launcher:
         raise FailedPreconditionError(f"launcher kubernetes needs the extra accord[kubernetes]: {error}", field="launcher") from error
 
     def peak_bytes(run: RunFile) -> int:
+        check_memory_known(config, run.spec)
         folder, local = find_model_folder(config, run.spec), run.endpoints.local_scores
         return plan_memory(run.spec, folder, available_bytes(config, run.spec), local_scores=local, on_gpu=is_on_gpu(config, run.spec)).peak_bytes
 

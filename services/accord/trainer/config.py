@@ -21,7 +21,7 @@ class TrainerConfig(FrozenModel):
     database: str = Field(min_length=1, description="SQLAlchemy URL of the registry, for example sqlite:////path/registry.sqlite")
     artefacts: str = Field(min_length=1, description="URI of the artefact store")
     base_model: str = Field(default="embedded", min_length=1, description="embedded, a folder or a hub id")
-    model_folder: str = Field(default="", description="where the base model's files are, for memory plans; empty where not at hand")
+    model_folder: str = Field(default="", description="where base_model's files are, for memory plans; empty: in a cache, or not at hand")
     threads: int = Field(default=2, ge=1, le=1024, description="torch threads of a run")
     endpoints: Endpoints = Field(default=Endpoints(), description="addresses of the services, for the runs")
     max_running: int = Field(default=1, ge=1, description="runs at once; others wait QUEUED")
@@ -32,6 +32,11 @@ class TrainerConfig(FrozenModel):
     launcher: Literal["local", "kubernetes"] = Field(default="local", description="runs as processes of this machine, or as Kubernetes Jobs")
     command: tuple[str, ...] = Field(default=(), description="local: how a run's process is started; the path of run.yaml is appended")
     nice: int = Field(default=0, ge=0, le=19, description="local: niceness of the runs")
+    stop_runs: bool = Field(
+        default=False,
+        description="local: a server that is asked to stop has runs checkpoint and stop first, within server.drain_seconds, as where they end with "
+        "its container; without it they go on",
+    )
     kubernetes: KubernetesConfig | None = Field(default=None, description="how runs become Jobs; required with launcher kubernetes")
 
     @field_validator("server")
@@ -48,6 +53,8 @@ class TrainerConfig(FrozenModel):
             raise ValueError(f"launcher is {self.launcher}; the section kubernetes belongs to launcher kubernetes, which needs it")
         if self.kubernetes is None:
             return self
+        if self.stop_runs:
+            raise ValueError("stop_runs is of launcher local: Jobs go on without the trainer")
         local = [
             ("runs", self.runs),
             *([("artefacts", self.artefacts.removeprefix("file://"))] if self.artefacts.startswith(("/", "file://")) else []),

@@ -21,6 +21,7 @@ from accord.trainer.calibration import Speed
 from accord.trainer.config import TrainerConfig
 from accord.trainer.judging import judging_of
 from accord.trainer.lengths import Lengths, Limits, TokenCounter, measure
+from accord.trainer.model_folder import find_model_folder
 from accord.trainer.shape import ModelShape
 from accord.trainer.workload import PROCESS_BYTES, MemoryItem, Workload
 
@@ -59,14 +60,6 @@ class Plan:
         parts = "; ".join(f"{item.role} {_mib(item.bytes)} ({item.arithmetic})" for item in self.memory)
         said = f"the run needs about {_mib(self.peak_bytes)}, {room or f'{_mib(self.available_bytes)} are free{taken}'}: {parts}"
         return f"{said}; {self.advice}" if self.advice else said
-
-
-def find_model_folder(config: TrainerConfig, spec: RunSpec) -> Path | None:
-    """The folder with the base model's files; None where they are not at hand."""
-    for name in (spec.base_model, config.model_folder, config.base_model):
-        if name and (Path(name) / "config.json").is_file():
-            return Path(name)
-    return None
 
 
 def available_bytes(config: TrainerConfig, spec: RunSpec) -> int:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
-from accord.errors import AlreadyExistsError, NotFoundError
+from accord.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from accord.runspec import RunSpec, parse_spec
 
 metadata = sql.MetaData()
@@ -38,6 +38,10 @@ runs = sql.Table(
     sql.Column("cancel_time", sql.Float),
     sql.Column("exit_code", sql.Integer),
 )
+_PATIENCE: Mapping[str, int] = {  # libpq's own is to wait for ever for a server that has gone without a word
+    "connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 10, "keepalives_count": 2, "tcp_user_timeout": 30_000,
+}  # fmt: skip
+_STATEMENT_MILLISECONDS = 30_000
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 ACTIVE = ("STARTING", "RUNNING", "CHECKPOINTING", "CANCELLING")
 
@@ -72,11 +76,19 @@ class Registry:
 
     Args:
         url: SQLAlchemy URL.
+
+    Raises:
+        UnavailableError: the database does not answer, or lets nobody in.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
-        migrate(self._engine)
+        try:
+            migrate(self._engine)
+        except sql.exc.OperationalError as error:
+            self._engine.dispose()
+            place, reason = _without_credentials(self._engine.url), " ".join(str(error.orig).split())
+            raise UnavailableError(f"the registry's database {place} cannot be used: {reason}", field="database") from error
 
     def create(self, name: str, request_id: str, spec: RunSpec, directory: str) -> tuple[RunRecord, bool]:
         """The run of a request id and whether it is new; the same id and specification give the first one.
@@ -144,16 +156,26 @@ class Registry:
 
 
 def open_engine(url: str) -> Engine:
-    """An engine; SQLite in WAL with full synchronisation, so that what was acknowledged survives a kill."""
+    """An engine; SQLite in WAL with full synchronisation, so that what was acknowledged survives a kill. PostgreSQL is not waited for without end: a
+    server that has gone is noticed within 30 s, unless the URL's query says otherwise."""
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sql.create_engine(url, pool_pre_ping=True)
+    known = sql.make_url(url)
+    is_libpq = known.get_backend_name() == "postgresql" and known.get_driver_name().startswith("psycopg")
+    patience = {name: value for name, value in _PATIENCE.items() if name not in known.query} if is_libpq else {}
+    engine = sql.create_engine(url, pool_pre_ping=True, connect_args=patience)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
         def _pragmas(connection: Any, _: Any) -> None:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
                 connection.execute(f"PRAGMA {pragma}")
+
+    if engine.dialect.name == "postgresql" and "statement_timeout" not in str(known.query.get("options", "")):
+
+        @event.listens_for(engine, "begin")
+        def _timeout(connection: Connection) -> None:  # of each transaction: a pooler such as PgBouncer takes no options at the start of a connection
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_STATEMENT_MILLISECONDS}")
 
     return engine
 
@@ -168,6 +190,10 @@ def migrate(engine: Engine) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _without_credentials(url: sql.URL) -> str:
+    return sql.URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
 def _record(row: Any) -> RunRecord:

@@ -39,7 +39,8 @@ from accord.trainer.convert import (
     run_path,
     timestamp,
 )
-from accord.trainer.planner import Plan, available_bytes, data_specs, find_model_folder, is_on_gpu, make_plan, plan_memory
+from accord.trainer.model_folder import check_memory_known, find_model_folder
+from accord.trainer.planner import Plan, available_bytes, data_specs, is_on_gpu, make_plan, plan_memory
 from accord.trainer.registry import Registry, RunRecord
 from accord.trainer.shape import ModelShape
 from accord.trainer.supervisor import Supervisor
@@ -174,6 +175,7 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     def _check_fits(self, spec: RunSpec) -> None:
         config, begun = self._config, self._as_begun(spec)
+        check_memory_known(config, spec)
         plan = plan_memory(
             begun, find_model_folder(config, spec), available_bytes(config, spec), local_scores=config.endpoints.local_scores,
             on_gpu=is_on_gpu(config, spec),

@@ -48,6 +48,7 @@ class Supervisor:
         self._launcher = launcher
         self._config = config
         self._unreadable_since: dict[str, float] = {}
+        self._starts_runs = True
         self._lock = threading.Lock()  # a look and a caller's wish take turns, or a run cancelled in between would start
 
     def tick(self) -> None:
@@ -68,7 +69,7 @@ class Supervisor:
                 self._unreadable_since.pop(record.name, None)
         active = self._registry.find(ACTIVE)
         running, before = len(active), active[0].name if active else ""
-        for record in reversed(self._registry.find(("QUEUED",))):
+        for record in reversed(self._registry.find(("QUEUED",)) if self._starts_runs else ()):
             if running < self._config.max_running:
                 self._start(record)
                 running += 1
@@ -99,6 +100,21 @@ class Supervisor:
                 self._registry.update(record, state=before, cancel_time=None)  # it was not asked, and the caller is told
                 raise
             return record
+
+    def stop_all(self) -> None:
+        """Asks every run in progress to checkpoint and stop, and starts none any more; what is queued stays so for the next server."""
+        with self._lock:
+            self._starts_runs = False
+            for record in self._registry.find([state for state in ACTIVE if state != "CANCELLING"]):
+                try:
+                    self._launcher.stop(Path(record.directory), force=False)
+                except (AccordError, OSError) as error:
+                    _log.warning("run_not_asked_to_stop", run=record.name, reason=str(error))
+
+    def has_ended_all(self) -> bool:
+        """Looks at the runs, and says whether none is in progress any more."""
+        self.tick()
+        return not self._registry.find(ACTIVE, limit=1)
 
     def resume(self, name: str, change: Callable[[RunSpec], RunSpec] | None = None) -> RunRecord:
         """Queues an ended, unsuccessful run again; it goes on from its newest whole checkpoint.

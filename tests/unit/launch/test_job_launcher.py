@@ -132,6 +132,18 @@ def test_starting_the_same_attempt_again_is_success_and_makes_nothing(world: Wor
     assert world.seen("waiting", launcher=again)
 
 
+def test_what_outlives_its_job_has_its_grace_and_is_over_after_that(world: World) -> None:
+    job = world.start()
+    world.api.set_pod(job, RUNNING)
+    world.seen("running", "runs on node")
+    world.api.finish(job["metadata"]["name"], "Failed", "DeadlineExceeded")
+    for now in (0.0, 30.0, 40.0):  # the pod's grace, and ten seconds for its node to hear of it
+        world.clock.now = now
+        world.seen("running", "has time to checkpoint")
+    world.clock.now = 40.1
+    world.seen("ended", "longer than its deadline")
+
+
 def test_a_server_killed_between_config_map_and_job_goes_on(world: World) -> None:
     world.api.forbidden.add(("create", "jobs"))
     with pytest.raises(PermissionDeniedError):

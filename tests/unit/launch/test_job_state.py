@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accord.launch.jobstate import awaited_pod, current_pods, observe_job, whose_events
+from accord.launch.jobstate import awaited_pod, current_pods, grace_seconds, observe_job, outliving_pods, whose_events
 
 JOB = {"metadata": {"name": "accord-x", "labels": {}}, "spec": {"backoffLimit": 3}}
 
@@ -186,6 +186,39 @@ def test_how_a_run_ended(name: str) -> None:
     assert (found.state, found.exit_code, found.message) == ("ended", code, message)
 
 
+@pytest.mark.parametrize("phase", ["Running", "Unknown"])
+def test_a_job_that_ran_too_long_goes_on_until_its_pod_has_had_its_time(phase: str) -> None:
+    """Before Kubernetes 1.31 a Job is Failed as soon as its pod is asked to stop."""
+    late, going = job(failed("DeadlineExceeded"), activeDeadlineSeconds=60), pod(phase, {"running": {}})
+    found = observe_job(late, [going])
+    assert (found.state, found.message) == ("running", "its Job has failed (DeadlineExceeded); pod accord-x-a has time to checkpoint")
+    assert observe_job(late, [going], overdue=True).state == "ended"
+    assert outliving_pods(late, [going]) == [going]
+    for over in (pod("Pending", **SCHEDULED), pod("Failed", terminated(3))):
+        assert (outliving_pods(late, [over]), observe_job(late, [over]).state) == ([], "ended")
+    assert (
+        outliving_pods(job(), [going]) == outliving_pods(None, [going]) == outliving_pods(job({"type": "Complete", "status": "True"}), [going]) == []
+    )
+
+
+def test_the_grace_is_that_of_the_deletion_then_the_pods_own() -> None:
+    given = pod("Running")
+    assert grace_seconds(given) == 30
+    given["spec"]["terminationGracePeriodSeconds"] = 120
+    assert grace_seconds(given) == 120
+    given["metadata"]["deletionGracePeriodSeconds"] = 60
+    assert grace_seconds(given) == 60
+
+
+def test_a_run_whose_admission_is_taken_back_has_time_to_checkpoint_and_then_waits() -> None:
+    """Kueue suspends a running Job; its pod, which has its grace, writes into the run's folder as long as it goes on."""
+    queued = job(suspend=True) | {"metadata": {"name": "accord-x", "labels": {"kueue.x-k8s.io/queue-name": "alignment"}}}
+    found = observe_job(queued, [pod("Running", {"running": {}})])
+    assert (found.state, found.message) == ("running", "is suspended; its pod has time to checkpoint")
+    for pods in ([pod("Pending", **SCHEDULED)], [pod("Failed", terminated(3))], []):
+        assert observe_job(queued, pods).message == "admission by the queue alignment"
+
+
 def test_a_jobset_that_was_not_to_begin_again_says_why() -> None:
     """The condition is the same after the end of the deadline and after an exit code that is final: the pods tell them apart."""
     several = {"replicatedJobs": [{"name": "n", "replicas": 1, "template": {"spec": {"activeDeadlineSeconds": 3600}}}]}
@@ -344,7 +377,7 @@ def test_of_several_ends_the_one_that_explains_the_others_is_told(name: str) -> 
     cause, code, words = FIRST_CAUSES[name]
     for pods in ([cause, LOST], [LOST, cause], [node(2, "Failed", terminated(3)), LOST, node(3, "Running", RUNS), cause]):
         for conditions in ([failed("BackoffLimitExceeded")], [failed("PodFailurePolicy")]):
-            found = observe_job(job(*conditions), pods)
+            found = observe_job(job(*conditions), pods, overdue=True)
             assert (found.state, found.exit_code) == ("ended", code)
             assert "accord-x-0-abcde" in found.message
             assert words in found.message

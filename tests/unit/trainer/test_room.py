@@ -21,7 +21,8 @@ from accord.rundir import RunDirectory
 from accord.runspec import RunSpec, parse_spec
 from accord.trainer import planner, supervisor
 from accord.trainer.config import TrainerConfig
-from accord.trainer.planner import available_bytes, find_model_folder, plan_memory, room_for
+from accord.trainer.model_folder import find_model_folder
+from accord.trainer.planner import available_bytes, plan_memory, room_for
 from accord.trainer.registry import Registry
 from accord.trainer.supervisor import Supervisor
 

@@ -241,6 +241,37 @@ def test_a_run_that_does_not_stop_is_killed_after_the_grace(world: World) -> Non
     assert "had not stopped 1 s after it was asked to, and was killed" in world.until("CANCELLED").message
 
 
+def test_a_run_over_its_deadline_is_not_killed_before_it_has_written_its_checkpoint(world: World) -> None:
+    """Kubernetes 1.28 to 1.30: the Job is Failed while its pod, asked to stop, still has its grace."""
+    job = world.started()
+    name, pod = job["metadata"]["name"], f"{job['metadata']['name']}-a"
+    world.phase("train")
+    world.until("RUNNING")
+    world.api.set_pod(job, RUNNING, deletionTimestamp="2026-01-01T00:00:00Z", deletionGracePeriodSeconds=60)
+    world.api.finish(name, "Failed", "DeadlineExceeded")
+    world.until("RUNNING", f"its Job has failed (DeadlineExceeded); pod {pod} has time to checkpoint")
+    for _ in range(3):
+        world.supervisor.tick()
+    assert world.api.objects["pods", pod]["metadata"]["deletionGracePeriodSeconds"] == 60
+    world.directory.write_result(RunResult(EXIT_STOPPED, "stopped on request after step 4, with a checkpoint", 4))
+    world.api.set_pod(job, ended(EXIT_STOPPED))
+    found = world.until("FAILED")
+    assert found.message == "stopped on request after step 4, with a checkpoint (it ran longer than its deadline allows (DeadlineExceeded))"
+
+
+def test_a_run_that_its_queue_suspends_is_not_written_to_beside_its_pod(world: World) -> None:
+    job = world.started()
+    world.phase("train")
+    world.until("RUNNING")
+    world.api.set_pod(job, RUNNING, deletionTimestamp="2026-01-01T00:00:00Z", deletionGracePeriodSeconds=60)
+    world.api.put("jobs", {**world.api.the_job(), "spec": {**job["spec"], "suspend": True}})
+    world.until("RUNNING", "is suspended; its pod has time to checkpoint")
+    assert not world.messages()
+    world.api.remove("pods", f"{job['metadata']['name']}-a")
+    waiting = world.until("STARTING", "somebody to resume its Job, which is suspended")
+    assert world.messages() == [f"waits for {waiting.message}"]
+
+
 def test_a_run_cancelled_while_it_waits_never_starts(world: World) -> None:
     job = world.started({"phase": "Pending", **NO_GPU})
     world.until("STARTING", "Insufficient")
@@ -434,6 +465,7 @@ def test_memory_of_a_cluster_is_what_a_pod_gets_and_not_what_is_free_here(make: 
         ({"launcher": "kubernetes"}, "launcher is kubernetes; the section kubernetes belongs to launcher kubernetes"),
         ({"kubernetes": {"image": "a:1"}}, "launcher is local; the section kubernetes"),
         ({"launcher": "kubernets"}, "launcher"),
+        ({"launcher": "kubernetes", "kubernetes": {"image": "a:1"}, "stop_runs": True}, "stop_runs is of launcher local"),
         ({"launcher": "kubernetes", "kubernetes": {"image": "a:1"}}, "runs is /data/runs, which lies on none of kubernetes.claims"),
         (
             {"launcher": "kubernetes", "kubernetes": {"image": "a:1", "claims": [{"claim": "c", "mount_path": "/data/runs"}]}},
