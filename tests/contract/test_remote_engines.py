@@ -111,7 +111,7 @@ async def opened(
     if kind == "tgi":
         remote = {"adapters": {FIRST: "first", SECOND: "second"}, **remote}
     found = RemoteConfig(url=double.url, start_seconds=0, **remote)
-    policy = PolicyConfig(base_model=str(tiny.model_folder()), artefacts="unused", interactive_rows=0, **(config or {}))
+    policy = PolicyConfig(base_model=str(tiny.model_folder()), artefacts="unused", **{"interactive_rows": 0, **(config or {})})
     engine, encoder = await build_remote("tgi" if kind == "tgi" else "vllm", found, store or tiny.store(), policy)
     try:
         yield Opened(engine, encoder, double, kind)
@@ -518,6 +518,17 @@ async def test_interactive_calls_go_before_labelling(kind: str, doubles: Callabl
         urgent = far.submit(far.request(max_tokens=4), priority=INTERACTIVE, caller="person")
         await asyncio.gather(follow("first", first), follow("urgent", urgent), *(follow("label", item) for item in labels))
         assert order == ["first", "urgent", "label", "label", "label"]
+
+
+async def test_labelling_that_has_waited_long_leaves_the_reserve_to_interactive_calls(kind: str, doubles: Callable[..., Double]) -> None:
+    async with opened(kind, doubles(kind), max_concurrency=3, config={"interactive_rows": 1, "aging_seconds": 1e-6}) as far:
+        far.double.set(step_seconds=0.02)
+        sent = [far.submit(far.request(max_tokens=80), priority=LABELLING) for _ in range(2)]
+        await until(lambda: far.double.seen("open") == 2)
+        waiting = far.submit(far.request(max_tokens=4), priority=LABELLING)
+        await far.samples(far.request(max_tokens=4), priority=INTERACTIVE, caller="person")
+        assert not any(item.done for item in (*sent, waiting))
+        await asyncio.gather(*(item.result() for item in (*sent, waiting)))
 
 
 async def test_a_full_queue_refuses_at_once(kind: str, doubles: Callable[..., Double]) -> None:

@@ -31,7 +31,8 @@ from accord.models.inference import InferenceModel
 from accord.policy.adapters import AdapterShelf
 from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest, aborted_samples
 from accord.policy.config import PolicyConfig
-from accord.policy.engine import INTERACTIVE, AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
+from accord.policy.engine import AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
+from accord.policy.places import Places
 from accord.policy.stepper import Stepper, Unit, request_of
 from accord.policy.weights import load_update
 from accord.rpc.fairqueue import FairQueue, Verdict
@@ -64,6 +65,7 @@ class InProcessEngine:
             refuses=self._busy if config.refuse_when_busy else None,
         )  # fmt: skip
         self._rows = 0
+        self._places = Places(config.max_batch_rows, config.interactive_rows)
         self._serve(base)
         self._shelf = AdapterShelf(self._model, store, max_bytes=config.max_adapter_bytes, wake=self._queue.wake)
         self._pause: PauseMode | None = None
@@ -240,6 +242,7 @@ class InProcessEngine:
         """Lets in who has room. Adapters are loaded without the queue's lock, which the event loop needs too."""
         while True:
             self._to_load = ""
+            self._places.begin()
             self._queue.admit(self._decide)
             if not self._to_load:
                 return
@@ -259,7 +262,7 @@ class InProcessEngine:
         """Called in the queue's order: who comes in now; under a pause commands alone."""
         if isinstance(item.payload, AdapterCommand):
             return self._obey(item, item.payload)
-        if self._pause is not None:
+        if self._pause is not None or self._places.barred(item.priority):
             return "skip"
         version, base_model = cast(tuple[str, str], item.key)
         if base_model not in ("", self._info.digests.base_model):
@@ -272,11 +275,10 @@ class InProcessEngine:
             return "skip"
         if ready != "take":
             return ready
-        request = request_of(item)
-        rows = _rows_of(request)
-        limit = self._config.max_batch_rows - (self._config.interactive_rows if item.priority > INTERACTIVE else 0)
-        if self._stepper.active and self._stepper.rows + rows > limit:
-            return "stop"
+        rows = _rows_of(request_of(item))
+        place = self._places.verdict(item.priority, rows, held=self._stepper.rows, interactive=self._stepper.interactive_rows)
+        if place != "take":
+            return place
         if not self._stepper.admit(item, version):
             return "stop"
         self._rows = self._stepper.rows

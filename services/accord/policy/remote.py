@@ -30,6 +30,7 @@ from accord.models.encoding import PromptEncoder
 from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest, aborted_samples
 from accord.policy.config import PolicyConfig
 from accord.policy.engine import INTERACTIVE, AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
+from accord.policy.places import Places
 from accord.policy.remote_adapters import RemoteAdapters
 from accord.policy.remote_config import RemoteConfig
 from accord.policy.remote_flight import Flight, Forwarder, requests_of
@@ -65,6 +66,7 @@ class RemoteEngine:
             max_caller_cost=max(1, round(config.caller_share * config.max_queue_tokens)),
             max_wait_seconds=config.max_wait_seconds, aging_seconds=config.aging_seconds,
         )  # fmt: skip
+        self._places = Places(remote.max_concurrency, config.interactive_rows)
         self._woken = asyncio.Event()
         self._adapters = RemoteAdapters(
             server, store, base_model=info.digests.base_model, max_adapters=remote.max_adapters, wake=self._woken.set
@@ -196,6 +198,7 @@ class RemoteEngine:
                 flight.item.fail(DeadlineExceededError(f"the deadline passed while the {self._server.name} server computed"))
             if flight.item.abandoned:
                 flight.recall()
+        self._places.begin()
         self._queue.admit(self._decide)
 
     def _decide(self, item: Item) -> Verdict:
@@ -203,7 +206,7 @@ class RemoteEngine:
         version, payload = str(item.key or ""), item.payload
         if isinstance(payload, AdapterCommand):
             return self._obey(item, payload)
-        if self._pause is not None:
+        if self._pause is not None or self._places.barred(item.priority):
             return "skip"
         try:
             if not self._adapters.ready(version):
@@ -212,10 +215,11 @@ class RemoteEngine:
             item.fail(error)
             return "skip"
         requests = requests_of(payload, self._remote.max_concurrency)
-        busy = sum(flight.requests for flight in self._flights)
-        limit = self._remote.max_concurrency - (self._config.interactive_rows if item.priority > INTERACTIVE else 0)
-        if busy and busy + requests > limit:
-            return "stop"
+        held = sum(flight.requests for flight in self._flights)
+        interactive = sum(flight.requests for flight in self._flights if flight.item.priority <= INTERACTIVE)
+        place = self._places.verdict(item.priority, requests, held=held, interactive=interactive)
+        if place != "take":
+            return place
         self._send(Flight(item, version, self._adapters.far_name(version), requests))
         return "take"
 

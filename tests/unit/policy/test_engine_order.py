@@ -23,7 +23,7 @@ from accord.policy import inprocess
 from accord.policy.backend import GeneratedSample, GenerationRequest, SamplingSettings
 from accord.policy.config import PolicyConfig
 from accord.policy.convert import RequestReader
-from accord.policy.engine import Item, Terms
+from accord.policy.engine import ROLLOUT, Item, Terms
 from accord.policy.inprocess import InProcessEngine
 
 FIRST, SECOND, _ = (f"adapters/{name}/versions/1" for name in tiny.POLICIES)
@@ -227,6 +227,17 @@ async def test_an_adapter_that_cannot_be_loaded_is_refused_each_time_with_its_re
                         await answer(submit(engine, FIRST))
             assert engine.adapters() == {}
         assert len(await answer(submit(engine, FIRST))) == 8
+
+
+async def test_rollouts_that_have_waited_long_leave_the_reserved_rows_to_people() -> None:
+    async with running(max_batch_rows=4, interactive_rows=1, aging_seconds=1e-6) as engine:
+        rollouts = Terms(priority=ROLLOUT, caller="run")
+        computing = engine.submit([request(400)] * 3, rollouts)
+        await until(lambda: engine._stepper.rows == 3)
+        (waiting,) = engine.submit([request(4)], rollouts)
+        assert len(await answer(submit(engine))) == 8
+        assert not any(item.done for item in computing)
+        assert len(await answer(waiting)) == 4
 
 
 async def test_more_than_the_server_could_ever_hold_is_refused_by_field_with_the_limit() -> None:
