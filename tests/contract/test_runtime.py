@@ -213,10 +213,12 @@ def test_a_storm_of_expiring_and_cancelled_calls_leaves_a_clean_log_and_a_workin
 # Retries
 
 
-def test_a_client_that_retries_waits_as_long_as_it_is_told(echo: ServerProcess) -> None:
+@pytest.mark.parametrize("prompt_bytes", [1, MAX_MESSAGE_BYTES - 1000], ids=["small", "large"])
+def test_a_client_that_retries_waits_as_long_as_it_is_told(echo: ServerProcess, prompt_bytes: int) -> None:
+    request = EchoRequest(prompts=["p" * prompt_bytes], raise_error="ResourceExhaustedError")
     with echo.channel(attempts=2) as channel:
         began = time.monotonic()
-        error = refusal(lambda: EchoStub(channel).Echo(EchoRequest(prompts=["p"], raise_error="ResourceExhaustedError"), timeout=10))
+        error = refusal(lambda: EchoStub(channel).Echo(request, timeout=10))
     assert isinstance(error, ResourceExhaustedError)
     assert 1.2 < time.monotonic() - began < 4
 
