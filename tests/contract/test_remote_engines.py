@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -220,6 +221,7 @@ async def test_what_a_server_cannot_report_exactly_is_refused_by_name(doubles: C
             far.engine.check(far.request(temperature=0.001), "items[3]")
         assert caught.value.field == "items[3].sampling.temperature"
     async with opened("vllm", doubles("vllm", "--logprobs-mode=processed_logprobs")) as far:
+        far.engine.check(far.request(temperature=struct.unpack("f", struct.pack("f", 0.01))[0]), "items[3]")
         for changes in ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 1.0, "min_p": 0.1, "top_logprobs": 2}):
             with pytest.raises(UnimplementedError, match="after these"):
                 far.engine.check(far.request(**changes), "items[3]")

@@ -104,7 +104,7 @@ class VllmServer:
                 raise OutOfRangeError(f"prompt and response have {longest} tokens; vLLM scores at most {self._context - 1}", field=field)
             return
         sampling, where = request.sampling, f"{field}.sampling"
-        if 0 < sampling.temperature < _LEAST_TEMPERATURE:
+        if 0 < sampling.temperature < 0.999 * _LEAST_TEMPERATURE:  # the wire's float32 of 0.01 is a little less
             raise InvalidArgumentError(
                 f"temperature is {sampling.temperature:g}; vLLM raises it to {_LEAST_TEMPERATURE:g}, which is the least allowed besides 0",
                 field=f"{where}.temperature",
