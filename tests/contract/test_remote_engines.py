@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -391,6 +392,40 @@ async def test_the_least_recently_used_adapter_goes_first_and_comes_back(doubles
         assert [name.partition("@")[0] for name in loaded] == [SECOND]
         answers = await asyncio.gather(*(far.sample(version=version) for version in (SECOND, FIRST, THIRD) * 3))
         assert answers[1].token_ids == answers[4].token_ids == before
+
+
+async def test_the_folder_of_an_adapter_stays_in_the_cache_as_long_as_the_server_may_read_it(doubles: Callable[..., Double], tmp_path: Path) -> None:
+    async with opened("vllm", doubles("vllm"), store=tiny.store_afar(tmp_path), max_adapters=2) as far:
+        await far.sample(version=FIRST)
+        await far.sample(version=SECOND)
+        assert tiny.cached(tmp_path) == [FIRST, SECOND]
+        await far.engine.command(FIRST, load=False, deadline=None)
+        await far.sample(version=THIRD)
+        assert tiny.cached(tmp_path) == [SECOND, THIRD]
+        await asyncio.sleep(1.1)  # until an adapter may be evicted
+        far.double.set(fail={"path": "/v1/load_lora_adapter", "status": 400, "body": "{}"})
+        await failing(far.sample(version=FIRST), AccordError)
+        another = tiny.store_afar(tmp_path)
+        reward_model = another.resolve(f"adapters/{tiny.REWARD_MODEL}")
+        another.fetch(reward_model)
+        assert tiny.cached(tmp_path) == [THIRD, reward_model]
+
+
+async def test_a_failure_to_bring_an_adapter_is_not_answered_to_who_comes_later(far: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = threading.Event()
+
+    def fetch(name: str) -> Path:
+        fails.wait(20)
+        raise UnavailableError("the store is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(far.engine._store, "fetch", fetch)
+        left = far.submit(far.request(), version=FIRST)
+        await until(lambda: FIRST in far.engine._adapters._bringing)
+        left.cancel()
+        fails.set()
+        await until(far.engine._adapters._bringing[FIRST].task.done)
+    assert (await far.sample(version=FIRST)).token_ids
 
 
 async def test_an_adapter_in_use_is_not_unloaded(doubles: Callable[..., Double]) -> None:

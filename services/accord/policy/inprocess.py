@@ -250,9 +250,9 @@ class InProcessEngine:
             self._shelf.load(self._to_load)
             self._pass_since = None
 
-    def _ready(self, version: str) -> Verdict:
+    def _ready(self, version: str, item: Item) -> Verdict:
         """As the shelf's; what is to be loaded is noted, and whoever wants it stays the next in turn."""
-        ready = self._shelf.ready(version)
+        ready = self._shelf.ready(version, item.submitted)
         if ready == "load":
             self._to_load = version
             return "stop"
@@ -269,7 +269,7 @@ class InProcessEngine:
             item.fail(UnavailableError("other weights are served since the call came; ask again", retry_after_seconds=_AGAIN_SECONDS))
             return "skip"
         try:
-            ready = self._ready(version)
+            ready = self._ready(version, item)
         except AccordError as error:
             item.fail(error)
             return "skip"
@@ -298,7 +298,7 @@ class InProcessEngine:
         try:
             if not command.load and self._shelf.pinned(version):
                 return "skip"
-            ready = self._ready(version) if command.load else "take"
+            ready = self._ready(version, item) if command.load else "take"
             if ready != "take":
                 return ready
             item.complete(self._shelf.facts[version] if command.load else self._shelf.unload(version))

@@ -209,7 +209,7 @@ class RemoteEngine:
         if self._pause is not None or self._places.barred(item.priority):
             return "skip"
         try:
-            if not self._adapters.ready(version):
+            if not self._adapters.ready(version, item.submitted):
                 return "skip"
         except AccordError as error:
             item.fail(error)
@@ -228,7 +228,7 @@ class RemoteEngine:
         version = command.version
         try:
             if command.load:
-                if self._adapters.ready(version):
+                if self._adapters.ready(version, item.submitted):
                     item.complete(self.adapters()[version])
                 return "skip"
             if self._adapters.pinned(version):
