@@ -747,6 +747,36 @@ async def test_a_server_that_hangs_is_a_fault_until_it_answers_again(kind: str, 
         await until(lambda: far.engine.fault() is None, 3)
 
 
+async def faulty(far: Opened, words: str) -> None:
+    await until(lambda: words in str(far.engine.fault()))
+
+
+async def test_a_server_that_comes_back_with_another_logprobs_mode_is_a_fault(doubles: Callable[..., Double]) -> None:
+    async with opened("vllm", doubles("vllm", "--logprobs-mode=processed_logprobs"), probe_seconds=0.05) as far:
+        far.double.set(fail={"path": "/health", "status": 503, "body": "{}"})
+        await faulty(far, "health probes failed")
+        far.double.set(processed=False)
+        await faulty(far, "its logprobs mode was processed, and is raw; restart this replica")
+        error = await failing(far.sample(temperature=0.7), UnavailableError)
+        assert "its logprobs mode was processed, and is raw" in error.message
+
+
+async def test_a_server_that_comes_back_with_another_model_is_a_fault(kind: str, doubles: Callable[..., Double]) -> None:
+    card = {"id": "tiny", "root": "elsewhere", "max_model_len": 512}
+    other: dict[str, Any] = {
+        "vllm": {"path": "/v1/models", "body": json.dumps({"data": [card]})},
+        "tgi": {"path": "/info", "body": json.dumps({"model_id": "elsewhere", "max_total_tokens": 512, "max_input_tokens": 511})},
+    }
+    async with opened(kind, doubles(kind), probe_seconds=0.05) as far:
+        far.double.set(fail={"path": "/health", "status": 503, "body": "{}"})
+        await faulty(far, "health probes failed")
+        far.double.set(fail={"status": 200, **other[kind]})
+        await faulty(far, "and is elsewhere")
+        far.double.set()
+        await until(lambda: far.engine.fault() is None)
+        assert (await far.sample()).token_ids
+
+
 async def test_silence_ends_by_the_read_timeout(kind: str, doubles: Callable[..., Double]) -> None:
     async with opened(kind, doubles(kind), read_seconds=0.5) as far:
         far.double.set(hang=PATHS[kind])

@@ -20,6 +20,7 @@ from accord.artefacts.store import ArtefactStore
 from accord.errors import (
     AccordError,
     DeadlineExceededError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     NotFoundError,
@@ -76,6 +77,7 @@ class RemoteEngine:
         self._flights: set[Flight] = set()
         self._pause: PauseMode | None = None
         self._fault: str | None = None
+        self._changed: str | None = None
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._probe())]
 
     @property
@@ -209,6 +211,7 @@ class RemoteEngine:
         if self._pause is not None or self._places.barred(item.priority):
             return "skip"
         try:
+            self._check_same()
             if not self._adapters.ready(version, item.submitted):
                 return "skip"
         except AccordError as error:
@@ -222,6 +225,12 @@ class RemoteEngine:
             return place
         self._send(Flight(item, version, self._adapters.far_name(version), requests))
         return "take"
+
+    def _check_same(self) -> None:
+        if self._changed is not None:
+            raise UnavailableError(
+                f"the {self._server.name} server is not the one that this replica began with: {self._changed}; restart the replica"
+            )
 
     def _obey(self, item: Item, command: AdapterCommand) -> Verdict:
         """Obeys, or not yet. What is decided next finds a version that is unloaded gone."""
@@ -292,6 +301,12 @@ class RemoteEngine:
             item.fail(_paused())  # without effect on what is answered
         return samples
 
+    async def _compared(self) -> str | None:
+        try:
+            return await self._server.changed()
+        except FailedPreconditionError as error:
+            return error.message
+
     async def _probe(self) -> None:
         failed = 0
         while True:
@@ -299,7 +314,12 @@ class RemoteEngine:
             try:
                 async with asyncio.timeout(self._remote.probe_timeout_seconds):
                     await self._server.health()
-                failed, self._fault = 0, None
+                if failed:  # it may have been started anew, as another one
+                    self._changed = await self._compared()
+                if self._changed is None:
+                    failed, self._fault = 0, None
+                else:
+                    self._fault = f"{self._server.name} at {self._remote.url}: {self._changed}; restart this replica"
             except (AccordError, TimeoutError) as error:
                 failed += 1
                 why = str(error) or f"no answer within {self._remote.probe_timeout_seconds:g} s"
