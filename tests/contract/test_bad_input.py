@@ -105,6 +105,13 @@ GENERATIONS: list[tuple[str, list[GenerateItem], type[AccordError], str, tuple[s
     ("NUL in text", [GenerateItem("\x00")], InvalidArgumentError, "items[0].prompt.text", ("NUL", "position 0")),
     ("lone surrogate", [item("a\ud800")], InvalidArgumentError, "messages[0].content", ("lone surrogate", "position 1")),
     ("unknown role", [GenerateItem((Message("robot", "hi"),))], InvalidArgumentError, "messages[0].role", ("'robot'", "system, user, assistant")),  # type: ignore[arg-type]
+    (
+        "ends with a reply",
+        [GenerateItem((*tiny.user("hi"), Message("assistant", "ho")))],
+        InvalidArgumentError,
+        "items[0].prompt.messages",
+        ("assistant's turn", "must end with the user's"),
+    ),
     ("1 MB prompt", [item(MEGABYTE)], InvalidArgumentError, "items[0].prompt.messages", ("1000000 bytes", "at most 262144")),
     ("1 MB text", [GenerateItem(MEGABYTE)], InvalidArgumentError, "items[0].prompt.text", ("1000000 bytes", "at most 262144")),
     ("over the context", [item("x" * 600)], OutOfRangeError, "items[0].prompt", ("at most 511",)),

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -111,7 +113,7 @@ async def opened(
     if kind == "tgi":
         remote = {"adapters": {FIRST: "first", SECOND: "second"}, **remote}
     found = RemoteConfig(url=double.url, start_seconds=0, **remote)
-    policy = PolicyConfig(base_model=str(tiny.model_folder()), artefacts="unused", interactive_rows=0, **(config or {}))
+    policy = PolicyConfig(base_model=str(tiny.model_folder()), artefacts="unused", **{"interactive_rows": 0, **(config or {})})
     engine, encoder = await build_remote("tgi" if kind == "tgi" else "vllm", found, store or tiny.store(), policy)
     try:
         yield Opened(engine, encoder, double, kind)
@@ -220,6 +222,7 @@ async def test_what_a_server_cannot_report_exactly_is_refused_by_name(doubles: C
             far.engine.check(far.request(temperature=0.001), "items[3]")
         assert caught.value.field == "items[3].sampling.temperature"
     async with opened("vllm", doubles("vllm", "--logprobs-mode=processed_logprobs")) as far:
+        far.engine.check(far.request(temperature=struct.unpack("f", struct.pack("f", 0.01))[0]), "items[3]")
         for changes in ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 1.0, "min_p": 0.1, "top_logprobs": 2}):
             with pytest.raises(UnimplementedError, match="after these"):
                 far.engine.check(far.request(**changes), "items[3]")
@@ -391,6 +394,40 @@ async def test_the_least_recently_used_adapter_goes_first_and_comes_back(doubles
         assert answers[1].token_ids == answers[4].token_ids == before
 
 
+async def test_the_folder_of_an_adapter_stays_in_the_cache_as_long_as_the_server_may_read_it(doubles: Callable[..., Double], tmp_path: Path) -> None:
+    async with opened("vllm", doubles("vllm"), store=tiny.store_afar(tmp_path), max_adapters=2) as far:
+        await far.sample(version=FIRST)
+        await far.sample(version=SECOND)
+        assert tiny.cached(tmp_path) == [FIRST, SECOND]
+        await far.engine.command(FIRST, load=False, deadline=None)
+        await far.sample(version=THIRD)
+        assert tiny.cached(tmp_path) == [SECOND, THIRD]
+        await asyncio.sleep(1.1)  # until an adapter may be evicted
+        far.double.set(fail={"path": "/v1/load_lora_adapter", "status": 400, "body": "{}"})
+        await failing(far.sample(version=FIRST), AccordError)
+        another = tiny.store_afar(tmp_path)
+        reward_model = another.resolve(f"adapters/{tiny.REWARD_MODEL}")
+        another.fetch(reward_model)
+        assert tiny.cached(tmp_path) == [THIRD, reward_model]
+
+
+async def test_a_failure_to_bring_an_adapter_is_not_answered_to_who_comes_later(far: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = threading.Event()
+
+    def fetch(name: str) -> Path:
+        fails.wait(20)
+        raise UnavailableError("the store is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(far.engine._store, "fetch", fetch)
+        left = far.submit(far.request(), version=FIRST)
+        await until(lambda: FIRST in far.engine._adapters._bringing)
+        left.cancel()
+        fails.set()
+        await until(far.engine._adapters._bringing[FIRST].task.done)
+    assert (await far.sample(version=FIRST)).token_ids
+
+
 async def test_an_adapter_in_use_is_not_unloaded(doubles: Callable[..., Double]) -> None:
     async with opened("vllm", doubles("vllm")) as far:
         await far.sample(version=FIRST)
@@ -518,6 +555,17 @@ async def test_interactive_calls_go_before_labelling(kind: str, doubles: Callabl
         urgent = far.submit(far.request(max_tokens=4), priority=INTERACTIVE, caller="person")
         await asyncio.gather(follow("first", first), follow("urgent", urgent), *(follow("label", item) for item in labels))
         assert order == ["first", "urgent", "label", "label", "label"]
+
+
+async def test_labelling_that_has_waited_long_leaves_the_reserve_to_interactive_calls(kind: str, doubles: Callable[..., Double]) -> None:
+    async with opened(kind, doubles(kind), max_concurrency=3, config={"interactive_rows": 1, "aging_seconds": 1e-6}) as far:
+        far.double.set(step_seconds=0.02)
+        sent = [far.submit(far.request(max_tokens=80), priority=LABELLING) for _ in range(2)]
+        await until(lambda: far.double.seen("open") == 2)
+        waiting = far.submit(far.request(max_tokens=4), priority=LABELLING)
+        await far.samples(far.request(max_tokens=4), priority=INTERACTIVE, caller="person")
+        assert not any(item.done for item in (*sent, waiting))
+        await asyncio.gather(*(item.result() for item in (*sent, waiting)))
 
 
 async def test_a_full_queue_refuses_at_once(kind: str, doubles: Callable[..., Double]) -> None:
@@ -697,6 +745,36 @@ async def test_a_server_that_hangs_is_a_fault_until_it_answers_again(kind: str, 
         assert "no answer within 0.2 s" in str(far.engine.fault())
         far.double.set()
         await until(lambda: far.engine.fault() is None, 3)
+
+
+async def faulty(far: Opened, words: str) -> None:
+    await until(lambda: words in str(far.engine.fault()))
+
+
+async def test_a_server_that_comes_back_with_another_logprobs_mode_is_a_fault(doubles: Callable[..., Double]) -> None:
+    async with opened("vllm", doubles("vllm", "--logprobs-mode=processed_logprobs"), probe_seconds=0.05) as far:
+        far.double.set(fail={"path": "/health", "status": 503, "body": "{}"})
+        await faulty(far, "health probes failed")
+        far.double.set(processed=False)
+        await faulty(far, "its logprobs mode was processed, and is raw; restart this replica")
+        error = await failing(far.sample(temperature=0.7), UnavailableError)
+        assert "its logprobs mode was processed, and is raw" in error.message
+
+
+async def test_a_server_that_comes_back_with_another_model_is_a_fault(kind: str, doubles: Callable[..., Double]) -> None:
+    card = {"id": "tiny", "root": "elsewhere", "max_model_len": 512}
+    other: dict[str, Any] = {
+        "vllm": {"path": "/v1/models", "body": json.dumps({"data": [card]})},
+        "tgi": {"path": "/info", "body": json.dumps({"model_id": "elsewhere", "max_total_tokens": 512, "max_input_tokens": 511})},
+    }
+    async with opened(kind, doubles(kind), probe_seconds=0.05) as far:
+        far.double.set(fail={"path": "/health", "status": 503, "body": "{}"})
+        await faulty(far, "health probes failed")
+        far.double.set(fail={"status": 200, **other[kind]})
+        await faulty(far, "and is elsewhere")
+        far.double.set()
+        await until(lambda: far.engine.fault() is None)
+        assert (await far.sample()).token_ids
 
 
 async def test_silence_ends_by_the_read_timeout(kind: str, doubles: Callable[..., Double]) -> None:

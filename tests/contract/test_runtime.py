@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +213,12 @@ def test_a_storm_of_expiring_and_cancelled_calls_leaves_a_clean_log_and_a_workin
 # Retries
 
 
-def test_a_client_that_retries_waits_as_long_as_it_is_told(echo: ServerProcess) -> None:
+@pytest.mark.parametrize("prompt_bytes", [1, MAX_MESSAGE_BYTES - 1000], ids=["small", "large"])
+def test_a_client_that_retries_waits_as_long_as_it_is_told(echo: ServerProcess, prompt_bytes: int) -> None:
+    request = EchoRequest(prompts=["p" * prompt_bytes], raise_error="ResourceExhaustedError")
     with echo.channel(attempts=2) as channel:
         began = time.monotonic()
-        error = refusal(lambda: EchoStub(channel).Echo(EchoRequest(prompts=["p"], raise_error="ResourceExhaustedError"), timeout=10))
+        error = refusal(lambda: EchoStub(channel).Echo(request, timeout=10))
     assert isinstance(error, ResourceExhaustedError)
     assert 1.2 < time.monotonic() - began < 4
 
@@ -244,6 +246,33 @@ def test_a_client_with_retries_survives_a_restart_of_the_server(tmp_path: Path) 
 
 
 # Streams, health and the life of the process
+
+
+def asked_then_broken() -> Iterator[Any]:
+    yield EchoRequest(prompts=["p"])
+    raise LookupError("no second request")
+
+
+def test_what_the_requests_of_a_stream_raise_its_reader_gets(echo: ServerProcess, caplog: pytest.LogCaptureFixture) -> None:
+    with echo.channel() as channel:
+        replies = guard_stub(EchoStub(channel), 10).Chat(asked_then_broken())
+        assert next(replies).prompts == ["p"]
+        with pytest.raises(LookupError, match="no second request"):
+            next(replies)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_what_the_requests_of_a_stream_raise_its_reader_gets_in_asyncio(echo: ServerProcess, asynchronous: bool) -> None:
+    async def requests() -> AsyncIterator[Any]:
+        for request in asked_then_broken():
+            yield request
+
+    async with open_async_channel(ChannelConfig(address=echo.address, attempts=1)) as channel:
+        replies = guard_stub(EchoStub(channel), 10).Chat(requests() if asynchronous else asked_then_broken())
+        assert (await anext(replies)).prompts == ["p"]
+        with pytest.raises(LookupError, match="no second request"):
+            await anext(replies)
 
 
 async def test_leaving_a_guarded_stream_early_cancels_the_call(tmp_path: Path) -> None:

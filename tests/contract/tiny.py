@@ -52,6 +52,17 @@ def store() -> ArtefactStore:
     return found
 
 
+def store_afar(cache: Path) -> ArtefactStore:
+    """The same store behind a URL: in its cache stays what is read, and nothing else."""
+    return ArtefactStore(f"local://{store().uri}", cache=cache, cache_bytes=0)
+
+
+def cached(cache: Path) -> list[str]:
+    """The versions of `POLICIES`, reward models and so on that a cache holds, sorted."""
+    names = {manifest.digest: manifest.name for manifest in store().list()}
+    return sorted(names[path.name] for path in cache.iterdir())
+
+
 @cache
 def policy_bytes() -> int:
     """Bytes in memory of each of the policies."""

@@ -73,6 +73,9 @@ class LocalShelf:
             self._verified[digest] = stamp
         return folder
 
+    def release(self, name: AdapterName) -> None:
+        """Nothing is kept besides the store itself."""
+
     def restore(self, name: AdapterName, folder: Path, manifest: Manifest) -> None:
         target = self._folder(name)
         staging = self._stage(name, folder, manifest.files)

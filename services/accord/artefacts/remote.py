@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accord.artefacts.cache import FolderCache
 from accord.artefacts.manifest import FileEntry, Manifest
 from accord.artefacts.names import CLAIM_FILE, MANIFEST_FILE, REMOVED_FILE, RESERVED_FILES, AdapterName
 from accord.artefacts.shelf import check_entry, check_listing, hash_file, hash_stream
@@ -27,7 +26,7 @@ from accord.errors import FailedPreconditionError, UnavailableError
 class RemoteShelf:
     """Keeps versions under an fsspec URL; fetched versions are kept in a local cache by manifest digest."""
 
-    def __init__(self, url: str, cache: Path) -> None:
+    def __init__(self, url: str, cache: FolderCache) -> None:
         import fsspec  # 60 ms, and only for URLs
 
         try:
@@ -39,7 +38,7 @@ class RemoteShelf:
         self._url = url
         self._cache = cache
         self._verified: set[str] = set()
-        self._lock = threading.Lock()
+        self._digests: dict[AdapterName, str] = {}  # of what was fetched
 
     def adapters(self) -> list[str]:
         return self._children("adapters")
@@ -64,15 +63,19 @@ class RemoteShelf:
 
     def fetch(self, name: AdapterName, manifest: Manifest) -> Path:
         digest = manifest.digest
-        folder = self._cache / digest
-        with self._lock:
-            if digest in self._verified and folder.is_dir():
-                return folder
-        if not folder.is_dir() or not _intact(folder, manifest):
-            self._download(name, manifest, folder)
-        with self._lock:
+        downloaded = False
+        while not self._held(digest, manifest):
+            self._download(name, manifest)
             self._verified.add(digest)
-        return folder
+            downloaded = True
+        self._digests[name] = digest
+        if downloaded:
+            self._cache.trim()
+        return self._cache.folder(digest)
+
+    def release(self, name: AdapterName) -> None:
+        if (digest := self._digests.get(name)) is not None:
+            self._cache.release(digest)
 
     def restore(self, name: AdapterName, folder: Path, manifest: Manifest) -> None:
         with self._reported():
@@ -87,10 +90,7 @@ class RemoteShelf:
                     self._fs.rm_file(self._path(name, file))
                 except FileNotFoundError:
                     continue
-        digest = manifest.digest
-        with self._lock:
-            self._verified.discard(digest)
-        shutil.rmtree(self._cache / digest, ignore_errors=True)
+        self._cache.discard(manifest.digest)
 
     def _path(self, name: AdapterName, file: str = "") -> str:
         path = f"{self._root.rstrip('/')}/adapters/{name.adapter}/versions/{name.version}"
@@ -117,27 +117,24 @@ class RemoteShelf:
             with (folder / file).open("rb") as source, self._fs.open(self._path(name, file), "wb") as sink:
                 check_entry(name, file, expected, hash_stream(source, sink))
 
-    def _download(self, name: AdapterName, manifest: Manifest, folder: Path) -> None:
-        staging, damaged = (self._cache / f".staging-{uuid.uuid4().hex}" for _ in range(2))
-        staging.mkdir(parents=True)
-        try:
+    def _held(self, digest: str, manifest: Manifest) -> bool:
+        """Whether the cache has it, and keeps it now."""
+        if not self._cache.hold(digest):
+            return False
+        if digest in self._verified or _intact(self._cache.folder(digest), manifest):
+            self._verified.add(digest)
+            return True
+        self._cache.release(digest)
+        return False
+
+    def _download(self, name: AdapterName, manifest: Manifest) -> None:
+        with self._cache.staging() as staging:
             with self._reported():
                 check_listing(name, manifest.files, self._listing(name))
                 for file, entry in manifest.files.items():
                     with self._fs.open(self._path(name, file), "rb") as source, (staging / file).open("xb") as sink:
                         check_entry(name, file, entry, hash_stream(source, sink))
-            if _intact(folder, manifest):  # another process was faster, and may read it by now
-                return
-            with suppress(FileNotFoundError):
-                folder.rename(damaged)
-            try:
-                staging.rename(folder)
-            except OSError:
-                if not _intact(folder, manifest):
-                    raise
-        finally:
-            for left in (staging, damaged):
-                shutil.rmtree(left, ignore_errors=True)
+            self._cache.put(manifest.digest, staging, intact=lambda folder: _intact(folder, manifest))
 
     def _listing(self, name: AdapterName) -> set[str]:
         self._fs.invalidate_cache()

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlparse
 
+from accord.artefacts.cache import FolderCache
 from accord.artefacts.local import LocalShelf
 from accord.artefacts.manifest import JSON, Manifest
 from accord.artefacts.names import MANIFEST_FILE, REMOVED_FILE, AdapterName
@@ -23,6 +24,7 @@ from accord.artefacts.remote import RemoteShelf
 from accord.artefacts.shelf import Shelf, hash_stream, inventory
 from accord.errors import AbortedError, AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError
 
+_CACHE_BYTES = 4 * 2**30
 _PUBLISH_ATTEMPTS = 64
 _TWIN_WINDOW = 64  # a resumed run publishes again what it published last; older versions are not worth a request each
 
@@ -33,9 +35,10 @@ class ArtefactStore:
     Args:
         uri: a folder (created at the first publish), `file://` URL, or any other fsspec URL such as `s3://bucket/path`.
         cache: where versions fetched from a URL are kept; default `$XDG_CACHE_HOME/accord/artefacts`.
+        cache_bytes: what these may take before the least recently used go; those that are in use stay.
     """
 
-    def __init__(self, uri: str, *, cache: Path | None = None) -> None:
+    def __init__(self, uri: str, *, cache: Path | None = None, cache_bytes: int = _CACHE_BYTES) -> None:
         if not uri:
             raise InvalidArgumentError("the artefact store's uri is empty; give a folder or a URL", field="artefacts")
         self.uri = uri
@@ -44,7 +47,7 @@ class ArtefactStore:
         if scheme in ("", "file"):
             self._shelf = LocalShelf(Path(uri.removeprefix("file://")).expanduser().absolute())
         else:
-            self._shelf = RemoteShelf(uri, cache or cache_folder() / "artefacts")
+            self._shelf = RemoteShelf(uri, FolderCache(cache or cache_folder() / "artefacts", cache_bytes))
 
     def adapters(self) -> builtins.list[str]:
         """Names (`adapters/{adapter}`) of all adapters that have a version, removed ones included."""
@@ -91,7 +94,8 @@ class ArtefactStore:
     def fetch(self, name: str) -> Path:
         """A local folder with the version's files, each checked against its sha256 (read-only: it may be the store itself).
 
-        Files verified once are not hashed again in this process while their size, time and inode stay the same.
+        Files verified once are not hashed again in this process while their size, time and inode stay the same. The folder stays until this
+        process has called `release` as often, or ends.
 
         Raises:
             NotFoundError: there is no such version, or its files were removed.
@@ -105,6 +109,10 @@ class ArtefactStore:
             if self.manifest(name).removed:  # while we were reading
                 return self.fetch(name)
             raise
+
+    def release(self, name: str) -> None:
+        """The folder of a fetched version is read no longer: a cache may let it go. Without effect where it was not fetched."""
+        self._shelf.release(AdapterName.parse_version(name))
 
     def read_file(self, name: str, file: str) -> bytes:
         """One file of a version, checked against its sha256, without the others: for small ones.

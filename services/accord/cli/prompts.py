@@ -23,9 +23,14 @@ def read_text(given: str, field: str) -> str:
     """The text itself, or what stdin holds for ``-``.
 
     Raises:
-        InvalidArgumentError: there is no text.
+        InvalidArgumentError: there is no text, or stdin holds something else.
     """
-    text = sys.stdin.read() if given == "-" else given
+    try:
+        text = sys.stdin.read() if given == "-" else given
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            f"{field} on stdin is not {error.encoding.upper()} text: byte {error.object[error.start]:#04x} at {error.start}", field=field
+        ) from None
     if not text.strip():
         raise InvalidArgumentError(f"{field} is empty; give a text, or - and the text on stdin", field=field)
     return text

@@ -50,7 +50,7 @@ class ModelDigests:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call cost: tokens read, tokens written or scored, seconds of compute."""
+    """What a call cost: tokens read, tokens written or scored, seconds from its arrival to its answer (added up over its parts, see `merging`)."""
 
     prompt_tokens: int = 0
     response_tokens: int = 0

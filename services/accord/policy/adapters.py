@@ -5,6 +5,7 @@ A version that a request in flight uses stays. What does not belong here: the la
 
 from __future__ import annotations
 
+import time
 from collections import Counter as Tally
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,6 +33,12 @@ class _Fetched:
     facts: AdapterFacts
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: Exception
+    at: float
+
+
 class AdapterShelf:
     """Used by the compute thread alone, but for `facts`.
 
@@ -48,14 +55,18 @@ class AdapterShelf:
         self._max_bytes = max_bytes
         self._wake = wake
         self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-fetch")
-        self._fetching: dict[str, Future[_Fetched]] = {}
+        self._fetching: dict[str, Future[_Fetched | _Failed]] = {}
         self._held: OrderedDict[str, AdapterFacts] = OrderedDict()
         self._pins: Tally[str] = Tally()
         self.facts: dict[str, AdapterFacts] = {}
 
-    def ready(self, version: str) -> Verdict | Literal["load"]:
+    def ready(self, version: str, asked: float) -> Verdict | Literal["load"]:
         """Whether a version can be used now: "take"; "skip" while it is being fetched; "stop" while it needs the room of others in use; "load" once
         it has been fetched and has room: `load` it and ask again.
+
+        Args:
+            version: which.
+            asked: `time.monotonic()` seconds when it was asked for: what failed before that failed for others, and is tried anew.
 
         Raises:
             NotFoundError, FailedPreconditionError, DataLossError: it is not there, not for this model, or damaged.
@@ -66,32 +77,33 @@ class AdapterShelf:
             self._held.move_to_end(version)
             return "take"
         future = self._fetching.get(version)
-        if future is None:
+        if future is None or _failed_before(future, asked):
             future = self._fetching[version] = self._fetcher.submit(self._fetch, version, self._model)
             future.add_done_callback(lambda _: self._wake())
         if not future.done():
             return "skip"
         try:
             with naming("adapter"):
-                return "load" if self._make_room(version, future.result().facts.size_bytes) else "stop"
+                return "load" if self._make_room(version, _result(future).facts.size_bytes) else "stop"
         except AccordError:
-            del self._fetching[version]
+            self._drop(version)
             raise
         except Exception as error:
-            del self._fetching[version]
+            self._drop(version)
             raise InternalError(f"{version} could not be loaded: {type(error).__name__}") from error
 
     def load(self, version: str) -> None:
         """Loads a version that is ready for it; takes as long as its files and the disk want. What is wrong with it, the next `ready` raises."""
-        fetched = self._fetching[version].result()
+        fetched = _result(self._fetching[version])
         try:
             self._model.load_adapter(version, fetched.folder)
         except Exception as error:  # noqa: BLE001 - `ready` says what it is to whoever wants the version
-            failed: Future[_Fetched] = Future()
-            failed.set_exception(error)
+            failed: Future[_Fetched | _Failed] = Future()
+            failed.set_result(_Failed(error, time.monotonic()))
+            self._drop(version)
             self._fetching[version] = failed
             return
-        del self._fetching[version]
+        self._drop(version)
         self._held[version] = fetched.facts
         self._publish()
 
@@ -124,19 +136,36 @@ class AdapterShelf:
         """Forgets all versions and goes on with another model; nothing may be pinned."""
         self._model = model
         self._held.clear()
-        self._fetching.clear()
+        for version in list(self._fetching):
+            self._drop(version)
         self._publish()
 
     def close(self) -> None:
         """Ends the fetching thread."""
         self._fetcher.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, version: str, model: InferenceModel) -> _Fetched:
-        manifest = self._store.manifest(version)
-        check_policy(version, manifest.kind)
-        check_adapter_base(version, manifest.base_model_digest, model.base.digests.base_model)
-        folder = self._store.fetch(version)
-        return _Fetched(folder, AdapterFacts(manifest.digest, model.adapter_bytes(folder)))
+    def _fetch(self, version: str, model: InferenceModel) -> _Fetched | _Failed:
+        try:
+            manifest = self._store.manifest(version)
+            check_policy(version, manifest.kind)
+            check_adapter_base(version, manifest.base_model_digest, model.base.digests.base_model)
+            folder = self._store.fetch(version)
+        except Exception as error:  # noqa: BLE001 - `ready` raises it
+            return _Failed(error, time.monotonic())
+        try:
+            return _Fetched(folder, AdapterFacts(manifest.digest, model.adapter_bytes(folder)))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._store.release(version)
+            return _Failed(error, time.monotonic())
+
+    def _drop(self, version: str) -> None:
+        """Forgets a fetch, now or when it ends; its folder is in memory, or not wanted."""
+
+        def release(done: Future[_Fetched | _Failed]) -> None:
+            if not done.cancelled() and isinstance(done.result(), _Fetched):
+                self._store.release(version)
+
+        self._fetching.pop(version).add_done_callback(release)
 
     def _make_room(self, version: str, size: int) -> bool:
         """Whether there is room for so many bytes, once what is not in use has made it: those in use leave first, and nobody new keeps them."""
@@ -152,3 +181,15 @@ class AdapterShelf:
     def _publish(self) -> None:
         self.facts = dict(sorted(self._held.items()))
         _ADAPTERS.set(len(self._held))
+
+
+def _failed_before(future: Future[_Fetched | _Failed], asked: float) -> bool:
+    result = future.result() if future.done() and not future.cancelled() else None
+    return isinstance(result, _Failed) and result.at < asked
+
+
+def _result(future: Future[_Fetched | _Failed]) -> _Fetched:
+    result = future.result()
+    if isinstance(result, _Failed):
+        raise result.error
+    return result

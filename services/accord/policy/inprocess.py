@@ -31,7 +31,8 @@ from accord.models.inference import InferenceModel
 from accord.policy.adapters import AdapterShelf
 from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest, aborted_samples
 from accord.policy.config import PolicyConfig
-from accord.policy.engine import INTERACTIVE, AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
+from accord.policy.engine import AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
+from accord.policy.places import Places
 from accord.policy.stepper import Stepper, Unit, request_of
 from accord.policy.weights import load_update
 from accord.rpc.fairqueue import FairQueue, Verdict
@@ -64,6 +65,7 @@ class InProcessEngine:
             refuses=self._busy if config.refuse_when_busy else None,
         )  # fmt: skip
         self._rows = 0
+        self._places = Places(config.max_batch_rows, config.interactive_rows)
         self._serve(base)
         self._shelf = AdapterShelf(self._model, store, max_bytes=config.max_adapter_bytes, wake=self._queue.wake)
         self._pause: PauseMode | None = None
@@ -240,6 +242,7 @@ class InProcessEngine:
         """Lets in who has room. Adapters are loaded without the queue's lock, which the event loop needs too."""
         while True:
             self._to_load = ""
+            self._places.begin()
             self._queue.admit(self._decide)
             if not self._to_load:
                 return
@@ -247,9 +250,9 @@ class InProcessEngine:
             self._shelf.load(self._to_load)
             self._pass_since = None
 
-    def _ready(self, version: str) -> Verdict:
+    def _ready(self, version: str, item: Item) -> Verdict:
         """As the shelf's; what is to be loaded is noted, and whoever wants it stays the next in turn."""
-        ready = self._shelf.ready(version)
+        ready = self._shelf.ready(version, item.submitted)
         if ready == "load":
             self._to_load = version
             return "stop"
@@ -259,24 +262,23 @@ class InProcessEngine:
         """Called in the queue's order: who comes in now; under a pause commands alone."""
         if isinstance(item.payload, AdapterCommand):
             return self._obey(item, item.payload)
-        if self._pause is not None:
+        if self._pause is not None or self._places.barred(item.priority):
             return "skip"
         version, base_model = cast(tuple[str, str], item.key)
         if base_model not in ("", self._info.digests.base_model):
             item.fail(UnavailableError("other weights are served since the call came; ask again", retry_after_seconds=_AGAIN_SECONDS))
             return "skip"
         try:
-            ready = self._ready(version)
+            ready = self._ready(version, item)
         except AccordError as error:
             item.fail(error)
             return "skip"
         if ready != "take":
             return ready
-        request = request_of(item)
-        rows = _rows_of(request)
-        limit = self._config.max_batch_rows - (self._config.interactive_rows if item.priority > INTERACTIVE else 0)
-        if self._stepper.active and self._stepper.rows + rows > limit:
-            return "stop"
+        rows = _rows_of(request_of(item))
+        place = self._places.verdict(item.priority, rows, held=self._stepper.rows, interactive=self._stepper.interactive_rows)
+        if place != "take":
+            return place
         if not self._stepper.admit(item, version):
             return "stop"
         self._rows = self._stepper.rows
@@ -296,7 +298,7 @@ class InProcessEngine:
         try:
             if not command.load and self._shelf.pinned(version):
                 return "skip"
-            ready = self._ready(version) if command.load else "take"
+            ready = self._ready(version, item) if command.load else "take"
             if ready != "take":
                 return ready
             item.complete(self._shelf.facts[version] if command.load else self._shelf.unload(version))

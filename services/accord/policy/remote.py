@@ -20,6 +20,7 @@ from accord.artefacts.store import ArtefactStore
 from accord.errors import (
     AccordError,
     DeadlineExceededError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     NotFoundError,
@@ -30,6 +31,7 @@ from accord.models.encoding import PromptEncoder
 from accord.policy.backend import BackendInfo, GenerationRequest, LogprobsRequest, aborted_samples
 from accord.policy.config import PolicyConfig
 from accord.policy.engine import INTERACTIVE, AdapterCommand, AdapterFacts, Item, PauseMode, Payload, Result, Terms
+from accord.policy.places import Places
 from accord.policy.remote_adapters import RemoteAdapters
 from accord.policy.remote_config import RemoteConfig
 from accord.policy.remote_flight import Flight, Forwarder, requests_of
@@ -65,6 +67,7 @@ class RemoteEngine:
             max_caller_cost=max(1, round(config.caller_share * config.max_queue_tokens)),
             max_wait_seconds=config.max_wait_seconds, aging_seconds=config.aging_seconds,
         )  # fmt: skip
+        self._places = Places(remote.max_concurrency, config.interactive_rows)
         self._woken = asyncio.Event()
         self._adapters = RemoteAdapters(
             server, store, base_model=info.digests.base_model, max_adapters=remote.max_adapters, wake=self._woken.set
@@ -74,6 +77,7 @@ class RemoteEngine:
         self._flights: set[Flight] = set()
         self._pause: PauseMode | None = None
         self._fault: str | None = None
+        self._changed: str | None = None
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._probe())]
 
     @property
@@ -196,6 +200,7 @@ class RemoteEngine:
                 flight.item.fail(DeadlineExceededError(f"the deadline passed while the {self._server.name} server computed"))
             if flight.item.abandoned:
                 flight.recall()
+        self._places.begin()
         self._queue.admit(self._decide)
 
     def _decide(self, item: Item) -> Verdict:
@@ -203,28 +208,36 @@ class RemoteEngine:
         version, payload = str(item.key or ""), item.payload
         if isinstance(payload, AdapterCommand):
             return self._obey(item, payload)
-        if self._pause is not None:
+        if self._pause is not None or self._places.barred(item.priority):
             return "skip"
         try:
-            if not self._adapters.ready(version):
+            self._check_same()
+            if not self._adapters.ready(version, item.submitted):
                 return "skip"
         except AccordError as error:
             item.fail(error)
             return "skip"
         requests = requests_of(payload, self._remote.max_concurrency)
-        busy = sum(flight.requests for flight in self._flights)
-        limit = self._remote.max_concurrency - (self._config.interactive_rows if item.priority > INTERACTIVE else 0)
-        if busy and busy + requests > limit:
-            return "stop"
+        held = sum(flight.requests for flight in self._flights)
+        interactive = sum(flight.requests for flight in self._flights if flight.item.priority <= INTERACTIVE)
+        place = self._places.verdict(item.priority, requests, held=held, interactive=interactive)
+        if place != "take":
+            return place
         self._send(Flight(item, version, self._adapters.far_name(version), requests))
         return "take"
+
+    def _check_same(self) -> None:
+        if self._changed is not None:
+            raise UnavailableError(
+                f"the {self._server.name} server is not the one that this replica began with: {self._changed}; restart the replica"
+            )
 
     def _obey(self, item: Item, command: AdapterCommand) -> Verdict:
         """Obeys, or not yet. What is decided next finds a version that is unloaded gone."""
         version = command.version
         try:
             if command.load:
-                if self._adapters.ready(version):
+                if self._adapters.ready(version, item.submitted):
                     item.complete(self.adapters()[version])
                 return "skip"
             if self._adapters.pinned(version):
@@ -288,6 +301,12 @@ class RemoteEngine:
             item.fail(_paused())  # without effect on what is answered
         return samples
 
+    async def _compared(self) -> str | None:
+        try:
+            return await self._server.changed()
+        except FailedPreconditionError as error:
+            return error.message
+
     async def _probe(self) -> None:
         failed = 0
         while True:
@@ -295,7 +314,12 @@ class RemoteEngine:
             try:
                 async with asyncio.timeout(self._remote.probe_timeout_seconds):
                     await self._server.health()
-                failed, self._fault = 0, None
+                if failed:  # it may have been started anew, as another one
+                    self._changed = await self._compared()
+                if self._changed is None:
+                    failed, self._fault = 0, None
+                else:
+                    self._fault = f"{self._server.name} at {self._remote.url}: {self._changed}; restart this replica"
             except (AccordError, TimeoutError) as error:
                 failed += 1
                 why = str(error) or f"no answer within {self._remote.probe_timeout_seconds:g} s"

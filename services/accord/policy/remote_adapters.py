@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter as Tally
 from collections import OrderedDict
@@ -37,6 +38,16 @@ class _Held:
     fresh_until: float
 
 
+@dataclass(slots=True)
+class _Bringing:
+    task: asyncio.Task[None]
+    ended: float = math.inf
+
+    @property
+    def failed(self) -> bool:
+        return self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+
+
 class RemoteAdapters:
     """The adapters of one server.
 
@@ -55,7 +66,7 @@ class RemoteAdapters:
         self._max_adapters = max_adapters
         self._wake = wake
         self._held: OrderedDict[str, _Held] = OrderedDict()
-        self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._bringing: dict[str, _Bringing] = {}
         self._pins: Tally[str] = Tally()
         self._changing = asyncio.Lock()
         self._unpinned = asyncio.Event()
@@ -65,8 +76,12 @@ class RemoteAdapters:
         """The held versions, by name."""
         return {version: held.facts for version, held in sorted(self._held.items())}
 
-    def ready(self, version: str) -> bool:
+    def ready(self, version: str, asked: float) -> bool:
         """Whether a version can be used now; where not, it is being brought.
+
+        Args:
+            version: which.
+            asked: `time.monotonic()` seconds when it was asked for: what failed before that failed for others, and is tried anew.
 
         Raises:
             NotFoundError, FailedPreconditionError, DataLossError: it is not there, not for this model, not to be loaded, or damaged.
@@ -78,16 +93,15 @@ class RemoteAdapters:
             self._held.move_to_end(version)
             self._held[version].fresh_until = time.monotonic() + _FRESH_SECONDS
             return True
-        task = self._bringing.get(version)
-        if task is None:
-            task = self._bringing[version] = asyncio.create_task(self._bring(version))
-            task.add_done_callback(lambda _: self._wake())
-        if not task.done():
+        bringing = self._bringing.get(version)
+        if bringing is None or (bringing.failed and bringing.ended < asked):
+            bringing = self._begin(version)
+        if not bringing.task.done():
             return False
         del self._bringing[version]
         with naming("adapter"):
-            task.result()
-        return self.ready(version)
+            bringing.task.result()
+        return self.ready(version, asked)
 
     def far_name(self, version: str) -> str:
         """The server's name of a version that is ready."""
@@ -110,8 +124,7 @@ class RemoteAdapters:
 
     def forget(self, version: str) -> None:
         """The server has turned out not to hold it any more."""
-        self._held.pop(version, None)
-        self._publish()
+        self._leave(version)
 
     def withdraw(self, version: str) -> tuple[str, AdapterFacts]:
         """Takes a version out of use before it is unloaded, so that nobody begins to use it meanwhile; returns the server's name of it and its facts.
@@ -119,10 +132,9 @@ class RemoteAdapters:
         Raises:
             NotFoundError: it is not loaded.
         """
-        held = self._held.pop(version, None)
+        held = self._leave(version)
         if held is None:
             raise NotFoundError(f"{version} is not loaded; loaded: {', '.join(self._held) or 'none'}", field="name")
-        self._publish()
         return held.far_name, held.facts
 
     async def unload(self, version: str, far_name: str) -> None:
@@ -133,9 +145,19 @@ class RemoteAdapters:
 
     async def close(self) -> None:
         """Stops bringing."""
-        for task in self._bringing.values():
+        tasks = [bringing.task for bringing in self._bringing.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._bringing.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, version: str) -> _Bringing:
+        def ended(_: asyncio.Task[None]) -> None:
+            bringing.ended = time.monotonic()
+            self._wake()
+
+        bringing = self._bringing[version] = _Bringing(asyncio.create_task(self._bring(version)))
+        bringing.task.add_done_callback(ended)
+        return bringing
 
     async def _bring(self, version: str) -> None:
         try:
@@ -143,17 +165,31 @@ class RemoteAdapters:
             check_policy(version, manifest.kind)
             check_adapter_base(version, manifest.base_model_digest, self._base_model)
             folder = await asyncio.to_thread(self._store.fetch, version)
-            async with self._changing:
-                await self._make_room()
-                far_name = await self._server.load_adapter(AdapterFiles(version, manifest.digest, folder))
-                facts = AdapterFacts(manifest.digest, manifest.size_bytes)
-                self._held[version] = _Held(far_name, facts, time.monotonic() + _FRESH_SECONDS)
-                self._publish()
+            try:
+                await self._load(AdapterFiles(version, manifest.digest, folder), manifest.size_bytes)
+            except BaseException:
+                self._store.release(version)
+                raise
         except AccordError:
             raise
         except Exception as error:
             _log.error("adapter_not_loaded", version=version, **describe_exception(error))
             raise InternalError(f"{version} could not be loaded: {type(error).__name__}, see server log") from error
+
+    async def _load(self, files: AdapterFiles, size_bytes: int) -> None:
+        async with self._changing:
+            await self._make_room()
+            far_name = await self._server.load_adapter(files)
+            self._held[files.version] = _Held(far_name, AdapterFacts(files.digest, size_bytes), time.monotonic() + _FRESH_SECONDS)
+            self._publish()
+
+    def _leave(self, version: str) -> _Held | None:
+        """Takes a version out of use; from now on nobody makes the server read its folder again, as it may while it holds the version."""
+        held = self._held.pop(version, None)
+        if held is not None:
+            self._store.release(version)
+            self._publish()
+        return held
 
     async def _make_room(self) -> None:
         """Lets the least recently used go until there is room for one; where all are in use, waits for one that is not."""
@@ -165,8 +201,8 @@ class RemoteAdapters:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._unpinned.wait(), _FRESH_SECONDS)
                 continue
-            held = self._held.pop(idle)
-            self._publish()
+            held = self._leave(idle)
+            assert held is not None
             await self._server.unload_adapter(held.far_name)
 
     def _publish(self) -> None:

@@ -6,7 +6,7 @@ What does not belong here: HTTP (`accord.policy.http_peer`), the queue and adapt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +58,10 @@ class RemoteServer(Protocol):
         """
         ...
 
+    async def changed(self) -> str | None:
+        """Returns in words what is otherwise than when the server was described, or None where it is the same; raises as `describe`."""
+        ...
+
     def check(self, request: GenerationRequest | LogprobsRequest, field: str) -> None:
         """Raises UnimplementedError, InvalidArgumentError, OutOfRangeError or FailedPreconditionError where the server cannot do it exactly."""
         ...
@@ -106,6 +110,11 @@ def sample_seed(seed: int, index: int) -> int:
     Servers that count up themselves (vLLM's n gives sample i the seed s + i) answer seed 7 sample 1 and seed 8 sample 0 alike.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") >> 1
+
+
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+    """Returns what of a server has changed, in words, or None."""
+    return ", ".join(f"its {name} was {value}, and is {now[name]}" for name, value in then.items() if now[name] != value) or None
 
 
 def altered(sampling: SamplingSettings) -> bool:

@@ -21,7 +21,7 @@ from accord.models.inference import InferenceModel
 from accord.models.kvpool import KvPool
 from accord.models.ragged import Piece
 from accord.policy.backend import GenerationRequest, LogprobsRequest, TopLogprobs
-from accord.policy.engine import Item
+from accord.policy.engine import INTERACTIVE, Item
 from accord.policy.flight import Endings, Generation, Row, Scoring, Target, scoring_tokens
 from accord.policy.prefix_cache import BLOCK, Key, PrefixCache
 from accord.policy.sampling import RowSampling, sample
@@ -77,6 +77,11 @@ class Stepper:
     def rows(self) -> int:
         """Sequences in compute."""
         return sum(len(list(unit.slots)) for unit in self._units)
+
+    @property
+    def interactive_rows(self) -> int:
+        """Those of them that belong to interactive calls."""
+        return sum(len(list(unit.slots)) for unit in self._units if unit.item.priority <= INTERACTIVE)
 
     def needs(self, request: GenerationRequest | LogprobsRequest) -> int:
         """Tokens of key-value slots that a request takes."""

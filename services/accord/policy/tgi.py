@@ -31,7 +31,7 @@ from accord.models.encoding import PromptEncoder
 from accord.policy.backend import FinishReason, GenerationRequest, LogprobsRequest, SamplingSettings, TopLogprobs
 from accord.policy.http_peer import HttpPeer
 from accord.policy.remote_config import RemoteConfig
-from accord.policy.remote_server import AdapterFiles, Ask, Piece, altered
+from accord.policy.remote_server import AdapterFiles, Ask, Piece, altered, differences
 from accord.policy.text_form import TextForm
 
 _PROBE_TEXT = "Accord asks 12 naïve questions;\n\n  who answers 🌊?"
@@ -55,21 +55,32 @@ class TgiServer:
         self._encoder = encoder
         self._text = lru_cache(maxsize=_TEXTS_KEPT)(text_form.text)  # `check` writes it, `generate` needs it again
         self._peer = HttpPeer("TGI", config)
+        self._facts: dict[str, Any] = {}
         self._most_input = self._most_total = 0
 
     async def describe(self) -> int:
         """Reads the limits and compares tokenizers; see `RemoteServer.describe`."""
+        self._facts = await self._look()
+        self._most_input, self._most_total = self._facts["max_input_tokens"], self._facts["max_total_tokens"]
+        return self._most_total
+
+    async def changed(self) -> str | None:
+        """Looks again; see `RemoteServer.changed`."""
+        return differences(self._facts, await self._look())
+
+    async def _look(self) -> dict[str, Any]:
         info = await self._peer.json("GET", "/info")
         try:
-            self._most_total = int(info["max_total_tokens"])
-            self._most_input = int(info.get("max_input_tokens") or info["max_input_length"])
+            most_total = int(info["max_total_tokens"])
+            most_input = int(info.get("max_input_tokens") or info["max_input_length"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._peer.garbled("/info has no max_total_tokens and max_input_tokens") from error
         tokens = await self._peer.json("POST", "/tokenize", {"inputs": _PROBE_TEXT})
         ids = [token.get("id") for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else []
         if ids != self._encoder.encode_text(_PROBE_TEXT):
             raise FailedPreconditionError(f"{self._peer.place} tokenizes differently from base_model: it serves another model", field="base_model")
-        return self._most_total
+        models = {f"model_{what}": info.get(f"model_{what}") for what in ("id", "sha")}
+        return {**models, "max_input_tokens": most_input, "max_total_tokens": most_total}
 
     def check(self, request: GenerationRequest | LogprobsRequest, field: str) -> None:
         """See the module's docstring for what cannot be exact."""

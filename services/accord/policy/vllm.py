@@ -43,7 +43,7 @@ from accord.models.encoding import PromptEncoder
 from accord.policy.backend import GenerationRequest, LogprobsRequest, SamplingSettings
 from accord.policy.http_peer import HttpPeer
 from accord.policy.remote_config import RemoteConfig
-from accord.policy.remote_server import AdapterFiles, Ask, Piece, altered
+from accord.policy.remote_server import AdapterFiles, Ask, Piece, altered, differences
 from accord.policy.vllm_reply import PROBE_TOP, logprobs_mode_of, piece_of
 
 _LEAST_TEMPERATURE = 0.01
@@ -71,28 +71,37 @@ class VllmServer:
         self._eos = frozenset(eos_token_ids)
         self._peer = HttpPeer("vLLM", config)
         self._model = config.model
+        self._facts: dict[str, Any] = {}
         self._context = 0
         self._mode: Literal["raw", "processed"] = "raw"
 
     async def describe(self) -> int:
         """Finds the base model, compares tokenizers and learns the logprobs mode; see `RemoteServer.describe`."""
+        self._facts = await self._look()
+        self._model, self._context, self._mode = self._facts["model"], self._facts["max_model_len"], self._facts["logprobs mode"]
+        return self._context - 1
+
+    async def changed(self) -> str | None:
+        """Looks again; see `RemoteServer.changed`."""
+        return differences(self._facts, await self._look())
+
+    async def _look(self) -> dict[str, Any]:
         found = await self._base_model()
-        self._model, self._context = str(found["id"]), int(found["max_model_len"])
-        once, twice = await self._probe(1.0), await self._probe(2.0)
-        expected = self._encoder.encode_text(_PROBE_TEXT)
-        if once.get("prompt_token_ids") != expected:
+        model = str(found["id"])
+        once, twice = await self._probe(model, 1.0), await self._probe(model, 2.0)
+        if once.get("prompt_token_ids") != self._encoder.encode_text(_PROBE_TEXT):
             raise FailedPreconditionError(
                 f"{self._peer.place} tokenizes differently from base_model: it serves another model, or is too old for return_token_ids",
                 field="base_model",
             )
         try:
-            self._mode = logprobs_mode_of(once, twice)
+            mode = logprobs_mode_of(once, twice)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise FailedPreconditionError(
                 f"{self._peer.place} reports no logprobs that can be used: start it with --logprobs-mode processed_logprobs, or raw_logprobs",
                 field="remote",
             ) from error
-        return self._context - 1
+        return {"model": model, "root": found.get("root"), "max_model_len": int(found["max_model_len"]), "logprobs mode": mode}
 
     def check(self, request: GenerationRequest | LogprobsRequest, field: str) -> None:
         """See the module's docstring for what cannot be exact."""
@@ -104,7 +113,7 @@ class VllmServer:
                 raise OutOfRangeError(f"prompt and response have {longest} tokens; vLLM scores at most {self._context - 1}", field=field)
             return
         sampling, where = request.sampling, f"{field}.sampling"
-        if 0 < sampling.temperature < _LEAST_TEMPERATURE:
+        if 0 < sampling.temperature < 0.999 * _LEAST_TEMPERATURE:  # the wire's float32 of 0.01 is a little less
             raise InvalidArgumentError(
                 f"temperature is {sampling.temperature:g}; vLLM raises it to {_LEAST_TEMPERATURE:g}, which is the least allowed besides 0",
                 field=f"{where}.temperature",
@@ -212,9 +221,9 @@ class VllmServer:
             raise self._peer.garbled("/v1/models has no max_model_len")
         return wanted[0]
 
-    async def _probe(self, temperature: float) -> dict[str, Any]:
+    async def _probe(self, model: str, temperature: float) -> dict[str, Any]:
         body = {
-            "model": self._model, "prompt": _PROBE_TEXT, "max_tokens": 1, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+            "model": model, "prompt": _PROBE_TEXT, "max_tokens": 1, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
             "repetition_penalty": 1.0, "seed": 0, "logprobs": PROBE_TOP, "return_token_ids": True, "return_tokens_as_token_ids": True,
         }  # fmt: skip
         return self._choice(await self._completion(body, ""))

@@ -148,11 +148,14 @@ class RewardEngine:
             return self._heads[version]
         facts = self.describe(version).head
         folder = self._store.fetch(version)
-        head = ScalarHead.load(folder, hidden_size=self.base.hidden_size).to(self.base.device).requires_grad_(False)
-        while len(self._heads) >= self._config.max_loaded_models:
-            oldest, _ = self._heads.popitem(last=False)
-            self._adapted.remove(oldest)
-        self._adapted.load(version, folder)
+        try:
+            head = ScalarHead.load(folder, hidden_size=self.base.hidden_size).to(self.base.device).requires_grad_(False)
+            while len(self._heads) >= self._config.max_loaded_models:
+                oldest, _ = self._heads.popitem(last=False)
+                self._adapted.remove(oldest)
+            self._adapted.load(version, folder)
+        finally:
+            self._store.release(version)
         self._heads[version] = (head, facts)
         _MODELS.set(len(self._heads))
         return head, facts

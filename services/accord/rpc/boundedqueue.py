@@ -192,12 +192,18 @@ class _Throughput:
         now = time.monotonic()
         self._completed.append((now, cost))
         self._total += cost
-        while self._completed and self._completed[0][0] < now - _THROUGHPUT_WINDOW_SECONDS:
-            self._total -= self._completed.popleft()[1]
+        self._forget(now)
 
     def seconds_for(self, cost: int) -> float:
         """How long `cost` takes at the recent speed; 0 where nothing was completed recently."""
+        now = time.monotonic()
+        self._forget(now)
         if not self._completed:
             return 0.0
-        elapsed = max(time.monotonic() - self._completed[0][0], 0.1)
+        elapsed = max(now - self._completed[0][0], 0.1)
         return cost * elapsed / max(self._total, 1)
+
+    def _forget(self, now: float) -> None:
+        """An idle hour is no slow one: what was completed before it says nothing of the speed."""
+        while self._completed and self._completed[0][0] < now - _THROUGHPUT_WINDOW_SECONDS:
+            self._total -= self._completed.popleft()[1]

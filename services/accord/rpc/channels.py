@@ -24,6 +24,7 @@ LoadBalancing = Literal["round_robin", "pick_first"] | OwnBalancing
 
 _ONE_REPLICA = {"accord.api.policy.v1.PolicyAdminService": ("UnloadAdapter", "PauseGeneration", "ResumeGeneration", "UpdateWeights")}
 """Calls that change the replica that they reach: a retry would change another one too."""
+_METADATA_BYTES = 65_536
 _POLL_SECONDS = 0.1
 _PROBE_SECONDS = 1.0
 
@@ -121,6 +122,8 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, str | int]]:
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
+        # What gRPC keeps of a call to send it again; by default 256 KiB, and a larger call is never tried again.
+        ("grpc.per_rpc_retry_buffer_size", min(config.max_message_bytes + _METADATA_BYTES, 2**31 - 1)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),

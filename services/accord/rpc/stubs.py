@@ -5,7 +5,7 @@ What does not belong here: channels (`accord.rpc.channels`) and typed clients (`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -22,7 +22,8 @@ def guard_stub(stub: StubT, default_timeout_seconds: float) -> StubT:
 
     A call raises the AccordError that the server raised in place of RpcError, gets `default_timeout_seconds` unless it is given
     ``timeout=``, and carries the ``x-request-id`` that structlog's context holds (a server's handlers have one). Methods keep the stub's
-    call signature; unary aio calls return a coroutine, streams an iterator (async for aio) that cancels the call when it is closed early.
+    call signature; unary aio calls return a coroutine, streams an iterator (async for aio) that cancels the call when it is closed early. Where
+    the requests of a stream raise, the stream of answers does, after the answers to those before.
     """
     return cast(StubT, _GuardedStub(stub, default_timeout_seconds))
 
@@ -74,22 +75,53 @@ async def _call_async(method: Callable[..., Awaitable[object]], request: object,
         raise from_rpc_error(error) from None
 
 
-def _stream(method: Callable[..., Any], request: object, **options: object) -> Iterator[object]:
-    call = method(request, **options)
+def _stream(method: Callable[..., Any], request: Any, **options: object) -> Iterator[object]:
+    failed: list[Exception] = []
+    streams = isinstance(method, grpc.StreamStreamMultiCallable)
+    call = method(_until_one_fails(request, failed) if streams else request, **options)
     try:
         yield from call
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from None
+        if not failed:
+            raise from_rpc_error(error) from None
     finally:
         call.cancel()
+    if failed:
+        raise failed[0]
 
 
-async def _stream_async(method: Callable[..., Any], request: object, **options: object) -> AsyncIterator[object]:
-    call = method(request, **options)
+async def _stream_async(method: Callable[..., Any], request: Any, **options: object) -> AsyncIterator[object]:
+    failed: list[Exception] = []
+    streams = isinstance(method, grpc.aio.StreamStreamMultiCallable)
+    call = method(_until_one_fails_async(request, failed) if streams else request, **options)
     try:
         async for reply in call:
             yield reply
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from None
+        if not failed:
+            raise from_rpc_error(error) from None
     finally:
         call.cancel()
+    if failed:
+        raise failed[0]
+
+
+def _until_one_fails(requests: Iterable[object], failed: list[Exception]) -> Iterator[object]:
+    """The requests up to one that cannot be made, whose error is kept: gRPC would end the call with an error of its own."""
+    try:
+        yield from requests
+    except Exception as error:  # noqa: BLE001 - the caller's own, raised to it when the answers to the requests before have come
+        failed.append(error)
+
+
+async def _until_one_fails_async(requests: AsyncIterable[object] | Iterable[object], failed: list[Exception]) -> AsyncIterator[object]:
+    """As `_until_one_fails`: gRPC would cancel the task that reads the answers."""
+    try:
+        if isinstance(requests, AsyncIterable):
+            async for request in requests:
+                yield request
+        else:
+            for request in requests:
+                yield request
+    except Exception as error:  # noqa: BLE001 - as above
+        failed.append(error)

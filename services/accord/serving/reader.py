@@ -32,7 +32,8 @@ class SequenceReader:
         """Returns the token ids of a prompt, at least one.
 
         Raises:
-            InvalidArgumentError: an empty prompt where none is allowed, text that is too long or cannot be tokenized, an unknown token id.
+            InvalidArgumentError: an empty prompt where none is allowed, a conversation that does not end with the user's turn, text that is too
+                long or cannot be tokenized, an unknown token id.
         """
         prompt = prompt_from_proto(wire)
         if isinstance(prompt, EmptyPrompt):
@@ -44,6 +45,10 @@ class SequenceReader:
         if isinstance(prompt, str):
             self._check_bytes(prompt, f"{field}.text")
             return _at_least_one(_named(lambda: self._encoder.encode_text(prompt), f"{field}.text"), f"{field}.text")
+        if prompt[-1].role != "user":
+            raise InvalidArgumentError(
+                f"the conversation ends with the {prompt[-1].role}'s turn; it must end with the user's, which is answered", field=f"{field}.messages"
+            )
         self._check_bytes("".join(message.content for message in prompt), f"{field}.messages")
         try:
             return self._encoder.encode_prompt(prompt)

@@ -58,7 +58,8 @@ def check(home: Path | str, *, base_model: str = EMBEDDED) -> tuple[Check, ...]:
     try:
         state = read_state(layout)
     except AccordError as error:
-        return (Check("workspace", "problem", str(error), "see ARCHITECTURE.md for what is in the folder"),)
+        what_to_do = "; ".join(getattr(error, "__notes__", ())) or "see ARCHITECTURE.md for what is in the folder"
+        return (Check("workspace", "problem", str(error), what_to_do),)
     checks: list[Callable[[], Iterator[Check]]] = [
         _python,
         _packages,

@@ -69,9 +69,9 @@ def read_state(layout: Layout) -> WorkspaceState:
     except (FileNotFoundError, NotADirectoryError):
         return WorkspaceState()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataLossError(
-            f"{layout.state} is damaged ({type(error).__name__}); stop the workspace's processes by hand, then remove the file"
-        ) from error
+        damaged = DataLossError(f"{layout.state} is damaged ({type(error).__name__})")
+        damaged.add_note("stop the workspace's processes by hand, then remove the file")
+        raise damaged from error
 
 
 def write_state(layout: Layout, state: WorkspaceState) -> None:

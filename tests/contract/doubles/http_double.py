@@ -1,6 +1,7 @@
 """What both doubles share of HTTP: a threading server that counts open requests, notices callers that leave, and fails when it is told to.
 
-`POST /double` sets `step_seconds` (time a token takes), `fail` ({path, status, body, type, after}) and `hang` (a path that never answers);
+`POST /double` sets `step_seconds` (time a token takes), `fail` ({path, status, body, type, after}), `hang` (a path that never answers) and what one
+double knows;
 `GET /double` tells what was seen. What does not belong here: what a path answers.
 """
 

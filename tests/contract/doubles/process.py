@@ -45,7 +45,7 @@ class Double(contextlib.AbstractContextManager["Double"]):
 
     def set(self, **settings: Any) -> None:
         """Puts all settings back but these, and forgets the bodies."""
-        self._talk({"step_seconds": 0.0, "fail": None, "hang": None, **settings})
+        self._talk({"step_seconds": 0.0, "fail": None, "hang": None, "processed": None, **settings})
 
     def seen(self, name: str) -> Any:
         """One of the counts, or `bodies`."""

@@ -1,6 +1,6 @@
 """A double of vLLM's OpenAI-compatible server: the shapes of its replies (0.32), computed with a tiny model.
 
-`--logprobs-mode` as vLLM's; `--no-lora` answers as a server without runtime loading. What does not belong here: our client's expectations.
+`--logprobs-mode` as vLLM's (the setting `processed` is for one that was started anew with another); `--no-lora` answers as a server without runtime loading. What does not belong here: our client's expectations.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class VllmDouble(Handler):
         choice = Choice(
             temperature=temperature if temperature == 0 else max(temperature, 0.01), top_p=body.get("top_p", 1.0), top_k=body.get("top_k", 0),
             min_p=body.get("min_p", 0.0), repetition_penalty=body.get("repetition_penalty", 1.0), seed=body.get("seed", 0), top=wanted or 0,
-            processed=self.processed,
+            processed=self.processed if (set_now := self.watch.settings.get("processed")) is None else set_now,
         )  # fmt: skip
         ids: list[int] = []
         for step in self.sampler.steps(prompt, choice, adapter):

@@ -20,7 +20,7 @@ def accord(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Accord:
     monkeypatch.setenv("COLUMNS", "200")
     app = build_app()
 
-    def call(*arguments: str, input: str | None = None) -> Result:
+    def call(*arguments: str, input: str | bytes | None = None) -> Result:
         result = CliRunner().invoke(app, list(arguments), input=input, prog_name="accord")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

@@ -81,6 +81,11 @@ def test_the_error_of_an_item_is_the_error_of_the_command(accord: Accord, policy
     assert (result.exit_code, result.stderr) == (2, "error: prompt is empty; give a text, or - and the text on stdin\n")
 
 
+def test_what_is_no_text_on_stdin_is_refused(accord: Accord, policy: str) -> None:
+    result = accord("generate", "-", "--policy", policy, input=b"caf\xe9 \n")
+    assert (result.exit_code, result.stderr) == (2, "error: prompt on stdin is not UTF-8 text: byte 0xe9 at 3\n")
+
+
 def test_score(accord: Accord, reward: str) -> None:
     result = accord("score", "p", "four", "sixsix", "--reward-model", "adapters/rm/versions/1", "--reward", reward)
     assert result.exit_code == 0

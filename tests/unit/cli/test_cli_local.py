@@ -74,6 +74,16 @@ def test_doctor(accord: Accord, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, json.loads(result.stdout)["problems"]) == (1, 1)
 
 
+def test_a_damaged_workspace_has_one_advice(accord: Accord, tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "services.json").write_text("{")
+    result = accord("status", "--home", "w")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: {tmp_path / 'w' / 'services.json'} is damaged (JSONDecodeError); stop the workspace's processes by hand, then remove the file\n",
+    )
+
+
 def test_status_and_down_where_nothing_runs(accord: Accord, tmp_path: Path) -> None:
     result = accord("status")
     assert result.exit_code == 1

@@ -16,6 +16,7 @@ from tests.contract import tiny
 
 from accord.api.common.v1 import common_pb2
 from accord.api.policy.v1 import policy_pb2 as pb
+from accord.artefacts.store import ArtefactStore
 from accord.errors import FailedPreconditionError, InternalError, InvalidArgumentError, UnavailableError
 from accord.models.digests import folder_digests
 from accord.models.testing import tiny_model_folder
@@ -23,10 +24,10 @@ from accord.policy import inprocess
 from accord.policy.backend import GeneratedSample, GenerationRequest, SamplingSettings
 from accord.policy.config import PolicyConfig
 from accord.policy.convert import RequestReader
-from accord.policy.engine import Item, Terms
+from accord.policy.engine import ROLLOUT, Item, Terms
 from accord.policy.inprocess import InProcessEngine
 
-FIRST, SECOND, _ = (f"adapters/{name}/versions/1" for name in tiny.POLICIES)
+FIRST, SECOND, THIRD = (f"adapters/{name}/versions/1" for name in tiny.POLICIES)
 
 
 def request(tokens: int = 8, n: int = 1) -> GenerationRequest:
@@ -38,9 +39,9 @@ def request(tokens: int = 8, n: int = 1) -> GenerationRequest:
 
 
 @contextlib.asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[InProcessEngine]:
+async def running(store: ArtefactStore | None = None, **settings: Any) -> AsyncIterator[InProcessEngine]:
     config = PolicyConfig(artefacts=tiny.store().uri, threads=1, **{"interactive_rows": 0, **settings})
-    engine = InProcessEngine(tiny.base_model(), tiny.store(), config)
+    engine = InProcessEngine(tiny.base_model(), store or tiny.store(), config)
     try:
         yield engine
     finally:
@@ -227,6 +228,55 @@ async def test_an_adapter_that_cannot_be_loaded_is_refused_each_time_with_its_re
                         await answer(submit(engine, FIRST))
             assert engine.adapters() == {}
         assert len(await answer(submit(engine, FIRST))) == 8
+
+
+async def test_an_adapter_in_memory_may_leave_the_cache_whether_it_could_be_loaded_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, folder: Path) -> None:
+        raise FailedPreconditionError("odd targets", field="adapter")
+
+    async with running(tiny.store_afar(tmp_path)) as engine:
+        assert len(await answer(submit(engine, FIRST))) == 8
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._model, "load_adapter", refuse)
+            with pytest.raises(FailedPreconditionError):
+                await answer(submit(engine, SECOND))
+        assert tiny.cached(tmp_path) == [SECOND]
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._model, "adapter_bytes", lambda folder: 2**60)
+            with pytest.raises(FailedPreconditionError, match="at most"):
+                await answer(submit(engine, SECOND))
+        assert len(await answer(submit(engine, THIRD))) == 8
+        assert tiny.cached(tmp_path) == [THIRD]
+
+
+async def test_a_fetch_that_failed_for_who_has_left_is_not_answered_to_who_comes_later(
+    engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = threading.Event()
+
+    def fetch(name: str) -> Path:
+        fails.wait(20)
+        raise UnavailableError("the store is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(engine._store, "fetch", fetch)
+        left = submit(engine, FIRST)
+        await until(lambda: len(engine._shelf._fetching) == 1)
+        left.cancel()
+        fails.set()
+        await until(engine._shelf._fetching[FIRST].done)
+    assert len(await answer(submit(engine, FIRST))) == 8
+
+
+async def test_rollouts_that_have_waited_long_leave_the_reserved_rows_to_people() -> None:
+    async with running(max_batch_rows=4, interactive_rows=1, aging_seconds=1e-6) as engine:
+        rollouts = Terms(priority=ROLLOUT, caller="run")
+        computing = engine.submit([request(400)] * 3, rollouts)
+        await until(lambda: engine._stepper.rows == 3)
+        (waiting,) = engine.submit([request(4)], rollouts)
+        assert len(await answer(submit(engine))) == 8
+        assert not any(item.done for item in computing)
+        assert len(await answer(waiting)) == 4
 
 
 async def test_more_than_the_server_could_ever_hold_is_refused_by_field_with_the_limit() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from accord.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from accord.rpc import boundedqueue
 from accord.rpc.workqueue import WorkItem, WorkQueue, WorkRequest
 
 
@@ -82,6 +84,18 @@ async def test_the_wait_is_estimated_from_recent_throughput() -> None:
     with pytest.raises(ResourceExhaustedError) as caught:
         queue.submit("c", cost=60)  # 50 too many
     assert 0.1 < (caught.value.retry_after_seconds or 0) < 1.0
+
+
+async def test_an_idle_hour_is_no_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, queue = time.monotonic(), make_queue(max_items=1)
+    monkeypatch.setattr(boundedqueue, "time", SimpleNamespace(monotonic=lambda: now))
+    queue.submit("a")
+    queue.take_batch(max_cost=100, max_items=1, timeout_seconds=0)[0].complete("done")
+    now += 3600
+    queue.submit("b")
+    with pytest.raises(ResourceExhaustedError) as caught:
+        queue.submit("c")
+    assert caught.value.retry_after_seconds == 0.5
 
 
 async def test_what_can_never_fit_is_the_callers_mistake_and_not_overload() -> None:

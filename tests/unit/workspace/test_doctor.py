@@ -244,3 +244,4 @@ def test_a_damaged_workspace(tmp_path: Path) -> None:
     (found,) = check(tmp_path)
     assert found.state == "problem"
     assert "services.json is damaged" in found.finding
+    assert found.advice == "stop the workspace's processes by hand, then remove the file"

@@ -79,7 +79,8 @@ class RewardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Compare(self, request, context):
-        """Says how probable it is that response A is better than B: sigmoid of the difference of their scores. The same codes as Score.
+        """Says how probable it is that response A is better than B: sigmoid of the difference of their raw scores, which are the heads' own, before
+        score_std scales them. The same codes as Score.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
