@@ -180,8 +180,8 @@ def _value(arm: Mapping[str, Any], name: str, *, interval: bool = False) -> str:
     if not found or found["value"] is None:
         return "-"
     digits = 2 if interval else 4
-    text = f"{found['value']:.{digits}f}"
-    return f"{text} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if interval and found["low"] is not None else text
+    text = f"{found['value']:z.{digits}f}"
+    return f"{text} [{found['low']:z.{digits}f}, {found['high']:z.{digits}f}]" if interval and found["low"] is not None else text
 
 
 def _training(arm: Mapping[str, Any]) -> str:

@@ -177,7 +177,7 @@ def _algorithms(task: Json) -> str:
     return (
         f"{task['task'].capitalize()}: a PPO arm took {seconds['ppo']:.0f} s of training (its reward model included), "
         f"a DPO arm {seconds['dpo']:.0f} s; responses of {tokens['ppo']:.0f} against {tokens['dpo']:.0f} tokens, "
-        f"KL to SFT {kl['ppo']:.2f} against {kl['dpo']:.2f} nats."
+        f"KL to SFT {kl['ppo']:z.2f} against {kl['dpo']:z.2f} nats."
     )
 
 

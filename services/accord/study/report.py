@@ -105,14 +105,14 @@ def _figure(found: Mapping[str, Any] | None) -> str:
     value = found.get("value") if found else None
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:z.1f}"
 
 
 def _interval(found: Mapping[str, Any] | None) -> str:
     if not found or found.get("value") is None or found.get("low") is None:
         return ""
     digits = 2 if abs(found["value"]) < 10 else 0
-    return f"{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+    return f"{found['low']:z.{digits}f} to {found['high']:z.{digits}f}"
 
 
 def _percent(share: Mapping[str, Any] | None) -> str:

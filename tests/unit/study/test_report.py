@@ -197,6 +197,14 @@ def test_without_a_win_there_is_no_picture_of_wins(folder: Any, recwarn: pytest.
     assert not [str(warning.message) for warning in recwarn if "ylims" in str(warning.message)]
 
 
+def test_a_divergence_of_rounding_alone_has_no_sign(folder: Any) -> None:
+    results = study(recipe_of(), folder)
+    for arm in results["tasks"][0]["arms"]:
+        arm["metrics"]["kl"] = interval(-1e-6)
+    assert "-0.0" not in words(results)
+    assert "0.000 0.00 to 0.00" in words(results)
+
+
 def test_wins_are_of_responses_where_a_prompt_has_several(folder: Any) -> None:
     page = words(study(recipe_of(), folder))
     assert "share of an arm’s responses to the held-out prompts" in page
