@@ -165,7 +165,7 @@ def _conclude(context: RunContext, progress: Progress) -> RunResult:
     why = f"a guard stopped the run after step {done} of {steps}, with a checkpoint: {guards.tripped}"
     best = _best_checkpoint(context, guards) if guards.rolls_back else None
     if best is None:
-        nothing = "; no whole checkpoint was within all bounds, so nothing is published" if guards.rolls_back else ""
+        nothing = f"; {guards.without_best}, so nothing is published" if guards.rolls_back else ""
         return RunResult(EXIT_GUARDED, why + nothing, done, metrics=progress.metrics)
     step, measure = best
     version = publish(context, step, {"rolled_back_from_step": done, "guard": guards.tripped})

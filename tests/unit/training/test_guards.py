@@ -119,6 +119,37 @@ def test_checkpoints_are_rated_by_reward_or_evaluation_where_there_is_no_other_s
     assert by_evaluation.ranked() == [(2, 6.0), (4, 4.0), (6, 2.0)], "what was measured of the checkpoint itself"
 
 
+def test_checkpoints_without_an_evaluation_are_rated_by_reward() -> None:
+    """A run may evaluate after its last step alone, which rates none: where a guard stopped it, there was nothing to roll back to."""
+    rewards = [{"reward_mean": float(step)} for step in range(12)]
+    never = make(max_kl=5, action="rollback", every=2, evaluates=True)
+    watch(never, rewards[:7])
+    assert (never.measure, never.ranked()) == ("reward", [(6, 5.0), (4, 3.0), (2, 1.0)])
+    late = make(max_kl=5, action="rollback", every=2, evaluates=True)
+    watch(late, [row | ({"eval_score": -float(step)} if step in (6, 9) else {}) for step, row in enumerate(rewards, 1)])
+    assert late.measure == "evaluation", "three of five have one"
+    assert late.ranked() == [(6, -6.0), (8, -6.0), (10, -9.0)], "evaluations alone: rewards are on another scale"
+    assert late.kept_steps() == {6, 10, 12}, "the best by each measure, since which one counts may change"
+    few = make(max_kl=5, action="rollback", every=2, evaluates=True)
+    watch(few, [row | ({"eval_score": 9.0} if step == 6 else {}) for step, row in enumerate(rewards[:7], 1)])
+    assert (few.measure, few.ranked()[0]) == ("reward", (6, 5.0)), "one of three has one"
+
+
+def test_it_says_why_there_is_no_best_checkpoint() -> None:
+    early = make(max_kl=5, action="rollback", every=2)
+    watch(early, [{}, {}])
+    assert early.without_best == "no checkpoint had been rated by then, which takes rollouts of its own"
+    beyond = make(max_kl=5, action="rollback", every=2)
+    watch(beyond, [{}, {"kl": 9.0}, {"kl": 9.0}])
+    assert beyond.without_best == "no checkpoint was within all bounds"
+    after = make(max_kl=5, action="rollback", every=2)
+    after.load_state(json.loads(json.dumps(beyond.state())))
+    assert after.without_best == beyond.without_best
+    watch(after, [{}, {}], first=4)
+    assert after.ranked() == [(4, 0.0)]
+    assert after.without_best == "no checkpoint that was within all bounds is whole"
+
+
 def test_one_step_ahead_a_checkpoint_is_rated_by_its_own_evaluation() -> None:
     """When it is rated, the next one has been evaluated already: the checkpoint before the best one would be published."""
     scores = [1.0, 2.0, 3.0, 4.0, 9.0, 4.0, 3.0, 2.0]
@@ -141,13 +172,26 @@ def test_one_step_ahead_a_checkpoint_is_rated_by_its_own_evaluation() -> None:
 
 @pytest.mark.parametrize("evaluation", [None, 3.0])
 def test_the_state_of_an_earlier_version_is_taken_up(evaluation: float | None) -> None:
-    """It had the newest evaluation alone."""
+    """It had the newest evaluation alone, and no rewards beside evaluations."""
     before, after = (make(max_kl=5, action="rollback", every=2, evaluates=True) for _ in range(2))
     watch(before, [{}, {}])
-    state = {name: value for name, value in before.state().items() if name != "evaluations"}
-    after.load_state(json.loads(json.dumps({**state, "evaluation": evaluation})))
+    state = {name: value for name, value in before.state().items() if name not in ("evaluations", "ratings", "beyond")}
+    after.load_state(json.loads(json.dumps({**state, "quality": {}, "evaluation": evaluation})))
     watch(after, [{}, {"eval_score": 1.0}, {}], first=3)
     assert dict(after.ranked()) == ({4: 1.0} if evaluation is None else {2: 3.0, 4: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("spec", "measure"),
+    [({}, "reward"), ({"evaluates": True}, "evaluation"), ({"held_out_reward_model": "adapters/h"}, "held-out score")],
+)
+def test_what_an_earlier_version_rated_stays_rated(spec: dict[str, Any], measure: str) -> None:
+    before, after = (make(max_kl=5, action="rollback", every=2, **spec) for _ in range(2))
+    watch(before, [held(0.0, 0.0)] * 5)
+    state = {name: value for name, value in before.state().items() if name not in ("ratings", "beyond")}
+    after.load_state(json.loads(json.dumps({**state, "quality": {"2": 7.0, "4": 8.0}})))
+    assert (after.measure, after.ranked()) == (measure, [(4, 8.0), (2, 7.0)])
+    assert after.kept_steps() == {4}
 
 
 def test_the_best_and_the_newest_scheduled_checkpoint_are_kept() -> None:
