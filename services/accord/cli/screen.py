@@ -67,6 +67,7 @@ class Screen:
             run = event.run
             self.algorithm, self.state, self.phase, self.waiting_on = run.spec.algorithm, run.state, run.phase, run.waiting_on
             self.step, self.total = max(run.step, 0), run.total_steps
+            self.curves.reward_moves = run.spec.ppo is not None and run.spec.ppo.reward_moves
             if run.state == "checkpointing":
                 self.checkpoints.add(run.step)
 

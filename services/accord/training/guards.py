@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from accord.runspec import RunSpec
+from accord.runspec_parts import PpoSpec
 
 _RESOLVED = 4.0
 """Standard errors that a fall of the held-out score must have: its best is the highest of many noisy means, which alone is worth two or three."""
@@ -115,6 +116,10 @@ class Guards:
         """Of checkpoints whose own rollouts were within all bounds, by measure and step."""
         self._beyond = 0
         """Checkpoints whose own rollouts were not."""
+        self._score_unit = 0.0
+        """What a spread of 1 of normalised scores is in scores as they are: of the first batch, for the whole run; 0 before it."""
+        self._moves = False
+        """Whether rewards count as they were learnt from, because an earlier version rated the first checkpoints so."""
         self._newest = 0
         self.tripped = ""
 
@@ -153,7 +158,7 @@ class Guards:
             return []
         size = self._spec.patience
         self._length.add(metrics["response_tokens"], size)
-        self._reward.add(metrics["reward_mean"], size)
+        self._reward.add(self._lasting_reward(metrics), size)
         if self._spec.held_out_reward_model:
             self._held_out.add(metrics["held_out_score_mean"], metrics["held_out_score_std"], metrics["score_mean"], size)
         passed = {name: words for name, words in self._passed(metrics).items() if words}
@@ -186,7 +191,7 @@ class Guards:
             "length": asdict(self._length), "reward": asdict(self._reward), "held_out": asdict(self._held_out), "streaks": dict(self._streaks),
             "evaluations": {str(step): value for step, value in self._evaluations.items()},
             "ratings": {name: {str(step): value for step, value in found.items()} for name, found in self._ratings.items()},
-            "beyond": self._beyond, "newest": self._newest, "tripped": self.tripped,
+            "beyond": self._beyond, "score_unit": self._score_unit, "moves": self._moves, "newest": self._newest, "tripped": self.tripped,
         }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -197,12 +202,26 @@ class Guards:
         ratings = state["ratings"] if "ratings" in state else self._earlier_ratings(state["quality"])
         self._ratings = {name: {int(step): value for step, value in found.items()} for name, found in ratings.items()}
         self._beyond, self._newest, self.tripped = state.get("beyond", 0), state["newest"], state["tripped"]
+        self._score_unit, self._moves = state.get("score_unit", 0.0), state.get("moves", True)
 
     def _earlier_ratings(self, quality: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
         """Those of an earlier version's state, whose measure was evaluation wherever there were prompts for one."""
         evaluates = self._part is not None and self._part.eval_data is not None
         measure = _HELD_OUT if self._spec.held_out_reward_model else _EVALUATION if evaluates else _REWARD
         return {measure: quality} if quality else {}
+
+    def _lasting_reward(self, metrics: Mapping[str, float]) -> float:
+        """The mean reward of a step's responses on a scale that is the same to the run's end.
+
+        What PPO learns from is not where it divides scores by the spread of all so far, so that a steep climb is worth more than the height that it
+        led to, or where its controller moves the KL coefficient: here both stay what they were at the start.
+        """
+        ppo = self._part
+        if not isinstance(ppo, PpoSpec) or not ppo.reward_moves or self._moves:
+            return metrics["reward_mean"]
+        self._score_unit = self._score_unit or (metrics["score_std"] if ppo.normalize_scores else 1.0)
+        penalties = ppo.missing_eos_penalty * (1 - metrics["eos_rate"]) + ppo.kl_coef * metrics["kl"]
+        return metrics["score_mean"] - self._score_unit * penalties
 
     def _is_scheduled(self, step: int) -> bool:
         return self._every > 0 and step > 0 and step % self._every == 0

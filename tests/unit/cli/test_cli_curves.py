@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.console import Console
 from accord.cli.curves import Curves, sparkline
 from accord.cli.metrics import held_out_line
 from accord.cli.screen import Screen
-from accord.client.trainer import RunEvent
+from accord.client.trainer import Run, RunEvent, RunState
+from accord.runspec import parse_spec
 
 
 def text_of(screen: Screen, width: int = 100) -> str:
@@ -19,6 +21,11 @@ def text_of(screen: Screen, width: int = 100) -> str:
     with console.capture() as captured:
         console.print(screen)
     return captured.get()
+
+
+def run_of(part: dict[str, Any], *, step: int = 0, state: RunState = "running") -> Run:
+    spec = parse_spec({"adapter": "a", "steps": 9, **part})
+    return Run("runs/a", spec, state, "train", "", "", step, 9, {}, 0.0, 0.0, None, "", 1, "", None, None)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,16 @@ def test_first_last_and_best_by_what_is_better() -> None:
     assert curves.extremes("loss") == curves.extremes("loss").__class__(3.0, 2.0, 1.0, 2)
     assert (curves.extremes("score_mean").last, curves.extremes("score_mean").best_step) == (0.9, 2), "what is no number is no value"
     assert curves.extremes("kl").best is None
+
+
+@pytest.mark.parametrize(("ppo", "best"), [({}, 2), ({"normalize_scores": True}, None), ({"kl_controller": "adaptive"}, None)])
+def test_a_reward_whose_scale_moves_has_no_best(ppo: dict[str, Any], best: int | None) -> None:
+    screen = Screen("runs/a")
+    screen.take(RunEvent("", 1.0, run=run_of({"ppo": {"data": {"uri": "x"}, "reward_model": "adapters/rm", **ppo}})))
+    for step, reward in ((1, 0.0), (2, 2.0), (3, 1.0)):
+        screen.take(RunEvent("", 1.0, step=step, metrics={"reward_mean": reward, "score_mean": reward}))
+    assert screen.curves.extremes("reward_mean").best_step == best
+    assert screen.curves.extremes("score_mean").best_step == 2
 
 
 def test_a_step_that_is_done_again_replaces_what_was_known() -> None:
