@@ -61,7 +61,7 @@ class Screen:
         if event.message:
             self.note(event.message)
         elif event.metrics is not None:
-            self.step = max(self.step, event.step)
+            self.step = event.step
             self.curves.add(event.step, event.metrics, at=event.time)
         elif event.run is not None:
             run = event.run

@@ -293,6 +293,7 @@ def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> 
     """Takes up the newest whole checkpoint, which the first process looks for; a beginning where there is none."""
     name, guards = context.world.from_first(lambda: _newest(context)), Guards(context.spec)
     if name is None:
+        context.events.step = 0
         return Progress(guards)
     found = read_checkpoint(context.directory.checkpoints / name, spec=context.spec.learning_values)
     _check_origin(found, _publication(context, algorithm))

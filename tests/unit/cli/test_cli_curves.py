@@ -119,6 +119,14 @@ def test_the_screen_says_what_goes_on() -> None:
     assert "no sign of it for 40.0 s" in text_of(screen)
 
 
+def test_after_a_kill_the_step_is_that_of_the_new_attempt() -> None:
+    screen = Screen("runs/a", total=9)
+    screen.take(RunEvent("", 1.0, step=7, metrics={"loss": 1.0}))
+    screen.take(RunEvent("", 2.0, step=5, metrics={"loss": 1.0}))
+    assert "step 5 of 9" in text_of(screen)
+    assert screen.curves.line("loss") == [1.0, 1.0]
+
+
 def test_alarms_of_a_kind_are_one_and_messages_are_the_latest() -> None:
     screen = Screen("runs/a")
     for step in range(1, 7):
