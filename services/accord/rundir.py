@@ -104,7 +104,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What the events up to a byte `offset` say of a run: its latest step, the latest value of each metric, and what it is doing.
+    """What the events up to a byte `offset` say of a run: the step that it is at, the latest value of each metric, and what it is doing.
 
     `time` is the last event's, 0 where there is none.
     """
@@ -194,10 +194,10 @@ class RunDirectory:
         for event in self.events(known.offset):
             step, phase, waiting_on = known.step, known.phase, known.waiting_on
             if event.kind == "metrics":
-                step = max(step, event.step)
+                step = event.step
                 metrics.update(event.values)
             elif event.kind == "state":
-                phase, waiting_on = event.phase, event.waiting_on
+                step, phase, waiting_on = event.step, event.phase, event.waiting_on  # after a kill the step is the checkpoint's
             known = RunProgress(event.offset, step, phase, waiting_on, event.time, metrics)
         return known
 

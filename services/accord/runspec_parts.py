@@ -210,6 +210,11 @@ class PpoSpec(RolloutSpec):
         """Whether the critic starts as the reward model: by default where there is one."""
         return self.judge_reward is None if self.value_from_reward_model is None else self.value_from_reward_model
 
+    @property
+    def reward_moves(self) -> bool:
+        """Whether the scale of the reward changes while a run goes on, so that rewards of two steps do not say which policy is better."""
+        return self.normalize_scores or self.kl_controller == "adaptive"
+
     @model_validator(mode="after")
     def _value_has_a_start(self) -> PpoSpec:
         if self.value_from_reward_model and self.judge_reward is not None:

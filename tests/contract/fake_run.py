@@ -26,13 +26,14 @@ class FakeRun:
         self.directory = RunDirectory(path.parent)
         self.give_up = time.monotonic() + MOST_SECONDS
         self.stopped = False
+        self.step = self.directory.progress().step
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
         self.stopped = self.run.spec.seed != DEAF
 
     def state(self, phase: str, waiting_on: str = "") -> None:
-        self.directory.append_event(RunEvent("state", time.time(), phase=phase, waiting_on=waiting_on))
+        self.directory.append_event(RunEvent("state", time.time(), self.step, phase=phase, waiting_on=waiting_on))
 
     def checkpoint(self, step: int) -> None:
         self.state("checkpoint")
@@ -49,25 +50,25 @@ class FakeRun:
     def work(self) -> RunResult:
         spec = self.run.spec
         found = latest_checkpoint(self.directory.checkpoints, spec=spec.learning_values, report=print)
-        step = found.step if found is not None else 0
-        self.directory.append_event(RunEvent("message", time.time(), text=f"begins after step {step}"))
+        self.step = found.step if found is not None else 0
+        self.directory.append_event(RunEvent("message", time.time(), text=f"begins after step {self.step}"))
         self.state("train")
-        while step < spec.steps:
+        while self.step < spec.steps:
             if self.stopped:
-                self.checkpoint(step)
-                return RunResult(EXIT_STOPPED, f"stopped on request after step {step}, with a checkpoint", step)
-            if spec.seed == BROKEN and step == 1:
+                self.checkpoint(self.step)
+                return RunResult(EXIT_STOPPED, f"stopped on request after step {self.step}, with a checkpoint", self.step)
+            if spec.seed == BROKEN and self.step == 1:
                 sys.stderr.write(LAST_WORDS + "\n")
                 os._exit(7)
-            if step == spec.steps - 1 and self._held():
+            if self.step == spec.steps - 1 and self._held():
                 time.sleep(STEP_SECONDS)
                 continue
             time.sleep(STEP_SECONDS)
-            step += 1
-            self.directory.append_event(RunEvent("metrics", time.time(), step, values={"loss": 1 / step, "pid": os.getpid()}))
-            if spec.checkpoint_every_steps and step % spec.checkpoint_every_steps == 0:
-                self.checkpoint(step)
-        return RunResult(EXIT_DONE, f"{step} steps done", step, adapter_version="adapters/fake/versions/1", metrics={"loss": 1 / step})
+            self.step += 1
+            self.directory.append_event(RunEvent("metrics", time.time(), self.step, values={"loss": 1 / self.step, "pid": os.getpid()}))
+            if spec.checkpoint_every_steps and self.step % spec.checkpoint_every_steps == 0:
+                self.checkpoint(self.step)
+        return RunResult(EXIT_DONE, f"{self.step} steps done", self.step, adapter_version="adapters/fake/versions/1", metrics={"loss": 1 / self.step})
 
     def _held(self) -> bool:
         if time.monotonic() > self.give_up:

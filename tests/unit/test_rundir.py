@@ -53,13 +53,15 @@ def test_progress_reads_what_has_come_since_and_starts_anew_with_another_file(tm
     run.append_event(RunEvent("metrics", 2.0, step=3, values={"loss": 0.5, "eval_loss": 1.0}))
     first = run.progress()
     assert (first.step, first.phase, first.waiting_on, first.time) == (3, "training", "adapters/x", 2.0)
-    run.append_event(RunEvent("metrics", 4.0, step=2, values={"loss": 0.25}))  # a resumed run repeats steps
+    run.append_event(RunEvent("state", 3.0, step=1, phase="training"))  # a resumed run repeats steps
+    assert run.progress(first).step == 1, "the checkpoint's, whatever the lost attempt had done after it"
+    run.append_event(RunEvent("metrics", 4.0, step=2, values={"loss": 0.25}))
     asked: list[int] = []
     events = RunDirectory.events
     monkeypatch.setattr(RunDirectory, "events", lambda self, offset=0: (asked.append(offset), events(self, offset))[1])
     second = run.progress(first)
     assert second == run.progress()
-    assert (second.step, second.metrics, second.time) == (3, {"loss": 0.25, "eval_loss": 1.0}, 4.0)
+    assert (second.step, second.metrics, second.time) == (2, {"loss": 0.25, "eval_loss": 1.0}, 4.0)
     assert asked == [first.offset, 0]
     run.events_path.write_text("")
     run.append_event(RunEvent("message", 5.0, text="anew"))

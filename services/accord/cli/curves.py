@@ -45,6 +45,8 @@ class Curves:
 
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     times: dict[int, float] = field(default_factory=dict)
+    reward_moves: bool = False
+    """Whether the reward's scale changes from step to step, so that none of its values is the best."""
 
     def add(self, step: int, metrics: Mapping[str, float], *, at: float | None = None) -> None:
         """Takes note of metrics after a step, with the Unix time at which they were told."""
@@ -73,7 +75,7 @@ class Curves:
         """First, last and best value of a metric that is there."""
         points = {step: value for step, value in sorted(self.values[name].items()) if math.isfinite(value)} or self.values[name]
         first, last = points[min(points)], points[max(points)]
-        if name not in _RISE | _FALL:
+        if name not in _RISE | _FALL or (name == "reward_mean" and self.reward_moves):
             return Extremes(first, last, None, None)
         best = (max if name in _RISE else min)(points, key=lambda step: points[step])
         return Extremes(first, last, points[best], best)

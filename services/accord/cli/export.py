@@ -40,7 +40,12 @@ def export(
     ] = None,
     push: Annotated[
         str | None,
-        typer.Option("--push", metavar="ORG/NAME", help="Pushes the folder to a model hub afterwards; needs HF_TOKEN.", show_default=False),
+        typer.Option(
+            "--push",
+            metavar="ORG/NAME",
+            help="Pushes the folder to a model hub afterwards, in an earlier export's place; needs HF_TOKEN.",
+            show_default=False,
+        ),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="A repository that --push makes is public, not private.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replaces a folder that an earlier export wrote.")] = False,

@@ -61,12 +61,13 @@ class Screen:
         if event.message:
             self.note(event.message)
         elif event.metrics is not None:
-            self.step = max(self.step, event.step)
+            self.step = event.step
             self.curves.add(event.step, event.metrics, at=event.time)
         elif event.run is not None:
             run = event.run
             self.algorithm, self.state, self.phase, self.waiting_on = run.spec.algorithm, run.state, run.phase, run.waiting_on
             self.step, self.total = max(run.step, 0), run.total_steps
+            self.curves.reward_moves = run.spec.ppo is not None and run.spec.ppo.reward_moves
             if run.state == "checkpointing":
                 self.checkpoints.add(run.step)
 

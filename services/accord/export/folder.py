@@ -19,6 +19,10 @@ from safetensors import SafetensorError
 from accord.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 
 FACTS_FILE = "accord-export.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
+)  # fmt: skip
 _ROOM_BYTES = 64 * 2**20  # tokenizer, card, and what a file system needs for itself
 
 

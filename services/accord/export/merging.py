@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.errors import DataLossError, FailedPreconditionError, InternalError
+from accord.export.folder import TOKENIZER_FILES
 from accord.models.base import BaseModel, load_base_model
 from accord.models.digests import CACHE_FILE
 from accord.models.encoding import PLAIN_CHAT_TEMPLATE
@@ -28,10 +29,6 @@ from accord.text.chat import Message
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _ADAPTER = "exported"
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
-)  # fmt: skip
 _OF_THE_MACHINE = ("backend", "is_local", "local_files_only", "name_or_path")
 _LARGEST_DIFFERENCE = 1e-4
 _PROBES = (
@@ -195,7 +192,7 @@ def _add_older_names(path: Path) -> None:
 
 def _copy_tokenizer(base: BaseModel, folder: Path, pad_token: str) -> None:
     """The tokenizer's files as the base has them, under a class that every version of transformers has; the plain template where there is none."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
     path = folder / "tokenizer_config.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 from accord.artefacts.store import ArtefactStore
 from accord.checkpoint import checkpoint_folders, read_checkpoint
-from accord.errors import DataLossError, InvalidArgumentError, NotFoundError
+from accord.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from accord.rundir import RunDirectory
 from accord.trainer.registry import RunRecord
 
@@ -64,8 +64,19 @@ def run_of(checkpoint: str) -> str:
 
 
 def promote(store: ArtefactStore, record: RunRecord, info: CheckpointInfo, adapter: str) -> str:
-    """Publishes a checkpoint's adapter as the next version and returns its name."""
+    """Publishes a checkpoint's adapter as the next version and returns its name.
+
+    Raises:
+        FailedPreconditionError: it is a reward model's whose scores were not measured, as they are after a run's last step: they would be on another
+            scale than those of every other version.
+    """
     published = info.publish
+    if published.get("kind") == "reward" and not (published.get("facts") or {}).get("statistics_pairs"):
+        raise FailedPreconditionError(
+            f"{info.name} is of a reward model whose scores' mean and spread are not known yet: they are measured after the last step, "
+            f"{record.spec.steps}, and only that one's checkpoint can be published; for fewer steps, train with steps: {info.step}",
+            field="checkpoint",
+        )
     return store.publish(
         adapter or record.spec.adapter,
         info.path / ADAPTER,

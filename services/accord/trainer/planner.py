@@ -25,7 +25,8 @@ from accord.trainer.model_folder import find_model_folder
 from accord.trainer.shape import ModelShape
 from accord.trainer.workload import PROCESS_BYTES, MemoryItem, Workload
 
-_ROWS_READ = 100_000
+_ROWS_MEASURED = 100_000
+"""Of data without a limit; all its rows are counted."""
 _READERS: Mapping[str, Callable[..., Dataset[Any]]] = {
     "sft": read_demonstrations, "reward_model": read_pairs, "dpo": read_pairs, "ppo": read_prompts, "grpo": read_prompts, "rloo": read_prompts,
     "online_dpo": read_prompts,
@@ -122,12 +123,15 @@ def make_plan(
     if spec.algorithm == "evaluate":
         return _memory_plan(spec, model_folder, available)
     data = _read(spec, spec.algorithm, "data")
+    rows = _rows(spec, "data", data)
     if model_folder is None:
         plan = _memory_plan(spec, None, available)
-        return Plan(plan.memory, plan.available_bytes, data.report.rows, plan.notes)
+        return Plan(plan.memory, plan.available_bytes, rows, plan.notes)
     lengths, texts, notes = _lengths(spec, model_folder, data)
     plan = _memory_plan(spec, model_folder, available, lengths, texts, local_scores=local_scores, on_gpu=on_gpu)
-    rows = data.report.rows if lengths is None else round(data.report.rows * lengths.kept)
+    if lengths is not None and rows > data.report.rows:
+        notes = [*notes, f"lengths are those of {data.report.rows:,} of the {rows:,} rows"]
+    rows = rows if lengths is None else round(rows * lengths.kept)
     if lengths is not None and not lengths.rows:
         notes = [*notes, "no row of the data is within max_prompt_tokens and max_response_tokens"]
     if speed is None:
@@ -207,7 +211,13 @@ def _read(spec: RunSpec, algorithm: str, name: str) -> Dataset[Any]:
     data: DataSpec = getattr(getattr(spec, algorithm), name)
     with naming(f"spec.{algorithm}.{name}.uri"):
         read = read_texts if name == "ptx_data" else _READERS[algorithm]
-        return read(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_READ, strict=data.strict, seed=spec.seed)
+        return read(data.uri, format=data.format, split=data.split, limit=data.limit or _ROWS_MEASURED, strict=data.strict, seed=spec.seed)
+
+
+def _rows(spec: RunSpec, name: str, data: Dataset[Any]) -> int:
+    """Rows that the run will have of its `name`, whose limit is not the plan's."""
+    limited = getattr(getattr(spec, spec.algorithm), name).limit
+    return data.report.rows + (0 if limited else data.report.over_limit)
 
 
 def _evaluations(spec: RunSpec, workload: Workload, speed: Speed, threads: int) -> float:
@@ -215,7 +225,7 @@ def _evaluations(spec: RunSpec, workload: Workload, speed: Speed, threads: int) 
     data: DataSpec | None = getattr(getattr(spec, spec.algorithm), "eval_data", None)
     if data is None:
         return 0.0
-    rows = data.limit or _read(spec, spec.algorithm, "eval_data").report.rows
+    rows = _rows(spec, "eval_data", _read(spec, spec.algorithm, "eval_data"))
     between = (spec.steps - 1) // spec.eval_every_steps if spec.eval_every_steps else 0
     return (2 + between) * workload.evaluation_seconds(speed, spec.threads or threads, rows)
 

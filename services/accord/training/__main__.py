@@ -103,6 +103,7 @@ def _run(run: RunFile, directory: RunDirectory, place: Place) -> RunResult:
 def _work(run: RunFile, directory: RunDirectory, events: EventLog, stop: StopSignal, place: Place) -> RunResult:
     from accord.training.context import Heartbeat, RunStopped
 
+    events.step = directory.progress().step  # until a checkpoint says more
     events.state("starting")
     with Heartbeat(events):
         try:

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from accord.runspec import RunSpec
+from accord.runspec_parts import PpoSpec
 
 _RESOLVED = 4.0
 """Standard errors that a fall of the held-out score must have: its best is the highest of many noisy means, which alone is worth two or three."""
 _NGRAM = 4
+_HELD_OUT, _EVALUATION, _REWARD = "held-out score", "evaluation", "reward"
+"""By what checkpoints are compared."""
 
 
 def repeated_share(tokens: Sequence[int], n: int = _NGRAM) -> float:
@@ -100,8 +103,8 @@ class Guards:
     def __init__(self, spec: RunSpec) -> None:
         part = spec.rollout_part
         self._spec = spec.guards
+        self._part = part
         self._watches = part is not None
-        self._evaluates = part is not None and part.eval_data is not None
         self._every = spec.checkpoint_every_steps
         self._behind = 1 + (spec.ppo.max_staleness if spec.ppo is not None else 0)
         """Steps from a checkpoint to the one that learns from what it sampled."""
@@ -109,7 +112,14 @@ class Guards:
         self._streaks: dict[str, int] = {}
         self._evaluations: dict[int, float] = {}
         """By step, as far back as a checkpoint is still to be rated."""
-        self._quality: dict[int, float] = {}
+        self._ratings: dict[str, dict[int, float]] = {}
+        """Of checkpoints whose own rollouts were within all bounds, by measure and step."""
+        self._beyond = 0
+        """Checkpoints whose own rollouts were not."""
+        self._score_unit = 0.0
+        """What a spread of 1 of normalised scores is in scores as they are: of the first batch, for the whole run; 0 before it."""
+        self._moves = False
+        """Whether rewards count as they were learnt from, because an earlier version rated the first checkpoints so."""
         self._newest = 0
         self.tripped = ""
 
@@ -120,10 +130,24 @@ class Guards:
 
     @property
     def measure(self) -> str:
-        """By what checkpoints are compared."""
+        """By what checkpoints are compared: one measure for all of them.
+
+        Evaluations where at least half of those that can be published have one, since they come later than the first checkpoints, or not at all;
+        else rewards, which all have.
+        """
         if self._spec.held_out_reward_model:
-            return "held-out score"
-        return "evaluation" if self._evaluates else "reward"
+            return _HELD_OUT
+        evaluated, rewarded = (self._ratings.get(name, {}) for name in (_EVALUATION, _REWARD))
+        return _EVALUATION if evaluated and 2 * len(evaluated) >= len(evaluated.keys() | rewarded.keys()) else _REWARD
+
+    @property
+    def without_best(self) -> str:
+        """Why there is no best checkpoint, in words, where none is published."""
+        if self._ratings:
+            return "no checkpoint that was within all bounds is whole"
+        if self._beyond:
+            return "no checkpoint was within all bounds"
+        return "no checkpoint had been rated by then, which takes rollouts of its own"
 
     def observe(self, done: int, metrics: Mapping[str, float]) -> list[str]:
         """Takes note of the metrics of a step, `done` steps being done with it; returns alarms, each once while its bound stays passed.
@@ -134,7 +158,7 @@ class Guards:
             return []
         size = self._spec.patience
         self._length.add(metrics["response_tokens"], size)
-        self._reward.add(metrics["reward_mean"], size)
+        self._reward.add(self._lasting_reward(metrics), size)
         if self._spec.held_out_reward_model:
             self._held_out.add(metrics["held_out_score_mean"], metrics["held_out_score_std"], metrics["score_mean"], size)
         passed = {name: words for name, words in self._passed(metrics).items() if words}
@@ -151,21 +175,23 @@ class Guards:
 
     def ranked(self) -> list[tuple[int, float]]:
         """Steps of the checkpoints whose own rollouts were within all bounds, with their measure; the best first, of equal ones the earlier."""
-        return sorted(self._quality.items(), key=lambda item: (-item[1], item[0]))
+        return _ranked(self._ratings.get(self.measure, {}))
 
     def kept_steps(self) -> set[int]:
-        """Steps whose checkpoints must stay: the best so far, and those that are still to be measured."""
+        """Steps whose checkpoints must stay: the best so far by each measure, and those that are still to be measured."""
         if not self.rolls_back:
             return set()
         waiting = range(max(1, self._newest - self._behind + 1), self._newest + 1)
-        return {step for step, _ in self.ranked()[:1]} | {step for step in waiting if self._is_scheduled(step)}
+        best = {_ranked(ratings)[0][0] for ratings in self._ratings.values()}
+        return best | {step for step in waiting if self._is_scheduled(step)}
 
     def state(self) -> dict[str, Any]:
         """JSON for a checkpoint."""
         return {
             "length": asdict(self._length), "reward": asdict(self._reward), "held_out": asdict(self._held_out), "streaks": dict(self._streaks),
             "evaluations": {str(step): value for step, value in self._evaluations.items()},
-            "quality": {str(step): value for step, value in self._quality.items()}, "newest": self._newest, "tripped": self.tripped,
+            "ratings": {name: {str(step): value for step, value in found.items()} for name, found in self._ratings.items()},
+            "beyond": self._beyond, "score_unit": self._score_unit, "moves": self._moves, "newest": self._newest, "tripped": self.tripped,
         }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -173,21 +199,50 @@ class Guards:
         held_out: dict[str, Any] = {name: _Window(**value) if isinstance(value, Mapping) else value for name, value in state["held_out"].items()}
         self._length, self._reward, self._held_out = _Window(**state["length"]), _Window(**state["reward"]), _HeldOut(**held_out)
         self._streaks, self._evaluations = dict(state["streaks"]), _evaluations(state)
-        self._quality = {int(step): value for step, value in state["quality"].items()}
-        self._newest, self.tripped = state["newest"], state["tripped"]
+        ratings = state["ratings"] if "ratings" in state else self._earlier_ratings(state["quality"])
+        self._ratings = {name: {int(step): value for step, value in found.items()} for name, found in ratings.items()}
+        self._beyond, self._newest, self.tripped = state.get("beyond", 0), state["newest"], state["tripped"]
+        self._score_unit, self._moves = state.get("score_unit", 0.0), state.get("moves", True)
+
+    def _earlier_ratings(self, quality: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+        """Those of an earlier version's state, whose measure was evaluation wherever there were prompts for one."""
+        evaluates = self._part is not None and self._part.eval_data is not None
+        measure = _HELD_OUT if self._spec.held_out_reward_model else _EVALUATION if evaluates else _REWARD
+        return {measure: quality} if quality else {}
+
+    def _lasting_reward(self, metrics: Mapping[str, float]) -> float:
+        """The mean reward of a step's responses on a scale that is the same to the run's end.
+
+        What PPO learns from is not where it divides scores by the spread of all so far, so that a steep climb is worth more than the height that it
+        led to, or where its controller moves the KL coefficient: here both stay what they were at the start.
+        """
+        ppo = self._part
+        if not isinstance(ppo, PpoSpec) or not ppo.reward_moves or self._moves:
+            return metrics["reward_mean"]
+        self._score_unit = self._score_unit or (metrics["score_std"] if ppo.normalize_scores else 1.0)
+        penalties = ppo.missing_eos_penalty * (1 - metrics["eos_rate"]) + ppo.kl_coef * metrics["kl"]
+        return metrics["score_mean"] - self._score_unit * penalties
 
     def _is_scheduled(self, step: int) -> bool:
         return self._every > 0 and step > 0 and step % self._every == 0
 
     def _measure(self, step: int) -> None:
-        """Rates the scheduled checkpoint of a step by the rollouts of its own that were just looked at, or by the newest evaluation up to that step.
+        """Rates the scheduled checkpoint of a step by the rollouts of its own that were just looked at, and by the newest evaluation up to that step.
 
         Only scheduled ones count: a run that was stopped in between has one more, and must choose as a run that was not.
         """
-        value = {"held-out score": self._held_out.score, "reward": self._reward}.get(self.measure)
-        quality = self._evaluation_at(step) if value is None else value.mean
-        if self._is_scheduled(step) and not self._streaks and quality is not None:
-            self._quality[step] = quality
+        if not self._is_scheduled(step):
+            return
+        if self._streaks:
+            self._beyond += 1
+            return
+        if self._spec.held_out_reward_model:
+            found: dict[str, float | None] = {_HELD_OUT: self._held_out.score.mean}
+        else:
+            found = {_REWARD: self._reward.mean, _EVALUATION: self._evaluation_at(step)}
+        for name, value in found.items():
+            if value is not None:
+                self._ratings.setdefault(name, {})[step] = value
 
     def _evaluation_at(self, step: int) -> float | None:
         """The newest evaluation of a step or an earlier one: with rollouts one step ahead, the step after it has been evaluated already."""
@@ -256,6 +311,11 @@ class Guards:
     def _steps(self) -> str:
         size = self._spec.patience
         return "in one step" if size == 1 else f"{size} steps in a row"
+
+
+def _ranked(ratings: Mapping[int, float]) -> list[tuple[int, float]]:
+    """Steps with their ratings, the best first, of equal ones the earlier."""
+    return sorted(ratings.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _evaluations(state: Mapping[str, Any]) -> dict[int, float]:

@@ -165,7 +165,7 @@ def _conclude(context: RunContext, progress: Progress) -> RunResult:
     why = f"a guard stopped the run after step {done} of {steps}, with a checkpoint: {guards.tripped}"
     best = _best_checkpoint(context, guards) if guards.rolls_back else None
     if best is None:
-        nothing = "; no whole checkpoint was within all bounds, so nothing is published" if guards.rolls_back else ""
+        nothing = f"; {guards.without_best}, so nothing is published" if guards.rolls_back else ""
         return RunResult(EXIT_GUARDED, why + nothing, done, metrics=progress.metrics)
     step, measure = best
     version = publish(context, step, {"rolled_back_from_step": done, "guard": guards.tripped})
@@ -293,6 +293,7 @@ def _resume(context: RunContext, algorithm: Algorithm, optimizer: Optimizer) -> 
     """Takes up the newest whole checkpoint, which the first process looks for; a beginning where there is none."""
     name, guards = context.world.from_first(lambda: _newest(context)), Guards(context.spec)
     if name is None:
+        context.events.step = 0
         return Progress(guards)
     found = read_checkpoint(context.directory.checkpoints / name, spec=context.spec.learning_values)
     _check_origin(found, _publication(context, algorithm))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.console import Console
 from accord.cli.curves import Curves, sparkline
 from accord.cli.metrics import held_out_line
 from accord.cli.screen import Screen
-from accord.client.trainer import RunEvent
+from accord.client.trainer import Run, RunEvent, RunState
+from accord.runspec import parse_spec
 
 
 def text_of(screen: Screen, width: int = 100) -> str:
@@ -19,6 +21,11 @@ def text_of(screen: Screen, width: int = 100) -> str:
     with console.capture() as captured:
         console.print(screen)
     return captured.get()
+
+
+def run_of(part: dict[str, Any], *, step: int = 0, state: RunState = "running") -> Run:
+    spec = parse_spec({"adapter": "a", "steps": 9, **part})
+    return Run("runs/a", spec, state, "train", "", "", step, 9, {}, 0.0, 0.0, None, "", 1, "", None, None)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +74,16 @@ def test_first_last_and_best_by_what_is_better() -> None:
     assert curves.extremes("kl").best is None
 
 
+@pytest.mark.parametrize(("ppo", "best"), [({}, 2), ({"normalize_scores": True}, None), ({"kl_controller": "adaptive"}, None)])
+def test_a_reward_whose_scale_moves_has_no_best(ppo: dict[str, Any], best: int | None) -> None:
+    screen = Screen("runs/a")
+    screen.take(RunEvent("", 1.0, run=run_of({"ppo": {"data": {"uri": "x"}, "reward_model": "adapters/rm", **ppo}})))
+    for step, reward in ((1, 0.0), (2, 2.0), (3, 1.0)):
+        screen.take(RunEvent("", 1.0, step=step, metrics={"reward_mean": reward, "score_mean": reward}))
+    assert screen.curves.extremes("reward_mean").best_step == best
+    assert screen.curves.extremes("score_mean").best_step == 2
+
+
 def test_a_step_that_is_done_again_replaces_what_was_known() -> None:
     curves = Curves()
     for step, loss, at in ((1, 3.0, 10.0), (2, 2.0, 12.0), (2, 1.5, 50.0), (3, 1.0, 14.0)):
@@ -100,6 +117,14 @@ def test_the_screen_says_what_goes_on() -> None:
     assert "no sign" not in text
     screen.take(RunEvent("", None, idle_seconds=40.0))
     assert "no sign of it for 40.0 s" in text_of(screen)
+
+
+def test_after_a_kill_the_step_is_that_of_the_new_attempt() -> None:
+    screen = Screen("runs/a", total=9)
+    screen.take(RunEvent("", 1.0, step=7, metrics={"loss": 1.0}))
+    screen.take(RunEvent("", 2.0, step=5, metrics={"loss": 1.0}))
+    assert "step 5 of 9" in text_of(screen)
+    assert screen.curves.line("loss") == [1.0, 1.0]
 
 
 def test_alarms_of_a_kind_are_one_and_messages_are_the_latest() -> None:

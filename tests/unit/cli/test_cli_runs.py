@@ -34,7 +34,7 @@ def test_train_follows_to_the_end(accord: Accord, start: Start) -> None:
     lines = [" ".join(line.split()) for line in result.stdout.splitlines() if line.strip()]
     assert lines[0] == "runs/sft-abcdef succeeded after 2 of 2 steps, 1 min 5 s"
     assert lines[1:] == [
-        "metric first last best", lines[2], "loss 2.5 1.25 1.25 at 2", "zeta 4 4", "alarm at step 2: mean k1 is -0.700",
+        "metric first last best", lines[2], "loss 2.5 1.25 1.25 at 2", "zeta 4 4", "alarm at step 1: mean k1 is -0.700",
         "published adapters/sft/versions/1",
     ]  # fmt: skip
     (known,) = trainer.runs.values()

@@ -242,7 +242,15 @@ class TestRefusals:
     def test_a_push_hands_over_the_whole_folder_and_never_shows_the_token(
         self, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from huggingface_hub.utils import filter_repo_objects
+
         calls: list[tuple[str, Any]] = []
+        old = [
+            "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
+            "head.safetensors", "adapter_config.json", "tokenizer.model", "chat_template.jinja",
+        ]  # fmt: skip
+        remote = [*old, ".gitattributes", "README.md", "LICENSE", "notes.safetensors", "onnx/config.json", "model-a/b-of-c.safetensors"]
+        deleted: list[list[str]] = []
 
         class Api:
             endpoint = "https://hub.example"
@@ -253,7 +261,11 @@ class TestRefusals:
             def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
                 calls.append(("create", (name, private, exist_ok)))
 
-            def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+            def list_repo_files(self, repo_id: str) -> list[str]:
+                return remote
+
+            def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]) -> None:
+                deleted.append(list(filter_repo_objects(remote, allow_patterns=delete_patterns)))
                 calls.append(("upload", (repo_id, sorted(path.name for path in folder_path.iterdir()))))
                 if len(calls) > 3:
                     raise ConnectionError("broke with Bearer hf_secret")
@@ -265,6 +277,7 @@ class TestRefusals:
         assert (code, said["done"]["pushed_to"]) == (0, "https://hub.example/org/name")
         assert calls[:2] == [("token", "hf_secret"), ("create", ("org/name", True, True))]
         assert calls[2] == ("upload", ("org/name", ["README.md", "accord-export.json", "adapter_config.json", "adapter_model.safetensors"]))
+        assert deleted == [old], "what would be loaded in place of this one, which the library leaves where the upload writes it again"
         code, said = export(DPO, tmp_path / "out", "--push", "org/name", "--form", "adapter", "--force")
         assert (code, said["error"]["code"]) == (1, "UNAVAILABLE")
         assert "hf_secret" not in json.dumps(said)

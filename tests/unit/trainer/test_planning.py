@@ -25,7 +25,7 @@ from accord.models.lora import AdaptedModel
 from accord.models.testing import tiny_model_folder
 from accord.runspec import ALGORITHMS, RunSpec, parse_spec
 from accord.runspec_parts import LoraSpec
-from accord.trainer import calibration
+from accord.trainer import calibration, planner
 from accord.trainer.calibration import Calibration, Speed
 from accord.trainer.lengths import Lengths, Row, TokenCounter, measure
 from accord.trainer.lengths import Limits as RowLimits
@@ -306,6 +306,31 @@ class TestTime:
         for spec in (spec_of("grpo", grpo={"group_size": 4, **rated}), spec_of("online_dpo")):
             assert any("the judge's time is that of the base model" in note for note in make_plan(spec, folder, PLENTY, speed=FAST).notes)
         assert not any("leaves the judge out" in note for note in make_plan(spec_of("grpo"), folder, PLENTY, speed=FAST).notes)
+
+    def test_an_evaluation_has_no_more_rows_than_its_data(self, folder: Path, tmp_path: Path) -> None:
+        """A limit of a thousand counted as a thousand rows, however few there were."""
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"say {number}", "response": "a"}) + "\n" for number in range(5)))
+
+        def seconds(limit: int) -> float:
+            part = {"data": {"uri": str(path)}, "eval_data": {"uri": str(path), "limit": limit}}
+            found = make_plan(spec_of("sft", max_prompt_tokens=500, sft=part), folder, PLENTY, speed=FAST).seconds
+            assert found is not None
+            return found
+
+        assert seconds(1) < seconds(4) < seconds(5) == seconds(0) == seconds(1000)
+
+    @pytest.mark.parametrize(("limit", "rows"), [(0, 5), (3, 3)])
+    def test_all_rows_are_counted_where_not_all_are_measured(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, rows: int
+    ) -> None:
+        monkeypatch.setattr(planner, "_ROWS_MEASURED", 2)
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"say {number}", "response": "a"}) + "\n" for number in range(5)))
+        spec = spec_of("sft", max_prompt_tokens=500, sft={"data": {"uri": str(path), "limit": limit}})
+        plan = make_plan(spec, folder, PLENTY)
+        assert plan.rows == make_plan(spec, None, PLENTY).rows == rows
+        assert ("lengths are those of 2 of the 5 rows" in plan.notes) == (not limit)
 
     def test_a_run_over_groups_sees_a_prompt_for_each_group(self, folder: Path) -> None:
         """Of ten rows, two draws leave (10 - 2) / 3 = 2 longer ones: the third longest is expected; eight draws see the longest."""

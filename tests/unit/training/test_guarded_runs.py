@@ -43,13 +43,15 @@ PLANTED: dict[str, Scorer] = {
 
 
 def table_run(
-    root: Path, model: Path, guards: dict[str, Any], trained: Scorer, *, name: str = "run", seed: int = 0, steps: int = 60, every: int = 5
-) -> Any:
+    root: Path, model: Path, guards: dict[str, Any], trained: Scorer, *, name: str = "run", seed: int = 0, steps: int = 60, every: int = 5,
+    eval_every: int = 0,
+) -> Any:  # fmt: skip
     """A run of the table with this reward, with checkpoints of which only the last is kept besides what the guards want."""
+    prompts = {"uri": "sample:conversation"}
     values = {
         "steps": steps, "batch_size": 16, "seed": seed, "checkpoint_every_steps": every, "checkpoints_kept": 1, "adapter": name,
         "optimizer": {"learning_rate": 0.15}, "guards": {"held_out_reward_model": HELD_OUT, **guards},
-        "ppo": {"data": {"uri": "sample:conversation"}, "reward_model": "adapters/rm"},
+        "eval_every_steps": eval_every, "ppo": {"data": prompts, "eval_data": prompts, "reward_model": "adapters/rm"},
     }  # fmt: skip
     context = make_context(root, model, values, name=name, endpoints=NOWHERE)
     return context, TabularPolicy(context, trained, honest)
@@ -102,6 +104,28 @@ def test_length_and_repetition_are_seen_without_a_second_reward_model(tmp_path: 
     assert result.adapter_version == ""
     assert (context.directory.checkpoints / f"{result.step:08d}").is_dir(), "with a checkpoint"
     assert context.store.latest("run") is None, "nothing is published"
+
+
+@pytest.mark.parametrize("eval_every", [0, 50])
+def test_a_run_that_evaluates_after_its_last_step_alone_is_rolled_back(tmp_path: Path, tiny_folder: Path, eval_every: int) -> None:
+    """As the shipped recipes with rollouts do: no checkpoint had been rated, and the best was said to be beyond a bound."""
+    guards = {"action": "rollback", "held_out_reward_model": "", "max_length_ratio": 2.5}
+    context, policy = table_run(tmp_path, tiny_folder, guards, PLANTED["length"], eval_every=eval_every)
+    policy.evaluate = lambda *, final: {"eval_score": 1.0}  # type: ignore[method-assign]
+    result = train(context, policy)
+    assert result.exit_code == EXIT_DONE
+    assert 5 < result.step < 50, "before any evaluation but the one of the start"
+    manifest = context.store.manifest(result.adapter_version)
+    assert manifest.step < result.step
+    assert f"Rolled back: step {manifest.step} is published, the best by reward" in result.message
+
+
+def test_what_is_stopped_before_a_checkpoint_is_rated_says_so(tmp_path: Path, tiny_folder: Path) -> None:
+    guards = {"action": "rollback", "held_out_reward_model": "", "max_length_ratio": 2.5}
+    context, policy = table_run(tmp_path, tiny_folder, guards, PLANTED["length"], every=50)
+    result = train(context, policy)
+    assert (result.exit_code, result.adapter_version) == (EXIT_GUARDED, "")
+    assert result.message.endswith("; no checkpoint had been rated by then, which takes rollouts of its own, so nothing is published")
 
 
 def test_clean_runs_are_left_alone(tmp_path: Path, tiny_folder: Path) -> None:

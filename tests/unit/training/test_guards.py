@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from accord.algos.normalisation import RunningMoments
 from accord.runspec import parse_spec
 from accord.training.guards import Guards, repeated_share
 
-QUIET = {"kl": 1.0, "response_tokens": 20.0, "repetition": 0.02, "reward_mean": 0.0, "score_mean": 0.0}
+QUIET = {"kl": 1.0, "response_tokens": 20.0, "repetition": 0.02, "reward_mean": 0.0, "score_mean": 0.0, "score_std": 1.0, "eos_rate": 1.0}
+
+NEW = ("ratings", "beyond", "score_unit", "moves")
+"""What the state of an earlier version did not have; it had `quality`."""
 
 
 def make(*, every: int = 0, evaluates: bool = False, ppo: dict[str, Any] | None = None, **guards: Any) -> Guards:
@@ -119,6 +124,80 @@ def test_checkpoints_are_rated_by_reward_or_evaluation_where_there_is_no_other_s
     assert by_evaluation.ranked() == [(2, 6.0), (4, 4.0), (6, 2.0)], "what was measured of the checkpoint itself"
 
 
+def test_checkpoints_without_an_evaluation_are_rated_by_reward() -> None:
+    """A run may evaluate after its last step alone, which rates none: where a guard stopped it, there was nothing to roll back to."""
+    rewards = [{"reward_mean": float(step)} for step in range(12)]
+    never = make(max_kl=5, action="rollback", every=2, evaluates=True)
+    watch(never, rewards[:7])
+    assert (never.measure, never.ranked()) == ("reward", [(6, 5.0), (4, 3.0), (2, 1.0)])
+    late = make(max_kl=5, action="rollback", every=2, evaluates=True)
+    watch(late, [row | ({"eval_score": -float(step)} if step in (6, 9) else {}) for step, row in enumerate(rewards, 1)])
+    assert late.measure == "evaluation", "three of five have one"
+    assert late.ranked() == [(6, -6.0), (8, -6.0), (10, -9.0)], "evaluations alone: rewards are on another scale"
+    assert late.kept_steps() == {6, 10, 12}, "the best by each measure, since which one counts may change"
+    few = make(max_kl=5, action="rollback", every=2, evaluates=True)
+    watch(few, [row | ({"eval_score": 9.0} if step == 6 else {}) for step, row in enumerate(rewards[:7], 1)])
+    assert (few.measure, few.ranked()[0]) == ("reward", (6, 5.0)), "one of three has one"
+
+
+def climb(means: Sequence[float]) -> list[dict[str, float]]:
+    """Batches of four scores of spread 2 about these means, with the reward of PPO's normalised scores."""
+    moments, rows = RunningMoments(), []
+    for mean in means:
+        moments.update([mean - 2, mean + 2] * 2)
+        rows.append({"score_mean": mean, "score_std": 2.0, "reward_mean": (mean - moments.mean) / moments.std - 0.1})
+    return rows
+
+
+def test_a_steep_climb_of_normalised_scores_is_no_better_than_its_height() -> None:
+    """The moments run over all scores so far: right after a climb the reward was at its highest, and never again, however good the policy became."""
+    rows = climb([0, 0, 0, 8, 9, 10, 10.5, 11, 11.5, 12, 12.5, 13])
+    assert max(range(12), key=lambda step: rows[step]["reward_mean"]) < 6, "or it proves nothing"
+    ppo = {"normalize_scores": True, "kl_coef": 0.1, "missing_eos_penalty": 0.5}
+    guards, after = (make(max_kl=5, action="rollback", every=2, patience=1, ppo=ppo) for _ in range(2))
+    watch(guards, rows[:11])
+    assert guards.ranked()[0] == (10, pytest.approx(12.5 - 2 * 0.1)), "less 0.1 spreads of the first batch for a nat of KL"
+    assert guards.measure == "reward"
+    after.load_state(json.loads(json.dumps(guards.state())))
+    watch(after, [{}, {**rows[11], "kl": 4.0, "eos_rate": 0.5, "score_std": 0.3}], first=12)
+    assert dict(after.ranked())[12] == pytest.approx(13 - 2 * (0.1 * 4 + 0.5 * 0.5)), "the spread stays the first one"
+
+
+def test_a_coefficient_that_a_controller_moves_does_not_move_the_measure() -> None:
+    rows = [{"score_mean": 1.0 + step, "reward_mean": 1.0 + step - 0.1 * 10**step, "kl": 1.0} for step in range(5)]
+    guards = make(max_kl=5, action="rollback", every=2, patience=1, ppo={"kl_controller": "adaptive", "kl_coef": 0.1})
+    watch(guards, rows)
+    assert guards.ranked() == [(4, pytest.approx(4.9)), (2, pytest.approx(2.9))]
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_rewards_that_rated_its_checkpoints() -> None:
+    spec: dict[str, Any] = {"max_kl": 5, "action": "rollback", "every": 2, "patience": 1, "ppo": {"normalize_scores": True}}
+    before, after, later = make(**spec), make(**spec), make(**spec)
+    watch(before, [{}] * 3)
+    state = {name: value for name, value in before.state().items() if name not in NEW}
+    after.load_state(json.loads(json.dumps({**state, "quality": {"2": 0.5}})))
+    watch(after, [{"score_mean": 90.0, "reward_mean": 0.25}] * 2, first=4)
+    assert after.ranked() == [(2, 0.5), (4, 0.25)]
+    later.load_state(json.loads(json.dumps(after.state())))
+    watch(later, [{"score_mean": 90.0, "reward_mean": 0.75}] * 2, first=6)
+    assert later.ranked()[0] == (6, 0.75)
+
+
+def test_it_says_why_there_is_no_best_checkpoint() -> None:
+    early = make(max_kl=5, action="rollback", every=2)
+    watch(early, [{}, {}])
+    assert early.without_best == "no checkpoint had been rated by then, which takes rollouts of its own"
+    beyond = make(max_kl=5, action="rollback", every=2)
+    watch(beyond, [{}, {"kl": 9.0}, {"kl": 9.0}])
+    assert beyond.without_best == "no checkpoint was within all bounds"
+    after = make(max_kl=5, action="rollback", every=2)
+    after.load_state(json.loads(json.dumps(beyond.state())))
+    assert after.without_best == beyond.without_best
+    watch(after, [{}, {}], first=4)
+    assert after.ranked() == [(4, 0.0)]
+    assert after.without_best == "no checkpoint that was within all bounds is whole"
+
+
 def test_one_step_ahead_a_checkpoint_is_rated_by_its_own_evaluation() -> None:
     """When it is rated, the next one has been evaluated already: the checkpoint before the best one would be published."""
     scores = [1.0, 2.0, 3.0, 4.0, 9.0, 4.0, 3.0, 2.0]
@@ -141,13 +220,26 @@ def test_one_step_ahead_a_checkpoint_is_rated_by_its_own_evaluation() -> None:
 
 @pytest.mark.parametrize("evaluation", [None, 3.0])
 def test_the_state_of_an_earlier_version_is_taken_up(evaluation: float | None) -> None:
-    """It had the newest evaluation alone."""
+    """It had the newest evaluation alone, and no rewards beside evaluations."""
     before, after = (make(max_kl=5, action="rollback", every=2, evaluates=True) for _ in range(2))
     watch(before, [{}, {}])
-    state = {name: value for name, value in before.state().items() if name != "evaluations"}
-    after.load_state(json.loads(json.dumps({**state, "evaluation": evaluation})))
+    state = {name: value for name, value in before.state().items() if name not in ("evaluations", *NEW)}
+    after.load_state(json.loads(json.dumps({**state, "quality": {}, "evaluation": evaluation})))
     watch(after, [{}, {"eval_score": 1.0}, {}], first=3)
     assert dict(after.ranked()) == ({4: 1.0} if evaluation is None else {2: 3.0, 4: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("spec", "measure"),
+    [({}, "reward"), ({"evaluates": True}, "evaluation"), ({"held_out_reward_model": "adapters/h"}, "held-out score")],
+)
+def test_what_an_earlier_version_rated_stays_rated(spec: dict[str, Any], measure: str) -> None:
+    before, after = (make(max_kl=5, action="rollback", every=2, **spec) for _ in range(2))
+    watch(before, [held(0.0, 0.0)] * 5)
+    state = {name: value for name, value in before.state().items() if name not in NEW}
+    after.load_state(json.loads(json.dumps({**state, "quality": {"2": 7.0, "4": 8.0}})))
+    assert (after.measure, after.ranked()) == (measure, [(4, 8.0), (2, 7.0)])
+    assert after.kept_steps() == {4}
 
 
 def test_the_best_and_the_newest_scheduled_checkpoint_are_kept() -> None:

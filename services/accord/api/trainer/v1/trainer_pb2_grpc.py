@@ -157,6 +157,7 @@ class TrainerServiceServicer:
 
     def PromoteCheckpoint(self, request, context):
         """Publishes a checkpoint's adapter as the next version of an adapter. NOT_FOUND. DATA_LOSS: the checkpoint does not match its manifest.
+        FAILED_PRECONDITION: a reward model's before its last step, whose scores have no scale yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
