@@ -214,7 +214,9 @@ def _score_wins(scores: Mapping[str, float], sft: Sequence[Mapping[str, float]])
 
 def responses(result: StepResult, longest: int | None = None) -> list[dict[str, Any]]:
     """The rows that a generate step wrote, without those whose prompt has more tokens than `longest`."""
-    rows = (json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines())
+    # Not splitlines: texts may hold what Unicode calls a line separator, and JSON keeps it as it is.
+    lines = Path(result.values["responses"]).read_text(encoding="utf-8").split("\n")
+    rows = (json.loads(line) for line in lines if line)
     return [row for row in rows if longest is None or len(row["prompt_token_ids"]) <= longest]
 
 

@@ -171,6 +171,28 @@ def test_a_held_out_prompt_with_several_pairs_is_measured_once_and_evaluation_ta
     assert [row.values["response_tokens"] for row in read_rows(str(tmp_path / "rows.jsonl"))] == [0, 1, 2, 3] * 2
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r\n"])
+def test_texts_keep_what_unicode_calls_a_line_separator(tmp_path: Path, separator: str) -> None:
+    """In the prompt, the reference and the response."""
+    path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}{separator}more", f"good{separator}too") for n in range(2)])
+
+    def answer(items: Sequence[GenerateItem], **_: Any) -> Any:
+        sample = SimpleNamespace(index=0, text=f"a{separator}b", token_ids=(5, END), logprobs=(-1.0, -1.0), finish_reason="eos")
+        return SimpleNamespace(results=[SimpleNamespace(error=None, samples=[sample], prompt_token_ids=(1,)) for _ in items])
+
+    values = generate(generate_step(path), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answer)), {}))
+    arms = {arm: StepResult(arm, "k", values, 1.0, 1.0) for arm in ("base", "sft")}
+    rows = responses(arms["base"])
+    assert left_out(arms["base"], None) == []
+    assert [(row["response"], row["reference"]) for row in rows] == [(f"a{separator}b", f"good{separator}too")] * 2
+    assert all(separator in row["messages"][0][1] for row in rows)
+    own = {row["prompt_id"]: [{}] for row in rows}
+    inputs = arms | {f"conversation/measure-{arm}": StepResult(arm, "k", {"values": own}, 1.0, 1.0) for arm in arms}
+    inputs["conversation/judge"] = StepResult("j", "k", {"values": dict.fromkeys(arms, own)}, 1.0, 1.0)
+    (tmp_path / "rows.jsonl").write_bytes(evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs).encode())
+    assert [row.response for row in read_rows(str(tmp_path / "rows.jsonl"))] == [f"a{separator}b"] * 4
+
+
 def test_of_prompts_with_several_pairs_the_limit_takes_prompts(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}", f"good {n} {k}") for n in range(6) for k in range(3)])
     values = generate(generate_step(path, limit=5), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answers)), {}))
