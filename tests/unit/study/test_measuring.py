@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from accord.client.feedback import LabelPairItem
+from accord.client.feedback_wire import pair_to_proto
 from accord.client.policy import GenerateItem
 from accord.client.reward import ScoreItem
 from accord.errors import InvalidArgumentError, OutOfRangeError, UnavailableError
 from accord.evaluation.rows import read_rows
+from accord.rpc.validation import validate
 from accord.study.actions import StepContext, raise_item
 from accord.study.graph import Step
 from accord.study.measuring import evaluation_rows, generate, judge, left_out, measure, responses
@@ -116,6 +118,30 @@ def test_a_judge_compares_samples_of_the_same_number_and_a_reward_model_all_of_a
     assert [(row["arm"], row["prompt_id"], row["sample"]) for row in rows[4:]] == [("dpo-human", p, k) for p in ("p", "q") for k in (0, 1)]
     assert [row["values"]["win_by_score_human"] for row in rows[4:]] == [0.75, 0.0] * 2
     assert [row["values"]["win_vs_sft"] for row in rows[4:]] == [1.0, 0.0] * 2
+
+
+def test_a_comparison_has_a_name_that_the_feedback_service_takes_however_long_the_prompt_s_is(tmp_path: Path) -> None:
+    """The evaluation takes ids of 256 characters; ids that leave room for what is compared stand in the name as they are."""
+    ids = ["p", "q" * 239, "q" * 240, "é" * 256]
+    rows = [
+        {"prompt_id": name, "sample": 0, "messages": [["user", "hi"]], "reference": "gold", "response": "so", "prompt_token_ids": [1]} for name in ids
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arms = {arm: StepResult(arm, "k", {"responses": str(tmp_path / "responses.jsonl")}, 1.0, 1.0) for arm in ("sft", "dpo-human")}
+    names: list[str] = []
+
+    def label_pairs(pairs: Sequence[LabelPairItem], *_: Any, **__: Any) -> Any:
+        for pair in pairs:
+            validate(pair_to_proto(pair))
+        names.extend(pair.pair_id for pair in pairs if pair.pair_id.endswith("dpo-human:sft"))
+        return [SimpleNamespace(error=None, label=SimpleNamespace(preference=0.9, judge="j", judge_digest="d")) for _ in pairs]
+
+    params = {"task": "conversation", "arms": list(arms), "judge": {"kind": "likelihood", "tie_margin": 0.0}}
+    services = SimpleNamespace(feedback=SimpleNamespace(label_pairs=label_pairs))
+    found = judge(Step("j", "judge", "", params, tuple(arms)), context_of(tmp_path, services, arms))
+    assert list(found["values"]["sft"]) == ids
+    assert names[:2] == ["p:0:dpo-human:sft", f"{'q' * 239}:0:dpo-human:sft"]
+    assert len(set(names)) == len(ids)
 
 
 def test_responses_are_scored_with_the_end_of_the_turn_and_their_kl_is_of_what_was_sampled(tmp_path: Path) -> None:
