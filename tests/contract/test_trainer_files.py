@@ -44,6 +44,31 @@ def test_the_same_rows_are_kept_once_below_the_runs_and_a_run_may_name_them(trai
     assert trainer.client.list_runs() == ()
 
 
+def test_more_rows_than_fit_into_a_call_are_kept_as_one_file_in_their_order(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accord.client.trainer._PART_BYTES", 2**19)  # this server's messages have a MiB at most
+    rows = b"".join(b'{"n": %d, "response": "%s"}\n' % (n, b"a" * 50_000) for n in range(50))
+    uri = trainer.client.upload_rows(rows)
+    assert Path(uri).read_bytes() == rows
+    assert Path(uri).stem == hashlib.sha256(rows).hexdigest()
+    assert trainer.client.upload_rows(rows) == uri
+
+
+def test_rows_go_on_behind_rows_that_are_kept_and_behind_nothing_else(trainer: Trainer) -> None:
+    with grpc.insecure_channel(trainer.server.address) as channel:
+        stub = guard_stub(rpc.TrainerServiceStub(channel), 10.0)
+        first = stub.UploadRows(pb.UploadRowsRequest(rows=ROWS))
+        both = stub.UploadRows(pb.UploadRowsRequest(rows=b"{}\n", after=first.uri))
+        assert (first.size_bytes, both.size_bytes) == (len(ROWS), len(ROWS) + 3)
+        assert both.uri == stub.UploadRows(pb.UploadRowsRequest(rows=ROWS + b"{}\n")).uri
+        assert Path(first.uri).read_bytes() == ROWS
+        uploads = Path(first.uri).parent
+        (uploads.parent / "other.jsonl").write_bytes(ROWS)
+        for after in (f"{uploads}/{'0' * 64}.jsonl", f"{uploads}/../other.jsonl", str(uploads.parent / "other.jsonl"), "/etc/hostname"):
+            with pytest.raises(NotFoundError) as error:
+                stub.UploadRows(pb.UploadRowsRequest(rows=ROWS, after=after))
+            assert error.value.field == "after"
+
+
 def test_no_rows_are_refused(trainer: Trainer) -> None:
     with pytest.raises(InvalidArgumentError) as error:
         trainer.client.upload_rows(b"")

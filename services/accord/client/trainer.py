@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.api.trainer.v1 import trainer_pb2_grpc as rpc
 from accord.client.connection import Target, connect
-from accord.errors import DeadlineExceededError, UnavailableError
+from accord.errors import DeadlineExceededError, FailedPreconditionError, UnavailableError
 from accord.rpc.stubs import guard_stub
 from accord.runspec import RunSpec, spec_from_proto, spec_to_proto
 
@@ -31,6 +31,7 @@ RUN_STATES: dict[RunState, pb.RunState] = {
 }
 RunFileName = Literal["evaluation.json", "evaluation_rows.jsonl", "log.txt"]
 _WATCH_SECONDS = 3600.0  # of one stream
+_PART_BYTES = 24 * 2**20  # of rows in a call, as the contract has it
 _STATE_NAMES = {number: name for name, number in RUN_STATES.items()}
 
 
@@ -168,6 +169,12 @@ def _plan(wire: pb.RunPlan) -> RunPlan:
     )
 
 
+def _end_of_part(rows: bytes, start: int) -> int:
+    """Where a part that begins at `start` and fits into a call ends: behind a whole line."""
+    end = start + _PART_BYTES
+    return len(rows) if end >= len(rows) else rows.rfind(b"\n", start, end) + 1 or end
+
+
 class TrainerClient:
     """A blocking client of one trainer service; use it as a context manager."""
 
@@ -267,10 +274,24 @@ class TrainerClient:
     def upload_rows(self, rows: bytes, *, timeout_seconds: float | None = None) -> str:
         """Keeps JSON Lines where runs can read them and returns the URI for a run's specification; the same rows have the same.
 
+        Rows of more than 24 MiB go in several calls, of which each has the timeout.
+
         Raises:
-            InvalidArgumentError: there are none, or more than 24 MiB.
+            InvalidArgumentError: there are none.
+            FailedPreconditionError: the trainer is of an earlier version, which takes 24 MiB in all.
         """
-        return str(self._stub.UploadRows(pb.UploadRowsRequest(rows=rows), timeout=timeout_seconds).uri)
+        uri, start = "", 0
+        while True:
+            end = _end_of_part(rows, start)
+            reply = self._stub.UploadRows(pb.UploadRowsRequest(rows=rows[start:end], after=uri), timeout=timeout_seconds)
+            if start and reply.size_bytes != end:
+                raise FailedPreconditionError(
+                    f"the rows have {len(rows)} bytes, and this trainer is of an earlier version, which takes at most {_PART_BYTES}; update it",
+                    field="rows",
+                )
+            uri, start = str(reply.uri), end
+            if start == len(rows):
+                return uri
 
     def read_run_file(self, run: str, file: RunFileName, *, timeout_seconds: float | None = None) -> bytes:
         """Returns a file that a run has written; of one that still grows, what it held at the last part. The timeout is that of one part.

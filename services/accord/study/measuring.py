@@ -28,6 +28,7 @@ from accord.text.tasks import Task
 
 _CALL_SECONDS = 1800.0
 _BATCH = 8
+_LONGEST_ID = 256  # characters of a pair's name, as the contract of LabelPairs has it
 
 
 def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> Dataset[Demonstration]:
@@ -214,7 +215,9 @@ def _score_wins(scores: Mapping[str, float], sft: Sequence[Mapping[str, float]])
 
 def responses(result: StepResult, longest: int | None = None) -> list[dict[str, Any]]:
     """The rows that a generate step wrote, without those whose prompt has more tokens than `longest`."""
-    rows = (json.loads(line) for line in Path(result.values["responses"]).read_text(encoding="utf-8").splitlines())
+    # Not splitlines: texts may hold what Unicode calls a line separator, and JSON keeps it as it is.
+    lines = Path(result.values["responses"]).read_text(encoding="utf-8").split("\n")
+    rows = (json.loads(line) for line in lines if line)
     return [row for row in rows if longest is None or len(row["prompt_token_ids"]) <= longest]
 
 
@@ -246,8 +249,13 @@ def _comparisons(arms: Mapping[str, Sequence[Mapping[str, Any]]], place: int, ta
         messages = tuple(Message(role, content) for role, content in row["messages"])
         for against, other in ((SFT, arms[SFT][place]["response"]), ("reference", row["reference"])):
             if arm != against:
-                pair_id = f"{row['prompt_id']}:{row['sample']}:{arm}:{against}"
-                yield arm, against, LabelPairItem(task, messages, row["response"], other, pair_id)
+                yield arm, against, LabelPairItem(task, messages, row["response"], other, _pair_id(row, f"{arm}:{against}"))
+
+
+def _pair_id(row: Mapping[str, Any], which: str) -> str:
+    """The name of a comparison on the wire; of a prompt whose id leaves no room for the rest, its sha256 stands for it."""
+    prompt, rest = str(row["prompt_id"]), f":{row['sample']}:{which}"
+    return (prompt if len(prompt) + len(rest) <= _LONGEST_ID else hashlib.sha256(prompt.encode()).hexdigest()) + rest
 
 
 def _win(preference: float, tie_margin: float) -> float:

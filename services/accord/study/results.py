@@ -45,7 +45,8 @@ def _left_out(recipe: StudyRecipe, tasks: Sequence[str], found: Mapping[str, Ste
 
 
 def _data(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What was used, which may be less than a recipe asks for: training pairs by feedback, held-out prompts, responses of each arm to them.
+    """What was used, which may be less than a recipe asks for: training pairs by feedback, held-out prompts, responses of each arm to them that are
+    measured.
 
     Of pairs: `read` by the runs that learn from them and `kept` within their limits, None where a run gave no account; of AI feedback also how many
     the judge was asked about (`asked`) and `abstained` on.
@@ -58,7 +59,12 @@ def _data(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evalu
             labels = found[f"{task}/labels-ai"].values
             pairs[feedback] |= {"asked": labels["pairs"], "abstained": labels["abstained"]}
     prompts = next(row["n"] for row in evaluation["arms"] if (row["task"], row["arm"]) == (task, SFT))
-    return {"pairs": pairs, "prompts": prompts, "responses": found[f"{task}/generate-{SFT}"].values["count"]}
+    return {"pairs": pairs, "prompts": prompts, "responses": len(_measured(recipe, task, SFT, found))}
+
+
+def _measured(recipe: StudyRecipe, task: str, arm: str, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    """An arm's responses to the prompts that are measured; the judge is asked about the others too, and nothing of that counts."""
+    return responses(found[f"{task}/generate-{arm}"], recipe.longest_measured_prompt)
 
 
 def _account(messages: Sequence[str]) -> dict[str, int | None]:
@@ -74,21 +80,23 @@ def _arms(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evalu
     rows = []
     for arm in arms_of(recipe):
         feedback, algorithm = facts.get(arm, (None, None))
-        generated = found[f"{task}/generate-{arm}"].values
+        measured = _measured(recipe, task, arm, found)
         rows.append(
             {
-                "arm": arm, "feedback": feedback, "algorithm": algorithm, "adapter_version": generated["adapter_version"],
-                "metrics": metrics[(task, arm)], "eos_rate": generated["eos_rate"], "training": _cost(task, arm, feedback, algorithm, found),
-                "comparisons": _comparisons(judged[arm]),
+                "arm": arm, "feedback": feedback, "algorithm": algorithm,
+                "adapter_version": found[f"{task}/generate-{arm}"].values["adapter_version"], "metrics": metrics[(task, arm)],
+                "eos_rate": sum(row["finish_reason"] == "eos" for row in measured) / len(measured),
+                "training": _cost(task, arm, feedback, algorithm, found),
+                "comparisons": _comparisons([judged[arm][row["prompt_id"]][row["sample"]] for row in measured]),
             }
         )  # fmt: skip
     return rows
 
 
-def _comparisons(judged: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, int]]:
+def _comparisons(judged: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, int]]:
     """By opponent (sft, reference): about how many responses of an arm the judge was asked, and on how many it abstained. Wins are of the rest."""
     counts: dict[str, dict[str, int]] = {}
-    for name, win in ((name, win) for rows in judged.values() for row in rows for name, win in row.items() if name.startswith(_WIN)):
+    for name, win in ((name, win) for row in judged for name, win in row.items() if name.startswith(_WIN)):
         count = counts.setdefault(name.removeprefix(_WIN), {"asked": 0, "abstained": 0})
         count["asked"] += 1
         count["abstained"] += win is None
@@ -138,8 +146,8 @@ def _judges(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult]) 
 
 
 def _examples(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult]) -> list[dict[str, Any]]:
-    """The first held-out prompts with every arm's first response: chosen by place, not by outcome."""
-    rows = {arm: [row for row in responses(found[f"{task}/generate-{arm}"]) if not row["sample"]] for arm in arms_of(recipe)}
+    """The first measured prompts with every arm's first response: chosen by place, not by outcome."""
+    rows = {arm: [row for row in _measured(recipe, task, arm, found) if not row["sample"]] for arm in arms_of(recipe)}
     judged = found[f"{task}/judge"].values["values"]
     examples = []
     for place, first in enumerate(rows[SFT][:_EXAMPLES]):

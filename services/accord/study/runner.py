@@ -23,6 +23,7 @@ from accord.study import actions, measuring
 from accord.study.actions import Clients, StepContext
 from accord.study.costs import Lengths, lengths_of
 from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
+from accord.study.home import check_home, keep_home
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
@@ -93,6 +94,7 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     Raises:
         AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used.
     """
+    check_home(home)
     if endpoints is None:
         recipe = recipe.with_absolute_paths
     else:
@@ -124,6 +126,7 @@ def run_study(
         AccordError: a service or a step failed; what was done is kept.
     """
     started_at = time.monotonic()
+    keep_home(home)
     elsewhere = None if endpoints is None else addressed(recipe, endpoints)
     if elsewhere is None:
         recipe = recipe.with_absolute_paths

@@ -146,8 +146,8 @@ class TrainerServicer(rpc.TrainerServiceServicer):
 
     async def UploadRows(self, request: pb.UploadRowsRequest, context: CallContext) -> pb.UploadRowsResponse:
         async with self._lock:
-            path = await _thread(lambda: files.keep_rows(self._config.runs, request.rows))
-        return pb.UploadRowsResponse(uri=str(path))
+            path, size = await _thread(lambda: files.keep_rows(self._config.runs, request.rows, request.after))
+        return pb.UploadRowsResponse(uri=str(path), size_bytes=size)
 
     async def ReadRunFile(self, request: pb.ReadRunFileRequest, context: CallContext) -> pb.ReadRunFileResponse:
         with naming("run"):

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from accord.client.feedback import LabelPairItem
+from accord.client.feedback_wire import pair_to_proto
 from accord.client.policy import GenerateItem
 from accord.client.reward import ScoreItem
 from accord.errors import InvalidArgumentError, OutOfRangeError, UnavailableError
 from accord.evaluation.rows import read_rows
+from accord.rpc.validation import validate
 from accord.study.actions import StepContext, raise_item
 from accord.study.graph import Step
 from accord.study.measuring import evaluation_rows, generate, judge, left_out, measure, responses
@@ -118,6 +120,30 @@ def test_a_judge_compares_samples_of_the_same_number_and_a_reward_model_all_of_a
     assert [row["values"]["win_vs_sft"] for row in rows[4:]] == [1.0, 0.0] * 2
 
 
+def test_a_comparison_has_a_name_that_the_feedback_service_takes_however_long_the_prompt_s_is(tmp_path: Path) -> None:
+    """The evaluation takes ids of 256 characters; ids that leave room for what is compared stand in the name as they are."""
+    ids = ["p", "q" * 239, "q" * 240, "é" * 256]
+    rows = [
+        {"prompt_id": name, "sample": 0, "messages": [["user", "hi"]], "reference": "gold", "response": "so", "prompt_token_ids": [1]} for name in ids
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arms = {arm: StepResult(arm, "k", {"responses": str(tmp_path / "responses.jsonl")}, 1.0, 1.0) for arm in ("sft", "dpo-human")}
+    names: list[str] = []
+
+    def label_pairs(pairs: Sequence[LabelPairItem], *_: Any, **__: Any) -> Any:
+        for pair in pairs:
+            validate(pair_to_proto(pair))
+        names.extend(pair.pair_id for pair in pairs if pair.pair_id.endswith("dpo-human:sft"))
+        return [SimpleNamespace(error=None, label=SimpleNamespace(preference=0.9, judge="j", judge_digest="d")) for _ in pairs]
+
+    params = {"task": "conversation", "arms": list(arms), "judge": {"kind": "likelihood", "tie_margin": 0.0}}
+    services = SimpleNamespace(feedback=SimpleNamespace(label_pairs=label_pairs))
+    found = judge(Step("j", "judge", "", params, tuple(arms)), context_of(tmp_path, services, arms))
+    assert list(found["values"]["sft"]) == ids
+    assert names[:2] == ["p:0:dpo-human:sft", f"{'q' * 239}:0:dpo-human:sft"]
+    assert len(set(names)) == len(ids)
+
+
 def test_responses_are_scored_with_the_end_of_the_turn_and_their_kl_is_of_what_was_sampled(tmp_path: Path) -> None:
     rows = [
         {"prompt_id": "ended", "prompt_token_ids": [1, 7], "token_ids": [5, END], "logprobs": [-0.5, -0.25], "finish_reason": "eos"},
@@ -169,6 +195,28 @@ def test_a_held_out_prompt_with_several_pairs_is_measured_once_and_evaluation_ta
     inputs["conversation/judge"] = StepResult("j", "k", {"values": {arm: {name: [{}] for name in own} for arm in arms}}, 1.0, 1.0)
     (tmp_path / "rows.jsonl").write_text(evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs))
     assert [row.values["response_tokens"] for row in read_rows(str(tmp_path / "rows.jsonl"))] == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r\n"])
+def test_texts_keep_what_unicode_calls_a_line_separator(tmp_path: Path, separator: str) -> None:
+    """In the prompt, the reference and the response."""
+    path = write_pairs(tmp_path / "pairs.jsonl", [(f"question {n}{separator}more", f"good{separator}too") for n in range(2)])
+
+    def answer(items: Sequence[GenerateItem], **_: Any) -> Any:
+        sample = SimpleNamespace(index=0, text=f"a{separator}b", token_ids=(5, END), logprobs=(-1.0, -1.0), finish_reason="eos")
+        return SimpleNamespace(results=[SimpleNamespace(error=None, samples=[sample], prompt_token_ids=(1,)) for _ in items])
+
+    values = generate(generate_step(path), context_of(tmp_path, SimpleNamespace(policy=SimpleNamespace(generate=answer)), {}))
+    arms = {arm: StepResult(arm, "k", values, 1.0, 1.0) for arm in ("base", "sft")}
+    rows = responses(arms["base"])
+    assert left_out(arms["base"], None) == []
+    assert [(row["response"], row["reference"]) for row in rows] == [(f"a{separator}b", f"good{separator}too")] * 2
+    assert all(separator in row["messages"][0][1] for row in rows)
+    own = {row["prompt_id"]: [{}] for row in rows}
+    inputs = arms | {f"conversation/measure-{arm}": StepResult(arm, "k", {"values": own}, 1.0, 1.0) for arm in arms}
+    inputs["conversation/judge"] = StepResult("j", "k", {"values": dict.fromkeys(arms, own)}, 1.0, 1.0)
+    (tmp_path / "rows.jsonl").write_bytes(evaluation_rows({"conversation": {arm: arm for arm in arms}}, inputs).encode())
+    assert [row.response for row in read_rows(str(tmp_path / "rows.jsonl"))] == [f"a{separator}b"] * 4
 
 
 def test_of_prompts_with_several_pairs_the_limit_takes_prompts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,16 +46,26 @@ def card(**changes: Any) -> Json:
     }  # fmt: skip
 
 
-def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = (), account: str = ACCOUNT) -> Json:
-    """Results of a study whose steps gave made-up numbers; the judge abstains on all responses to prompt p of some arms."""
+def study(
+    recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = (), account: str = ACCOUNT, too_long: Sequence[str] = (),
+    silent: Sequence[str] = ("p",),
+) -> Json:  # fmt: skip
+    """Results of a study whose steps gave made-up numbers; the judge abstains on the responses of some arms to `silent` prompts.
+
+    The model ended its responses to p alone. Prompts of `too_long` come first and are longer than reward models read; the judge decides those too.
+    """
+    longest = recipe.longest_measured_prompt
+    prompts = (*too_long, *PROMPTS)
     graph = build_graph(recipe, {})
     arms = [step.params["arm"] for step in graph.steps if step.kind == "generate"]
-    (folder / "responses.jsonl").write_text(
-        "".join(
-            f'{{"prompt_id": "{prompt}", "prompt_token_ids": [1], "sample": 0, "response": "so", "reference": "it is", "messages": [["user", "{prompt}"]]}}\n'
-            for prompt in PROMPTS
-        )
-    )
+    generated = [
+        {
+            "prompt_id": prompt, "prompt_token_ids": [1] * ((longest or 0) + 1 if prompt in too_long else 1), "sample": 0, "response": "so",
+            "reference": "it is", "messages": [["user", prompt]], "finish_reason": "eos" if prompt == "p" else "length",
+        }
+        for prompt in prompts
+    ]  # fmt: skip
+    (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generated))
     metrics = {"kl": interval(0.2), "response_tokens": interval(9.0), **{name: interval(0.3) for name in METRICS}}
     metrics |= {f"score_{feedback}": interval(0.1) for feedback in recipe.feedback if "ppo" in recipe.algorithms}
     rows = [
@@ -69,14 +80,14 @@ def study(recipe: StudyRecipe, folder: Any, *, abstains: Sequence[str] = (), acc
             ],
         },
         "label": {"cards": [card()], "pairs": 60, "abstained": 7},
-        "generate": {"responses": str(folder / "responses.jsonl"), "count": 2, "adapter_version": "", "eos_rate": 0.5},
+        "generate": {"responses": str(folder / "responses.jsonl"), "count": len(prompts), "adapter_version": "", "eos_rate": 1 / len(prompts)},
         "judge": {
             "values": {
                 arm: {
                     prompt: [
-                        {f"win_vs_{against}": None if arm in abstains and prompt == "p" else 1.0 for against in ("sft", "reference") if against != arm}
+                        {f"win_vs_{against}": None if arm in abstains and prompt in silent else 1.0 for against in ("sft", "reference") if against != arm}
                     ]
-                    for prompt in PROMPTS
+                    for prompt in prompts
                 }
                 for arm in arms
             },
@@ -113,6 +124,23 @@ def test_abstentions_are_counted_by_arm_and_opponent_and_noted_under_the_table(f
     assert "abstained on some comparisons: dpo-human 1 of 2 with SFT, dpo-human 1 of 2 with the references. Its wins are over those" in words(results)
     assert "dpo-human not decided so" in words(results)  # beside its response
     assert "abstained on some comparisons" not in words(study(recipe_of(), folder))
+
+
+def test_prompts_that_are_left_out_count_nowhere_though_the_judge_was_asked_about_them(folder: Any) -> None:
+    results = study(recipe_of(), folder, abstains=["dpo-human"], too_long=["r", "s"])
+    assert results["tasks"][0]["data"]["responses"] == len(PROMPTS)
+    arms = {arm["arm"]: arm for arm in results["tasks"][0]["arms"]}
+    assert arms["dpo-human"]["comparisons"]["sft"] == {"asked": 2, "abstained": 1}
+    assert arms["dpo-human"]["eos_rate"] == 0.5
+    assert [example["prompt_id"] for example in results["examples"]] == list(PROMPTS)
+    assert [note.split(":")[1] for note in results["notes"]] == [" 2 held-out prompts are left out"]
+    of_all = study(recipe_of(), folder, abstains=["dpo-human"])
+    assert [results["tasks"][0], results["examples"]] == [of_all["tasks"][0], of_all["examples"]]
+
+
+def test_a_judge_that_decided_on_prompts_that_are_left_out_alone_has_no_wins_to_count(folder: Any) -> None:
+    results = study(recipe_of(), folder, abstains=["dpo-human"], too_long=["r"], silent=PROMPTS)
+    assert "the judge abstained on every comparison with SFT of dpo-human (2 each)" in words(results)
 
 
 def test_the_page_says_how_many_pairs_and_prompts_were_used_and_not_how_many_the_recipe_asked_for(folder: Any) -> None:

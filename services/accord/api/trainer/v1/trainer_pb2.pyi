@@ -630,16 +630,20 @@ class PromoteCheckpointResponse(_message.Message):
     def __init__(self, adapter_version: _Optional[str] = ...) -> None: ...
 
 class UploadRowsRequest(_message.Message):
-    __slots__ = ("rows",)
+    __slots__ = ("rows", "after")
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     rows: bytes
-    def __init__(self, rows: _Optional[bytes] = ...) -> None: ...
+    after: str
+    def __init__(self, rows: _Optional[bytes] = ..., after: _Optional[str] = ...) -> None: ...
 
 class UploadRowsResponse(_message.Message):
-    __slots__ = ("uri",)
+    __slots__ = ("uri", "size_bytes")
     URI_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     uri: str
-    def __init__(self, uri: _Optional[str] = ...) -> None: ...
+    size_bytes: int
+    def __init__(self, uri: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class ReadRunFileRequest(_message.Message):
     __slots__ = ("run", "file", "offset")

@@ -164,7 +164,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadRows(self, request, context):
-        """Keeps rows where runs can read them, for a caller that shares no folder with them. INVALID_ARGUMENT: no rows, or too many.
+        """Keeps rows where runs can read them, for a caller that shares no folder with them; more than fit into a call come in several (`after`).
+        INVALID_ARGUMENT: no rows, or too many. NOT_FOUND: `after` is not the `uri` of rows that are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
