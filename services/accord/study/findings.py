@@ -229,11 +229,13 @@ def _in_use(row: Json, judge: Json) -> bool:
 
 def _settings(judge: Json) -> list[str]:
     """What a judge is asked with that is not the default."""
+    rubric = judge.get("rubric")
+    rubrics = ", ".join(f"rubric {name}" for name in (rubric.values() if isinstance(rubric, Mapping) else [rubric]) if name)
     said = {
-        "rubric": f"rubric {judge.get('rubric')}", "adapter": f"adapter {judge.get('adapter')}", "rationale": "with rationales",
+        "rubric": rubrics, "adapter": f"adapter {judge.get('adapter')}", "rationale": "with rationales",
         "tie_margin": f"ties within {judge.get('tie_margin')}",
     }  # fmt: skip
-    return [words for name, words in said.items() if judge.get(name)]
+    return [words for name, words in said.items() if judge.get(name) and words]
 
 
 def _judges(results: Json) -> list[str]:

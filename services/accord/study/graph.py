@@ -138,7 +138,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     judged = builder.add(
         Step(
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
-            {"task": task, "judge": recipe.judge_facts, "arms": list(generated)}, tuple(generated.values()),
+            {"task": task, "judge": recipe.judge_facts(task), "arms": list(generated)}, tuple(generated.values()),
             tokens=costs.judge_cost(recipe, len(generated), lengths),
             asked_pairs=(2 * len(generated) - 1) * recipe.evaluation.responses if recipe.judge.name else 0,
         )
@@ -158,7 +158,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
 def _label_steps(builder: _Builder, part: TaskPart) -> str:
     """Labels for training, and the judges measured on held-out pairs that people labelled; returns the name of the former."""
     recipe, task = builder.recipe, part.task.value
-    judge, evaluation = recipe.judge_facts, recipe.evaluation
+    judge, evaluation = recipe.judge_facts(task), recipe.evaluation
     lengths = builder.lengths[task]
     name = f"{task}/labels-ai"
     if "ai" in recipe.feedback:

@@ -130,7 +130,7 @@ def _judges(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult]) 
             purpose = "training labels" if step == "labels-ai" else "held-out check"
             facts = asked[name]
             row = {
-                "task": task, "purpose": purpose, "name": facts.get("name", ""), "in_use": facts == set_facts(recipe.judge_facts),
+                "task": task, "purpose": purpose, "name": facts.get("name", ""), "in_use": facts == set_facts(recipe.judge_facts(task)),
                 "asked": {fact: value for fact, value in facts.items() if fact not in ("name", "kind", "who")},
             }  # fmt: skip
             rows += [row | {"card": card} for card in result.values["cards"]]

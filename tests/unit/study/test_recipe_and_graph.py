@@ -310,11 +310,15 @@ def checks_of(recipe: StudyRecipe) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(
-    "judge", [{"kind": "rating"}, {"kind": "verdict", "rubric": "a/b/1"}, {"adapter": "adapters/z/versions/1"}, {"tie_margin": 0.1}]
-)
+    "judge",
+    [
+        {"kind": "rating"}, {"kind": "verdict", "rubric": {"summarization": "summarization/base/1"}}, {"adapter": "adapters/z/versions/1"},
+        {"tie_margin": 0.1},
+    ],
+)  # fmt: skip
 def test_a_judge_that_no_plain_kind_is_is_measured_as_it_is_asked(recipe: StudyRecipe, judge: dict) -> None:
     mine = changed(recipe, judge=judge)
-    assert checks_of(mine) == CHECKS | {"summarization/check-judge-in-use": mine.judge_facts}
+    assert checks_of(mine) == CHECKS | {"summarization/check-judge-in-use": mine.judge_facts("summarization")}
     assert checks_of(recipe) == CHECKS
     assert not checks_of(changed(mine, evaluation=recipe.evaluation.model_dump() | {"judge_check_pairs": 0}))
 
@@ -324,4 +328,44 @@ def test_the_check_of_a_judge_with_a_name_takes_no_other_ones_place(recipe: Stud
     mine = changed(recipe, judge={"name": name, "kind": "rating"})
     checks = checks_of(mine)
     assert checks.items() >= CHECKS.items()
-    assert [judge for step, judge in checks.items() if step not in CHECKS] == [mine.judge_facts]
+    assert [judge for step, judge in checks.items() if step not in CHECKS] == [mine.judge_facts("summarization")]
+
+
+COT = {"summarization": "summarization/cot/1", "conversation": "conversation/helpful-cot/1"}
+
+
+def test_each_task_has_the_rubric_that_the_recipe_says_for_it_and_one_task_is_as_before_there_were_several(recipe: StudyRecipe) -> None:
+    both = {step.name: step for step in build_graph(changed(recipe, judge={"kind": "verdict", "rubric": COT}), DIGESTS).steps}
+    for task, rubric in COT.items():
+        for step in ("labels-ai", "check-judge-in-use", "judge"):
+            assert wanted_judge(both[f"{task}/{step}"].params["judge"]) == Judge("verdict", rubric=rubric)
+    one = [task.model_dump() for task in recipe.tasks[:1]]
+    plain, mapped = (
+        build_graph(changed(recipe, tasks=one, judge={"kind": "verdict", "rubric": rubric}), DIGESTS).keys
+        for rubric in (COT["summarization"], {"summarization": COT["summarization"]})
+    )
+    assert plain == mapped
+    assert plain["summarization/labels-ai"] == "f3ff52c478ee08639cc68352"  # as before a recipe could name one for each task
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        ({"kind": "verdict", "rubric": COT["summarization"]},
+         "judge.rubric: rubric summarization/cot/1 judges summarization, not conversation; with several tasks give one for each: "
+         "rubric: {summarization: ID, conversation: ID}"),
+        ({"kind": "verdict", "rubric": {"conversation": "conversation/cot/1"}}, "judge.rubric: there is no rubric 'conversation/cot/1'; there are "),
+        ({"kind": "rating", "rubric": COT}, "judge.rubric: rubric summarization/cot/1 is for verdict, not rating"),
+        ({"kind": "verdict", "rubric": COT | {"dialogue": "x"}},
+         "judge.rubric: 'dialogue' is not one of the recipe's tasks, which are summarization, conversation"),
+        ({"kind": "likelihood", "rubric": COT}, "judge.rubric: likelihood uses no rubric"),
+        ({"kind": "likelihood", "rationale": True}, "judge.rationale: likelihood writes no rationale; only verdict does"),
+        ({"kind": "verdict", "rubric": {"summarization": 1}}, "judge.rubric: .*a mapping from task to one"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_cannot_be_asked_about_a_task_is_refused_with_the_recipe(tmp_path: Path, judge: dict, reason: str) -> None:
+    """And not by the feedback service, which is asked about the second task once the first one is trained."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(shipped_recipes()["quick"].read_text()) | {"judge": judge}))
+    with pytest.raises(InvalidArgumentError, match=reason):
+        load_recipe(str(path))
