@@ -26,6 +26,7 @@ from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
+from accord.study.specs import check_specs
 from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
 from accord.study.task_data import check_split, read_task_data, repeated_prompts
@@ -91,12 +92,14 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     """What a study would do in a folder; nothing is started or called, and what an earlier call did is found.
 
     Raises:
-        AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used.
+        AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used; sizes that a
+            run would refuse.
     """
     if endpoints is None:
         recipe = recipe.with_absolute_paths
     else:
         addressed(recipe, endpoints)
+    check_specs(recipe)
     store = StepStore(home)
     model = _last_digests(store, recipe)
     data, lengths = data_facts(recipe)
@@ -127,6 +130,7 @@ def run_study(
     elsewhere = None if endpoints is None else addressed(recipe, endpoints)
     if elsewhere is None:
         recipe = recipe.with_absolute_paths
+    check_specs(recipe)
     store = StepStore(home)
     data, lengths = data_facts(recipe)
     local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
