@@ -23,6 +23,7 @@ from accord.study import actions, measuring
 from accord.study.actions import Clients, StepContext
 from accord.study.costs import Lengths, lengths_of
 from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
+from accord.study.lock import held
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
 from accord.study.services import addressed, check_known_runs, check_same_model, started
@@ -124,6 +125,7 @@ def run_study(
         keep_services: leaves the services running that a study started; those that somebody else started stay in any case.
 
     Raises:
+        FailedPreconditionError: another process runs a study in that folder.
         AccordError: a service or a step failed; what was done is kept.
     """
     started_at = time.monotonic()
@@ -132,24 +134,29 @@ def run_study(
         recipe = recipe.with_absolute_paths
     check_specs(recipe)
     store = StepStore(home)
-    data, lengths = data_facts(recipe)
-    local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
-    with local as services, Clients(services.channels) as clients:
-        if elsewhere is not None:
-            check_same_model(recipe, clients.policy, clients.reward, reporter.message)
-        digests = model_digests(clients.policy)
-        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
-        graph = build_graph(recipe, digests | data, lengths)
-        check_known_runs(home, _known(store, graph), clients.trainer)
-        found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
-    results = assemble(recipe, graph, found, digests | data)
-    results_path = home / RESULTS_FILE
-    write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
-    write_atomically(results_path, json.dumps(results, indent=1, ensure_ascii=False))
+    with held(home, store.folder, reporter.message):
+        data, lengths = data_facts(recipe)
+        local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
+        with local as services, Clients(services.channels) as clients:
+            if elsewhere is not None:
+                check_same_model(recipe, clients.policy, clients.reward, reporter.message)
+            digests = model_digests(clients.policy)
+            write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
+            graph = build_graph(recipe, digests | data, lengths)
+            check_known_runs(home, _known(store, graph), clients.trainer)
+            found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
+        results = assemble(recipe, graph, found, digests | data)
+        report_path = _write(home, recipe, results)
+    return StudyResult(results, home / RESULTS_FILE, report_path, time.monotonic() - started_at, reused)
+
+
+def _write(home: Path, recipe: StudyRecipe, results: Mapping[str, Any]) -> Path:
+    """Writes recipe, results and report; returns where the report is."""
     from accord.study.report import write_report
 
-    report_path = write_report(home)
-    return StudyResult(results, results_path, report_path, time.monotonic() - started_at, reused)
+    write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
+    write_atomically(home / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False))
+    return write_report(home)
 
 
 def _last_digests(store: StepStore, recipe: StudyRecipe) -> dict[str, str]:
