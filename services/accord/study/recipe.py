@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from accord.client.feedback_messages import Judge
 from accord.data.files import absolute_uri
 from accord.errors import AccordError, InvalidArgumentError, NotFoundError
-from accord.feedback.judge_config import JudgeName, NamedJudge, Price, asked_through
+from accord.feedback.judge_config import JudgeName, NamedJudge, Price, asked_through, facts_of
 from accord.feedback.settings import read_settings
 from accord.runspec_parts import LoraSpec, NonNegative, Positive, Spec
 from accord.text.tasks import Task
@@ -194,14 +194,11 @@ class StudyRecipe(Spec):
         if not self.judge.name:  # steps of before there were names keep their keys
             del facts["name"]
         elif self.judge.name in self.judges:
-            facts["who"] = self._who_is(self.judge.name)
-            parts = {name: self._who_is(name) for name in asked_through(self.judge.name, self.judges) if name in self.judges}
+            facts["who"] = facts_of(self.judges[self.judge.name])
+            parts = {name: facts_of(self.judges[name]) for name in asked_through(self.judge.name, self.judges) if name in self.judges}
             if parts:  # steps of judges that answer themselves keep their keys
                 facts["parts"] = parts
         return facts
-
-    def _who_is(self, name: str) -> dict[str, Any]:
-        return self.judges[name].model_dump(mode="json", exclude_defaults=True)
 
     @property
     def judge_table(self) -> dict[str, dict[str, Any]]:

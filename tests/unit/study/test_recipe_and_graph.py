@@ -131,6 +131,38 @@ def test_a_change_of_a_judge_that_a_panel_asks_makes_its_labels_anew() -> None:
     assert set(alone["summarization/labels-ai"].params["judge"]) == {"name", "kind", "rubric", "rationale", "adapter", "tie_margin", "who"}
 
 
+def test_how_a_judge_is_reached_and_paid_makes_no_step_anew() -> None:
+    """Its timeout above all, which is raised where a judge was too slow: the AI arms were trained again. Also of one that a panel asks."""
+    own = load_recipe("larger-judge")
+    at = own.judges["larger"].model_dump(exclude_defaults=True)
+    prices = {"mine": {"prompt_per_million": 1, "completion_per_million": 2}}
+    reached: dict[str, dict] = {
+        "openai": {
+            "timeout_seconds": 900, "attempts": 2, "max_concurrency": 1, "max_tokens_field": "max_completion_tokens", "api_key_env": "KEY",
+            "proxy": "http://127.0.0.1:1", "ca_file": "ca.pem", "price": "mine",
+        },
+        "policy": {"tls": {"ca": "ca.pem"}, "balancing": "prefix", "price": "mine"},
+    }  # fmt: skip
+    asked: dict[str, list[dict]] = {
+        "openai": [{"context_tokens": 1000}, {"top_logprobs": 5}, {"max_verdict_tokens": 99}, {"body": {"top_p": 0.5}}, {"model": "other"}],
+        "policy": [{"address": "b:1"}, {"adapter": "adapters/x/versions/1"}],
+    }
+    for kind, judge in (("openai", at), ("policy", {"kind": "policy", "address": "a:1"})):
+
+        def graph(judge: dict = judge, **values: object) -> Graph:
+            judges = {"panel": {"kind": "escalation", "first": "small", "then": "larger", "threshold": 0.2}, "small": at, "larger": judge | values}
+            both = (
+                build_graph(changed(own, judges=judges, prices=prices, judge={"name": name, "kind": "verdict"}), DIGESTS)
+                for name in ("larger", "panel")
+            )
+            return Graph((), {f"{place} {name}": key for place, one in enumerate(both) for name, key in one.keys.items()})
+
+        for name, value in reached[kind].items():
+            assert not keys_that_differ(graph(), graph(**{name: value})), name
+        for change in asked[kind]:
+            assert {"0 summarization/labels-ai", "1 summarization/labels-ai"} <= keys_that_differ(graph(), graph(**change)), change
+
+
 def test_the_judges_of_a_recipe_are_those_of_a_feedback_service() -> None:
     table = load_recipe("larger-judge").judge_table
     values = JudgeTable(**table).merged(
