@@ -147,25 +147,30 @@ def measure(step: Step, context: StepContext) -> dict[str, Any]:
 
 
 def judge(step: Step, context: StepContext) -> dict[str, Any]:
-    """The judge's preference for each arm over SFT's response of the same number and over the reference; an abstention is null."""
+    """The judge's preference for each arm over SFT's response of the same number and over the reference; an abstention is null.
+
+    `judged_by` has who answered, by digest: the judge of a name may be another one than when it labelled.
+    """
     params = step.params
     arms = {name: responses(context.inputs[source]) for name, source in _arm_sources(step).items()}
     wanted = wanted_judge(params["judge"])
     places = len(arms[SFT])
     found: dict[str, list[dict[str, float | None]]] = {arm: [{} for _ in range(places)] for arm in arms}
     abstained = 0
+    judged_by: dict[str, str] = {}
     for place in range(places):
         pairs = list(_comparisons(arms, place, Task(params["task"])))
         results = context.services.feedback.label_pairs([pair for _, _, pair in pairs], wanted, timeout_seconds=_CALL_SECONDS)
         for (arm, against, pair), result in zip(pairs, results, strict=True):
             raise_item(result.error, f"pair {pair.pair_id}")
             preference = result.label.preference if result.label is not None else None
+            judged_by |= {result.label.judge_digest: result.label.judge} if result.label is not None else {}
             abstained += preference is None
             row = found[arm][place]
             row[f"win_vs_{against}"] = None if preference is None else _win(preference, params["judge"]["tie_margin"])
             row[f"log_length_ratio_{against}"] = _length_ratio(pair.response_a, pair.response_b)
         context.progress((place + 1) / places, f"{place + 1} of {places} responses")
-    return {"values": {arm: _by_prompt(arms[arm], values) for arm, values in found.items()}, "abstained": abstained}
+    return {"values": {arm: _by_prompt(arms[arm], values) for arm, values in found.items()}, "abstained": abstained, "judged_by": judged_by}
 
 
 def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult], longest: int | None = None) -> str:

@@ -28,7 +28,13 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
     tasks = [part.task.value for part in recipe.tasks]
     return {
         "format": 1, "accord": accord.__version__, "created": time.time(), "recipe": recipe.model_dump(mode="json"), "digests": dict(digests),
-        "tasks": [{"task": task, "data": _data(recipe, task, found, evaluation), "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
+        "tasks": [
+            {
+                "task": task, "data": _data(recipe, task, found, evaluation), "arms": _arms(recipe, task, found, evaluation),
+                "judged_by": found[f"{task}/judge"].values.get("judged_by", {}),
+            }
+            for task in tasks
+        ],
         "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(recipe, graph, found),
         "examples": [example for task in tasks for example in _examples(recipe, task, found)],
         "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],

@@ -26,6 +26,7 @@ from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
 from accord.study.lock import held
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
+from accord.study.same_judge import changes
 from accord.study.services import addressed, check_known_runs, check_same_model, started
 from accord.study.specs import check_specs
 from accord.study.speed import Speed
@@ -143,8 +144,12 @@ def run_study(
             digests = model_digests(clients.policy)
             write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
             graph = build_graph(recipe, digests | data, lengths)
-            check_known_runs(home, _known(store, graph), clients.trainer)
-            found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
+            known = _known(store, graph)
+            check_known_runs(home, known, clients.trainer)
+            runner = _Runner(recipe, graph, store, clients, reporter, services.label_folder)
+            for change in changes(graph, known, clients.feedback, runner.label_folder):
+                reporter.message(change)
+            found, reused = runner.run()
         results = assemble(recipe, graph, found, digests | data)
         report_path = _write(home, recipe, results)
     return StudyResult(results, home / RESULTS_FILE, report_path, time.monotonic() - started_at, reused)
@@ -242,6 +247,10 @@ class _Runner:
                     self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
 
+    def label_folder(self, key: str) -> str:
+        """Where the label job of a step writes."""
+        return f"{self._label_folder}/study-{key}" if self._label_folder else str(self._store.files(key).absolute())
+
     def _timed(self, step: Step, key: str) -> StepResult:
         """Does a step and keeps its result with the time of all calls that worked on it; a run tells itself how long it trained."""
         earlier, started = self._store.spent(key), time.monotonic()
@@ -255,8 +264,7 @@ class _Runner:
         return self._store.write(step.name, key, values, max(seconds, values.get("seconds", 0.0)), resumed=earlier is not None)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
-        folder = self._store.files(key).absolute()
-        labels = f"{self._label_folder}/study-{key}" if self._label_folder else str(folder)
+        folder, labels = self._store.files(key).absolute(), self.label_folder(key)
         context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress, self._recipe.longest_measured_prompt)
         if step.kind == "train":
             return actions.train(step, context)
