@@ -111,7 +111,8 @@ def resolved_spec(step: Step, inputs: Mapping[str, StepResult]) -> RunSpec:
     if "reward_model" in sources:
         part["reward_model"] = inputs[sources["reward_model"]].values["adapter_version"]
     if "labels" in sources:
-        part["data"] = {"uri": inputs[sources["labels"]].values["dataset_uri"], "format": "accord", "split": "train"}
+        split = part["data"]["split"]  # labelled rows stay in theirs
+        part["data"] = {"uri": inputs[sources["labels"]].values["dataset_uri"], "format": "accord", "split": split}
     spec[algorithm] = part
     return parse_spec(spec)
 

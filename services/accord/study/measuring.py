@@ -30,16 +30,17 @@ _CALL_SECONDS = 1800.0
 _BATCH = 8
 
 
-def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> Dataset[Demonstration]:
+def held_out(uri: str, format: str, limit: int, seed: int, task: Task, split: str = "test") -> Dataset[Demonstration]:
     """The held-out prompts with their references: each prompt once, with that of its first row, however many pairs it has.
 
     Raises:
         InvalidArgumentError: there are fewer than two.
     """
-    found = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task, each_once=True)
+    found = read_demonstrations(uri, format=format, split=split, limit=limit, seed=seed, task=task, each_once=True)
     if len(found.rows) < 2:
         raise InvalidArgumentError(
-            f"{uri} has {len(found.rows)} held-out prompts with a reference (split test); 2 are needed", field="tasks.test_uri"
+            f"{uri} has {len(found.rows)} held-out prompts with a reference (split {split}: {found.report.account()}); 2 are needed",
+            field="tasks.test_uri",
         )
     return found
 
@@ -50,7 +51,7 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
     Prompts that leave no room for a response in the base model's context are left out and counted: of all arms the same.
     """
     params = step.params
-    data = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    data = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]), params.get("test_split", "test"))
     rows = data.rows
     adapter = context.inputs[params["adapter_from"]].values["adapter_version"] if params["adapter_from"] else ""
     found: list[dict[str, Any]] = []

@@ -29,9 +29,11 @@ class TaskPart(Spec):
     """One task: where its prompts, references and pairs come from."""
 
     task: Task
-    uri: str = Field(min_length=1, max_length=2048, description="data with prompts, references and human-labelled pairs, split train")
-    test_uri: str = Field("", max_length=2048, description="the same for the held-out part, split test; empty: the data of `uri`")
+    uri: str = Field(min_length=1, max_length=2048, description="data with prompts, references and human-labelled pairs")
+    test_uri: str = Field("", max_length=2048, description="the same for the held-out part; empty: the data of `uri`")
     format: str = ""
+    split: str = Field("train", min_length=1, max_length=64, description="whose rows are trained on; all is every split")
+    test_split: str = Field("test", min_length=1, max_length=64, description="whose rows are the held-out part, of `test_uri` where there is one")
 
     @property
     def held_out_uri(self) -> str:

@@ -19,7 +19,7 @@ from accord.study.steps import StepResult
 _EXAMPLES = 3
 _ALARM = "alarm:"
 _WIN = "win_vs_"
-_KEPT = re.compile(r" \(train\): .*; kept (?P<kept>\d+) of (?P<read>\d+) pairs\b")
+_KEPT = r" \({}\): .*; kept (?P<kept>\d+) of (?P<read>\d+) pairs\b"
 
 
 def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult], digests: Mapping[str, str]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _data(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evalu
     pairs = {}
     for feedback in recipe.feedback:
         run = f"{task}/dpo-{feedback}" if "dpo" in recipe.algorithms else f"{task}/rm-{feedback}"
-        pairs[feedback] = _account(found[run].values["messages"])
+        pairs[feedback] = _account(found[run].values["messages"], next(part.split for part in recipe.tasks if part.task == task))
         if feedback == "ai":
             labels = found[f"{task}/labels-ai"].values
             pairs[feedback] |= {"asked": labels["pairs"], "abstained": labels["abstained"]}
@@ -67,9 +67,10 @@ def _data(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evalu
     return {"pairs": pairs, "prompts": prompts, "responses": found[f"{task}/generate-{SFT}"].values["count"]}
 
 
-def _account(messages: Sequence[str]) -> dict[str, int | None]:
-    """How many training pairs a run read and kept, by its own account (`accord.training.pairs`)."""
-    kept = next((match for text in messages if (match := _KEPT.search(text))), None)
+def _account(messages: Sequence[str], split: str) -> dict[str, int | None]:
+    """How many training pairs a run read and kept, by its own account (`accord.training.pairs`), which begins with them."""
+    pattern = re.compile(_KEPT.format(re.escape(split)))
+    kept = next((match for text in messages if (match := pattern.search(text))), None)
     return {"read": int(kept["read"]) if kept else None, "kept": int(kept["kept"]) if kept else None}
 
 

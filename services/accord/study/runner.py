@@ -31,7 +31,7 @@ from accord.study.services import addressed, check_known_runs, check_same_model,
 from accord.study.specs import check_specs
 from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
-from accord.study.task_data import check_split, read_task_data, repeated_prompts
+from accord.study.task_data import check_split, read_task_data, rejections, repeated_prompts
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
@@ -67,11 +67,15 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """What would run and for how long; `judge_is_unknown` says that nobody knows how long its judge takes: that counts as this machine's model."""
+    """What would run and for how long; `judge_is_unknown` says that nobody knows how long its judge takes: that counts as this machine's model.
+
+    `notes` are sentences about rows of the data that cannot be used.
+    """
 
     recipe: StudyRecipe
     steps: tuple[PlannedStep, ...]
     judge_is_unknown: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -104,13 +108,13 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     check_specs(recipe)
     store = StepStore(home)
     model = _last_digests(store, recipe)
-    data, lengths = data_facts(recipe)
+    data, lengths, notes = data_facts(recipe)
     graph = build_graph(recipe, model | data, lengths)
     found = _known(store, graph)
     speed = Speed.of([(step, result) for step in graph.steps if (result := found.get(step.name))], recipe.judge.seconds_per_pair)
     steps = [PlannedStep(step.name, step.title, step.kind, step.name in found, speed.seconds(step)) for step in graph.steps]
     unknown = any(step.asked_pairs and step.name not in found for step in graph.steps) and speed.seconds_per_pair is None
-    return StudyPlan(recipe, tuple(steps), judge_is_unknown=unknown)
+    return StudyPlan(recipe, tuple(steps), judge_is_unknown=unknown, notes=notes)
 
 
 def run_study(
@@ -136,7 +140,9 @@ def run_study(
     check_specs(recipe)
     store = StepStore(home)
     with held(home, store.folder, reporter.message):
-        data, lengths = data_facts(recipe)
+        data, lengths, notes = data_facts(recipe)
+        for note in notes:
+            reporter.message(f"note: {note}")
         local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
         with local as services, Clients(services.channels) as clients:
             if elsewhere is not None:
@@ -144,13 +150,11 @@ def run_study(
             digests = model_digests(clients.policy)
             write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
             graph = build_graph(recipe, digests | data, lengths)
-            known = _known(store, graph)
-            check_known_runs(home, known, clients.trainer)
             runner = _Runner(recipe, graph, store, clients, reporter, services.label_folder)
-            for change in changes(graph, known, clients.feedback, runner.label_folder):
-                reporter.message(change)
+            runner.check_known(home)
             found, reused = runner.run()
         results = assemble(recipe, graph, found, digests | data)
+        results["notes"] = [*notes, *results["notes"]]
         report_path = _write(home, recipe, results)
     return StudyResult(results, home / RESULTS_FILE, report_path, time.monotonic() - started_at, reused)
 
@@ -185,8 +189,8 @@ def model_digests(policy: PolicyClient) -> dict[str, str]:
     return {"base_model": digests.base_model, "tokenizer": digests.tokenizer, "chat_template": digests.chat_template}
 
 
-def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]:
-    """Digests of each task's training and held-out data, and how long its texts are.
+def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths], tuple[str, ...]]:
+    """Digests of each task's training and held-out data, how long its texts are, and a sentence for what could not be used of it.
 
     Raises:
         InvalidArgumentError: a prompt is in both parts, a part has fewer than two pairs or rows of another task, or the evaluation would refuse a
@@ -194,19 +198,20 @@ def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]
         AccordError: data that cannot be read.
     """
     found, lengths = {}, {}
+    notes: list[str] = []
     for index, part in enumerate(recipe.tasks):
-        train = read_task_data(part, "train", recipe.seed, f"tasks[{index}].uri")
-        test = read_task_data(part, "test", recipe.seed, f"tasks[{index}].test_uri")
+        train, test = (read_task_data(part, recipe.seed, index, held_out=held_out) for held_out in (False, True))
         check_split(train, test, index)
+        notes += [*rejections(train, part, index, held_out=False), *rejections(test, part, index, held_out=True)]
         facts = [train.pairs.report.digest, test.pairs.report.digest, test.prompts.report.digest]
         # Only of data of which more is read: other data keeps its keys.
-        if repeated_prompts(part, recipe.evaluation.prompts, recipe.seed, f"tasks[{index}].test_uri"):
+        if repeated_prompts(part, recipe.evaluation.prompts, recipe.seed, index):
             facts.append("each held-out prompt once")
         facts += [f"{split} {data.digest_beyond_pairs}" for split, data in (("train", train), ("test", test)) if data.digest_beyond_pairs]
         found[f"data_{part.task.value}"] = hashlib.sha256(" ".join(facts).encode()).hexdigest()
         pairs = train.pairs.rows
         lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in pairs), _response_words(pairs))
-    return found, lengths
+    return found, lengths, tuple(notes)
 
 
 def _response_words(pairs: Sequence[PreferencePair]) -> float:
@@ -230,6 +235,17 @@ class _Runner:
         self._results: dict[str, StepResult] = {}
         self._done_here: list[tuple[Step, StepResult]] = []
 
+    def check_known(self, home: Path) -> None:
+        """Holds the results of earlier calls against the services that go on with them, and says where another judge would answer.
+
+        Raises:
+            FailedPreconditionError: they are of runs of other services.
+        """
+        known = _known(self._store, self._graph)
+        check_known_runs(home, known, self._clients.trainer)
+        for change in changes(self._graph, known, self._clients.feedback, self._label_folder_of):
+            self._reporter.message(change)
+
     def run(self) -> tuple[dict[str, StepResult], int]:
         """All results by name, and how many were there already."""
         total = len(self._graph.steps)
@@ -247,7 +263,7 @@ class _Runner:
                     self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
 
-    def label_folder(self, key: str) -> str:
+    def _label_folder_of(self, key: str) -> str:
         """Where the label job of a step writes."""
         return f"{self._label_folder}/study-{key}" if self._label_folder else str(self._store.files(key).absolute())
 
@@ -264,7 +280,7 @@ class _Runner:
         return self._store.write(step.name, key, values, max(seconds, values.get("seconds", 0.0)), resumed=earlier is not None)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
-        folder, labels = self._store.files(key).absolute(), self.label_folder(key)
+        folder, labels = self._store.files(key).absolute(), self._label_folder_of(key)
         context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress, self._recipe.longest_measured_prompt)
         if step.kind == "train":
             return actions.train(step, context)
