@@ -85,4 +85,4 @@ def test_a_run_that_would_be_refused_is_refused_before_anything_is_done(
         with pytest.raises(InvalidArgumentError, match=reason) as error:
             call(mine, tmp_path)
         assert error.value.field == field
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("steps"))
