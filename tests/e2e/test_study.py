@@ -37,14 +37,16 @@ pytestmark = pytest.mark.timeout(400)
 
 
 class Steps:
-    """Notes which steps were done and which were known."""
+    """Notes which steps were done and which were known, and what was said."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
         self.known: list[str] = []
         self.fractions: list[float] = []
+        self.messages: list[str] = []
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def step(self, title: str, number: int, total: int, *, known: bool) -> None:
         (self.known if known else self.done).append(title)

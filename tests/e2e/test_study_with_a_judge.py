@@ -50,6 +50,7 @@ def test_the_labels_are_the_judge_s_and_so_are_the_wins(tmp_path: Path) -> None:
     card = judges["training labels", "larger", "verdict"]
     assert card["judge"].startswith(MODEL)
     assert card["cost_per_thousand_pairs"] > 0
+    assert results["tasks"][0]["judged_by"] == {card["judge_digest"]: card["judge"]}
     assert judges["held-out check", "larger", "verdict"]["human_agreement"]["value"] == 1.0
     (labels,) = [path for path in (tmp_path / "home" / "study").rglob("labels.jsonl") if len(path.read_text().splitlines()) == recipe.ai_pairs]
     sure = swap_average(verdict_share("good good", "no"), verdict_share("no", "good good"))
@@ -87,7 +88,13 @@ def test_a_judge_that_refuses_or_abstains_is_named_before_anything_is_trained_an
         steps = UntilLabelled()
         with pytest.raises(KeyboardInterrupt):
             run_study(recipe, tmp_path / "home", steps)
-    assert steps.done == ["conversation: verdict judge larger labels"]
+        assert steps.done == ["conversation: verdict judge larger labels"]
+        assert not [text for text in steps.messages if "another one" in text]
+        endpoint.set(faults=[], fingerprint="fp_3")  # another judge from now on, who is to count the wins
+        again = UntilLabelled()
+        with pytest.raises(KeyboardInterrupt):
+            run_study(recipe, tmp_path / "home", again)
+        assert [text for text in again.messages if text.startswith("conversation/labels-ai: the judge is another one now (")]
     (kept,) = (json.loads(path.read_text())["values"] for path in (tmp_path / "home" / "study" / "steps").glob("*.json"))
     assert (kept["pairs"], kept["abstained"]) == (4, 0)
     assert len(read_pairs(kept["dataset_uri"], strict=True).rows) == 4

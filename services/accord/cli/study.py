@@ -157,6 +157,8 @@ def _show_plan(planned: StudyPlan) -> None:
     print_table(("step", "kind", "time>"), rows, title=f"{planned.recipe.name}: {planned.recipe.description}")
     left = sum(not step.done for step in planned.steps)
     print_line(f"{left} of {len(planned.steps)} steps to do, about {seconds_text(planned.seconds)} on two cores")
+    for note in planned.notes:
+        print_line(f"note: {note}")
     if planned.judge_is_unknown:
         name = planned.recipe.judge.name
         print_line(f"nobody knows how long the judge {name} takes: it counts as if it were the policy; judge.seconds_per_pair says it in the recipe")

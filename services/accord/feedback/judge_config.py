@@ -120,6 +120,15 @@ class EscalationJudge(FrozenModel):
 
 
 NamedJudge = Annotated[PolicyJudge | OpenAIJudge | EnsembleJudge | EscalationJudge, Field(discriminator="kind")]
+_REACHED_AND_PAID = {
+    "timeout_seconds", "attempts", "max_concurrency", "max_tokens_field", "api_key_env", "api_key_file", "proxy", "ca_file", "tls", "balancing",
+    "price",
+}  # fmt: skip
+
+
+def facts_of(judge: NamedJudge) -> dict[str, Any]:
+    """Who a judge is and how it is asked, as YAML has it without the defaults; how it is reached and paid is left out: no answer depends on it."""
+    return judge.model_dump(mode="json", exclude_defaults=True, exclude=_REACHED_AND_PAID)
 
 
 def price_entry(judge: NamedJudge) -> str | None:

@@ -111,7 +111,8 @@ def resolved_spec(step: Step, inputs: Mapping[str, StepResult]) -> RunSpec:
     if "reward_model" in sources:
         part["reward_model"] = inputs[sources["reward_model"]].values["adapter_version"]
     if "labels" in sources:
-        part["data"] = {"uri": inputs[sources["labels"]].values["dataset_uri"], "format": "accord", "split": "train"}
+        split = part["data"]["split"]  # labelled rows stay in theirs
+        part["data"] = {"uri": inputs[sources["labels"]].values["dataset_uri"], "format": "accord", "split": split}
     spec[algorithm] = part
     return parse_spec(spec)
 
@@ -171,16 +172,13 @@ def label(step: Step, context: StepContext) -> dict[str, Any]:
         InternalError: the job was cancelled or has failed; the message names it and its reason.
         FailedPreconditionError: a judge whose labels are trained on has labelled no pair.
     """
-    params, feedback = step.params, context.services.feedback
-    spec = LabelJobSpec(
-        f"study-{context.key}", params["uri"], Task(params["task"]), context.label_folder, params["format"], params["split"], params["limit"],
-        wanted_judge(params["judge"]), params["seed"],
-    )  # fmt: skip
+    feedback = context.services.feedback
 
     def is_in_vain(job: LabelJob) -> bool:
         return is_lost(job) or (step.is_trained_on and _labelled_nothing(job))
 
-    job = create_attempt(feedback, spec, lost=is_in_vain, output_of=lambda attempt: _attempt_folder(context, attempt))
+    first = label_spec(step, context.key, context.label_folder)
+    job = create_attempt(feedback, first, lost=is_in_vain, output_of=lambda attempt: _attempt_folder(context.label_folder, attempt))
     for seen in feedback.watch_label_job(job.name, timeout_seconds=_RUN_SECONDS):
         job = seen
         note = f"; {job.message}" if job.message else ""
@@ -196,9 +194,18 @@ def label(step: Step, context: StepContext) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attempt_folder(context: StepContext, attempt: int) -> str:
+def label_spec(step: Step, key: str, folder: str, attempt: int = 1) -> LabelJobSpec:
+    """An attempt of a step's label job, which writes to a folder of the step."""
+    params = step.params
+    return LabelJobSpec(
+        f"study-{key}" if attempt == 1 else f"study-{key}-{attempt}", params["uri"], Task(params["task"]), _attempt_folder(folder, attempt),
+        params["format"], params["split"], params["limit"], wanted_judge(params["judge"]), params["seed"],
+    )  # fmt: skip
+
+
+def _attempt_folder(folder: str, attempt: int) -> str:
     """One of its own for each: that of an attempt which has succeeded without a label is taken."""
-    return context.label_folder if attempt == 1 else f"{context.label_folder}/attempt-{attempt}"
+    return folder if attempt == 1 else f"{folder}/attempt-{attempt}"
 
 
 def _labelled_nothing(job: LabelJob) -> bool:

@@ -207,16 +207,40 @@ def judge_in_use(results: Json) -> str:
     how = ", ".join([f"{judge['kind']} judge", *_settings(judge)])
     if judge["name"]:
         return f"{judge['name']} ({how})"
-    models = sorted({row["card"]["judge"] for row in results["judges"] if _in_use(row, judge)})
+    models = sorted(
+        {name for task in results["tasks"] for name in task.get("judged_by", {}).values()}
+        or {row["card"]["judge"] for row in results["judges"] if _in_use(row, judge)}  # results of before that was kept
+    )
     if models == [recipe["base_model"]] and not judge["adapter"]:
         return f"the same model that is aligned ({how})"
     return f"the feedback service's default judge{''.join(f', {model}' for model in models)} ({how})"
 
 
+def labelled_by_another(results: Json) -> list[str]:
+    """Of each task whose AI labels are not all of the judge that counts its wins: by whom they are, for people."""
+    found = []
+    for task in results["tasks"]:
+        cards = [row["card"] for row in results["judges"] if (row["task"], row["purpose"]) == (task["task"], "training labels")]
+        if any(_is_of_another(card, task) for card in cards):
+            names = ", ".join(f"{card['judge']} (digest {card['judge_digest'][:12]})" for card in cards)
+            wins = ", ".join(f"{name} (digest {digest[:12]})" for digest, name in task["judged_by"].items())
+            found.append(f"{task['task']} has labels of {names} and wins by {wins}")
+    return found
+
+
+def _is_of_another(card: Json, task: Json) -> bool:
+    """Whether a card is of another judge than the one that counts a task's wins; results of before digests were kept do not tell."""
+    return bool(task.get("judged_by") and card.get("judge_digest") and card["judge_digest"] not in task["judged_by"])
+
+
 def judge_is_measured(results: Json) -> bool:
     """Whether there is a card of that judge, asked as it was, against people on held-out pairs."""
+    tasks = {task["task"]: task for task in results["tasks"]}
     return any(
-        row["purpose"] == "held-out check" and row["card"]["human_agreement"] and _in_use(row, results["recipe"]["judge"])
+        row["purpose"] == "held-out check"
+        and row["card"]["human_agreement"]
+        and _in_use(row, results["recipe"]["judge"])
+        and not _is_of_another(row["card"], tasks[row["task"]])
         for row in results["judges"]
     )
 
@@ -229,11 +253,13 @@ def _in_use(row: Json, judge: Json) -> bool:
 
 def _settings(judge: Json) -> list[str]:
     """What a judge is asked with that is not the default."""
+    rubric = judge.get("rubric")
+    rubrics = ", ".join(f"rubric {name}" for name in (rubric.values() if isinstance(rubric, Mapping) else [rubric]) if name)
     said = {
-        "rubric": f"rubric {judge.get('rubric')}", "adapter": f"adapter {judge.get('adapter')}", "rationale": "with rationales",
+        "rubric": rubrics, "adapter": f"adapter {judge.get('adapter')}", "rationale": "with rationales",
         "tie_margin": f"ties within {judge.get('tie_margin')}",
     }  # fmt: skip
-    return [words for name, words in said.items() if judge.get(name)]
+    return [words for name, words in said.items() if judge.get(name) and words]
 
 
 def _judges(results: Json) -> list[str]:

@@ -138,7 +138,7 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
     judged = builder.add(
         Step(
             f"{task}/judge", "judge", f"{task}: judge the arms against SFT and the references",
-            {"task": task, "judge": recipe.judge_facts, "arms": list(generated)}, tuple(generated.values()),
+            {"task": task, "judge": recipe.judge_facts(task), "arms": list(generated)}, tuple(generated.values()),
             tokens=costs.judge_cost(recipe, len(generated), lengths),
             asked_pairs=(2 * len(generated) - 1) * recipe.evaluation.responses if recipe.judge.name else 0,
         )
@@ -158,11 +158,11 @@ def _task_steps(builder: _Builder, part: TaskPart) -> list[str]:
 def _label_steps(builder: _Builder, part: TaskPart) -> str:
     """Labels for training, and the judges measured on held-out pairs that people labelled; returns the name of the former."""
     recipe, task = builder.recipe, part.task.value
-    judge, evaluation = recipe.judge_facts, recipe.evaluation
+    judge, evaluation = recipe.judge_facts(task), recipe.evaluation
     lengths = builder.lengths[task]
     name = f"{task}/labels-ai"
     if "ai" in recipe.feedback:
-        params = {"task": task, "uri": part.uri, "format": part.format, "split": "train", "limit": recipe.ai_pairs, "judge": judge}
+        params = {"task": task, "uri": part.uri, "format": part.format, "split": part.split, "limit": recipe.ai_pairs, "judge": judge}
         builder.add(
             Step(
                 name,
@@ -184,7 +184,7 @@ def _label_steps(builder: _Builder, part: TaskPart) -> str:
             checked[f"{task}/{_CHECK_IN_USE}"] = f"{task}: {_who(recipe)} against people, asked as for labels and wins", judge
     for step, (title, asked) in checked.items() if evaluation.judge_check_pairs else ():
         params = {
-            "task": task, "uri": part.held_out_uri, "format": part.format, "split": "test", "limit": evaluation.judge_check_pairs,
+            "task": task, "uri": part.held_out_uri, "format": part.format, "split": part.test_split, "limit": evaluation.judge_check_pairs,
             "judge": asked, "seed": recipe.seed,
         }  # fmt: skip
         tokens = costs.label_cost(asked["kind"], evaluation.judge_check_pairs, lengths)
@@ -239,6 +239,8 @@ def _generate(builder: _Builder, part: TaskPart, arm: str, adapter: str | None) 
         "temperature": evaluation.temperature, "max_tokens": recipe.max_sampled_tokens, "seed": recipe.seed, "adapter_from": adapter,
         "samples": evaluation.samples,
     }  # fmt: skip
+    # Steps of before it could be chosen keep their keys.
+    params |= part.model_dump(include={"test_split"}, exclude_defaults=True)
     tokens = costs.generate_cost(recipe, builder.lengths[part.task.value])
     title = f"{part.task.value}: {arm} answers held-out prompts"
     return builder.add(Step(f"{part.task.value}/generate-{arm}", "generate", title, params, (adapter,) if adapter else (), tokens))
@@ -256,16 +258,16 @@ def _measure(builder: _Builder, part: TaskPart, arm: str, generated: str, sft: s
 
 
 def _data(part: TaskPart, *, limit: int = 0) -> dict[str, Any]:
-    return {"uri": part.uri, "format": part.format, "split": "train", "limit": limit}
+    return {"uri": part.uri, "format": part.format, "split": part.split, "limit": limit}
 
 
 def _held_out(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
-    return {"uri": part.held_out_uri, "format": part.format, "split": "test", "limit": recipe.evaluation.pairs}
+    return {"uri": part.held_out_uri, "format": part.format, "split": part.test_split, "limit": recipe.evaluation.pairs}
 
 
 def _swapped(recipe: StudyRecipe, part: TaskPart) -> dict[str, Any]:
     """What the held-out reward model learns from, and what it is measured on: the held-out pairs, and those that arms learn from."""
-    held_out = {"uri": part.held_out_uri, "format": part.format, "split": "test", "limit": 0}
+    held_out = {"uri": part.held_out_uri, "format": part.format, "split": part.test_split, "limit": 0}
     return {"data": held_out, "eval_data": _data(part, limit=recipe.human_pairs)}
 
 

@@ -31,16 +31,17 @@ _BATCH = 8
 _LONGEST_ID = 256  # characters of a pair's name, as the contract of LabelPairs has it
 
 
-def held_out(uri: str, format: str, limit: int, seed: int, task: Task) -> Dataset[Demonstration]:
+def held_out(uri: str, format: str, limit: int, seed: int, task: Task, split: str = "test") -> Dataset[Demonstration]:
     """The held-out prompts with their references: each prompt once, with that of its first row, however many pairs it has.
 
     Raises:
         InvalidArgumentError: there are fewer than two.
     """
-    found = read_demonstrations(uri, format=format, split="test", limit=limit, seed=seed, task=task, each_once=True)
+    found = read_demonstrations(uri, format=format, split=split, limit=limit, seed=seed, task=task, each_once=True)
     if len(found.rows) < 2:
         raise InvalidArgumentError(
-            f"{uri} has {len(found.rows)} held-out prompts with a reference (split test); 2 are needed", field="tasks.test_uri"
+            f"{uri} has {len(found.rows)} held-out prompts with a reference (split {split}: {found.report.account()}); 2 are needed",
+            field="tasks.test_uri",
         )
     return found
 
@@ -51,7 +52,7 @@ def generate(step: Step, context: StepContext) -> dict[str, Any]:
     Prompts that leave no room for a response in the base model's context are left out and counted: of all arms the same.
     """
     params = step.params
-    data = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]))
+    data = held_out(params["uri"], params["format"], params["limit"], params["seed"], Task(params["task"]), params.get("test_split", "test"))
     rows = data.rows
     adapter = context.inputs[params["adapter_from"]].values["adapter_version"] if params["adapter_from"] else ""
     found: list[dict[str, Any]] = []
@@ -148,25 +149,30 @@ def measure(step: Step, context: StepContext) -> dict[str, Any]:
 
 
 def judge(step: Step, context: StepContext) -> dict[str, Any]:
-    """The judge's preference for each arm over SFT's response of the same number and over the reference; an abstention is null."""
+    """The judge's preference for each arm over SFT's response of the same number and over the reference; an abstention is null.
+
+    `judged_by` has who answered, by digest: the judge of a name may be another one than when it labelled.
+    """
     params = step.params
     arms = {name: responses(context.inputs[source]) for name, source in _arm_sources(step).items()}
     wanted = wanted_judge(params["judge"])
     places = len(arms[SFT])
     found: dict[str, list[dict[str, float | None]]] = {arm: [{} for _ in range(places)] for arm in arms}
     abstained = 0
+    judged_by: dict[str, str] = {}
     for place in range(places):
         pairs = list(_comparisons(arms, place, Task(params["task"])))
         results = context.services.feedback.label_pairs([pair for _, _, pair in pairs], wanted, timeout_seconds=_CALL_SECONDS)
         for (arm, against, pair), result in zip(pairs, results, strict=True):
             raise_item(result.error, f"pair {pair.pair_id}")
             preference = result.label.preference if result.label is not None else None
+            judged_by |= {result.label.judge_digest: result.label.judge} if result.label is not None else {}
             abstained += preference is None
             row = found[arm][place]
             row[f"win_vs_{against}"] = None if preference is None else _win(preference, params["judge"]["tie_margin"])
             row[f"log_length_ratio_{against}"] = _length_ratio(pair.response_a, pair.response_b)
         context.progress((place + 1) / places, f"{place + 1} of {places} responses")
-    return {"values": {arm: _by_prompt(arms[arm], values) for arm, values in found.items()}, "abstained": abstained}
+    return {"values": {arm: _by_prompt(arms[arm], values) for arm, values in found.items()}, "abstained": abstained, "judged_by": judged_by}
 
 
 def evaluation_rows(tasks: Mapping[str, Mapping[str, str]], inputs: Mapping[str, StepResult], longest: int | None = None) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from accord.client.feedback_messages import Judge
 from accord.data.files import absolute_uri
-from accord.errors import InvalidArgumentError, NotFoundError
-from accord.feedback.judge_config import JudgeName, NamedJudge, Price, asked_through
+from accord.errors import AccordError, InvalidArgumentError, NotFoundError
+from accord.feedback.judge_config import JudgeName, NamedJudge, Price, asked_through, facts_of
+from accord.feedback.settings import read_settings
 from accord.runspec_parts import LoraSpec, NonNegative, Positive, Spec
 from accord.text.tasks import Task
 
@@ -27,9 +29,11 @@ class TaskPart(Spec):
     """One task: where its prompts, references and pairs come from."""
 
     task: Task
-    uri: str = Field(min_length=1, max_length=2048, description="data with prompts, references and human-labelled pairs, split train")
-    test_uri: str = Field("", max_length=2048, description="the same for the held-out part, split test; empty: the data of `uri`")
+    uri: str = Field(min_length=1, max_length=2048, description="data with prompts, references and human-labelled pairs")
+    test_uri: str = Field("", max_length=2048, description="the same for the held-out part; empty: the data of `uri`")
     format: str = ""
+    split: str = Field("train", min_length=1, max_length=64, description="whose rows are trained on; all is every split")
+    test_split: str = Field("test", min_length=1, max_length=64, description="whose rows are the held-out part, of `test_uri` where there is one")
 
     @property
     def held_out_uri(self) -> str:
@@ -78,13 +82,25 @@ class JudgePart(Spec):
 
     name: str = Field("", max_length=64, description="one of `judges`, or of those that the feedback service has; empty: its default")
     kind: JudgeKindName = "likelihood"
-    rubric: str = ""
+    rubric: str | dict[str, str] = Field("", description="a rubric's id; with several tasks one for each, by task; without one the task's default")
     rationale: bool = False
     adapter: str = ""
     tie_margin: float = Field(0.0, ge=0, lt=0.5)
     seconds_per_pair: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="how long a judge with a name takes for a pair, for plans made before it was asked; in no key"
     )
+
+    @field_validator("rubric", mode="before")
+    @classmethod
+    def _is_one_or_one_a_task(cls, value: object) -> object:
+        each = value.values() if isinstance(value, dict) else [value]
+        if not all(isinstance(rubric, str) for rubric in each):
+            raise ValueError("the id of a rubric is allowed, or a mapping from task to one")
+        return value
+
+    def rubric_of(self, task: str) -> str:
+        """The id of the rubric that a task's pairs are judged by; empty for the task's default."""
+        return self.rubric if isinstance(self.rubric, str) else self.rubric.get(task, "")
 
 
 class EvaluationPart(Spec):
@@ -149,6 +165,23 @@ class StudyRecipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _judge_can_be_asked_about_each_task(self) -> StudyRecipe:
+        """As the feedback service would say it, which would for the second task once the first one is trained."""
+        tasks = [part.task.value for part in self.tasks]
+        for task in self.judge.rubric if isinstance(self.judge.rubric, dict) else ():
+            if task not in tasks:
+                raise ValueError(f"judge.rubric: {task!r} is not one of the recipe's tasks, which are {', '.join(tasks)}")
+        for task in tasks:
+            asked = Judge(self.judge.kind, rubric=self.judge.rubric_of(task), rationale=self.judge.rationale or None)
+            try:
+                read_settings(asked, self.judge.kind).rubric_for(Task(task))
+            except AccordError as error:
+                several = isinstance(self.judge.rubric, str) and len(tasks) > 1
+                how = f"; with several tasks give one for each: rubric: {{{', '.join(f'{name}: ID' for name in tasks)}}}" if several else ""
+                raise ValueError(f"{error.field}: {error.message}{how if error.field == 'judge.rubric' else ''}") from error
+        return self
+
+    @model_validator(mode="after")
     def _reward_models_read_what_is_sampled(self) -> StudyRecipe:
         if self.max_sampled_tokens > self.max_response_tokens:
             raise ValueError(
@@ -157,21 +190,17 @@ class StudyRecipe(Spec):
             )
         return self
 
-    @property
-    def judge_facts(self) -> dict[str, Any]:
-        """The judge as steps know it: who is asked and how, with all whom an ensemble or escalation asks; of a judge known by name only, the name."""
-        facts = self.judge.model_dump(mode="json", exclude={"seconds_per_pair"})
+    def judge_facts(self, task: str) -> dict[str, Any]:
+        """The judge of a task as its steps know it: who is asked and how, with all whom an ensemble or escalation asks; of a name alone, the name."""
+        facts = self.judge.model_dump(mode="json", exclude={"seconds_per_pair"}) | {"rubric": self.judge.rubric_of(task)}
         if not self.judge.name:  # steps of before there were names keep their keys
             del facts["name"]
         elif self.judge.name in self.judges:
-            facts["who"] = self._who_is(self.judge.name)
-            parts = {name: self._who_is(name) for name in asked_through(self.judge.name, self.judges) if name in self.judges}
+            facts["who"] = facts_of(self.judges[self.judge.name])
+            parts = {name: facts_of(self.judges[name]) for name in asked_through(self.judge.name, self.judges) if name in self.judges}
             if parts:  # steps of judges that answer themselves keep their keys
                 facts["parts"] = parts
         return facts
-
-    def _who_is(self, name: str) -> dict[str, Any]:
-        return self.judges[name].model_dump(mode="json", exclude_defaults=True)
 
     @property
     def judge_table(self) -> dict[str, dict[str, Any]]:

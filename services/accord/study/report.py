@@ -15,7 +15,7 @@ from typing import Any
 from accord.errors import DataLossError, NotFoundError
 from accord.pages.page import render_page
 from accord.rundir import write_atomically
-from accord.study.findings import abstentions, findings, judge_in_use, judge_is_measured, settings_of, title_of
+from accord.study.findings import abstentions, findings, judge_in_use, judge_is_measured, labelled_by_another, settings_of, title_of
 from accord.study.plots import PICTURES
 from accord.study.published import METRIC_TITLES, METRICS, TITLE, published
 
@@ -58,6 +58,7 @@ def render(results: Mapping[str, Any]) -> str:
         "accord.study", "report.html", {"figure": _figure, "duration": duration, "interval": _interval, "percent": _percent},
         results=results, recipe=results["recipe"], metrics=METRIC_TITLES, more=_measured(results), published=published, published_title=TITLE,
         abstentions=abstentions, used=_used(results), judge_in_use=judge_in_use(results), judge_is_measured=judge_is_measured(results),
+        other_labels=labelled_by_another(results),
         title=f"{' or '.join(_FEEDBACK[name] for name in feedback)} feedback, {' or '.join(name.upper() for name in algorithms)}",
         title_of=title_of, settings_of=settings_of, signs="; ".join(", ".join(_SIGNS[name] for name in names) for names in (feedback, algorithms)),
         beside_paper=any(published(task["task"], arm["arm"]) for task in results["tasks"] for arm in task["arms"]),

@@ -19,7 +19,7 @@ from accord.study.steps import StepResult
 _EXAMPLES = 3
 _ALARM = "alarm:"
 _WIN = "win_vs_"
-_KEPT = re.compile(r" \(train\): .*; kept (?P<kept>\d+) of (?P<read>\d+) pairs\b")
+_KEPT = r" \({}\): .*; kept (?P<kept>\d+) of (?P<read>\d+) pairs\b"
 
 
 def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult], digests: Mapping[str, str]) -> dict[str, Any]:
@@ -28,7 +28,13 @@ def assemble(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult],
     tasks = [part.task.value for part in recipe.tasks]
     return {
         "format": 1, "accord": accord.__version__, "created": time.time(), "recipe": recipe.model_dump(mode="json"), "digests": dict(digests),
-        "tasks": [{"task": task, "data": _data(recipe, task, found, evaluation), "arms": _arms(recipe, task, found, evaluation)} for task in tasks],
+        "tasks": [
+            {
+                "task": task, "data": _data(recipe, task, found, evaluation), "arms": _arms(recipe, task, found, evaluation),
+                "judged_by": found[f"{task}/judge"].values.get("judged_by", {}),
+            }
+            for task in tasks
+        ],
         "contrasts": evaluation["contrasts"], "curves": _curves(found), "judges": _judges(recipe, graph, found),
         "examples": [example for task in tasks for example in _examples(recipe, task, found)],
         "alarms": [f"{name}: {text}" for name, result in found.items() for text in result.values.get("messages", ()) if text.startswith(_ALARM)],
@@ -54,7 +60,7 @@ def _data(recipe: StudyRecipe, task: str, found: Mapping[str, StepResult], evalu
     pairs = {}
     for feedback in recipe.feedback:
         run = f"{task}/dpo-{feedback}" if "dpo" in recipe.algorithms else f"{task}/rm-{feedback}"
-        pairs[feedback] = _account(found[run].values["messages"])
+        pairs[feedback] = _account(found[run].values["messages"], next(part.split for part in recipe.tasks if part.task == task))
         if feedback == "ai":
             labels = found[f"{task}/labels-ai"].values
             pairs[feedback] |= {"asked": labels["pairs"], "abstained": labels["abstained"]}
@@ -67,9 +73,10 @@ def _measured(recipe: StudyRecipe, task: str, arm: str, found: Mapping[str, Step
     return responses(found[f"{task}/generate-{arm}"], recipe.longest_measured_prompt)
 
 
-def _account(messages: Sequence[str]) -> dict[str, int | None]:
-    """How many training pairs a run read and kept, by its own account (`accord.training.pairs`)."""
-    kept = next((match for text in messages if (match := _KEPT.search(text))), None)
+def _account(messages: Sequence[str], split: str) -> dict[str, int | None]:
+    """How many training pairs a run read and kept, by its own account (`accord.training.pairs`), which begins with them."""
+    pattern = re.compile(_KEPT.format(re.escape(split)))
+    kept = next((match for text in messages if (match := pattern.search(text))), None)
     return {"read": int(kept["read"]) if kept else None, "kept": int(kept["kept"]) if kept else None}
 
 
@@ -138,7 +145,7 @@ def _judges(recipe: StudyRecipe, graph: Graph, found: Mapping[str, StepResult]) 
             purpose = "training labels" if step == "labels-ai" else "held-out check"
             facts = asked[name]
             row = {
-                "task": task, "purpose": purpose, "name": facts.get("name", ""), "in_use": facts == set_facts(recipe.judge_facts),
+                "task": task, "purpose": purpose, "name": facts.get("name", ""), "in_use": facts == set_facts(recipe.judge_facts(task)),
                 "asked": {fact: value for fact, value in facts.items() if fact not in ("name", "kind", "who")},
             }  # fmt: skip
             rows += [row | {"card": card} for card in result.values["cards"]]

@@ -24,12 +24,15 @@ from accord.study.actions import Clients, StepContext
 from accord.study.costs import Lengths, lengths_of
 from accord.study.graph import BASE, Graph, Step, arms_of, build_graph
 from accord.study.home import check_home, keep_home
+from accord.study.lock import held
 from accord.study.recipe import StudyRecipe
 from accord.study.results import assemble
+from accord.study.same_judge import changes
 from accord.study.services import addressed, check_known_runs, check_same_model, started
+from accord.study.specs import check_specs
 from accord.study.speed import Speed
 from accord.study.steps import StepResult, StepStore
-from accord.study.task_data import check_split, read_task_data, repeated_prompts
+from accord.study.task_data import check_split, read_task_data, rejections, repeated_prompts
 
 RESULTS_FILE, RECIPE_FILE, REPORT_FILE = "results.json", "recipe.json", "report.html"
 _DIGESTS_FILE = "digests.json"
@@ -65,11 +68,15 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """What would run and for how long; `judge_is_unknown` says that nobody knows how long its judge takes: that counts as this machine's model."""
+    """What would run and for how long; `judge_is_unknown` says that nobody knows how long its judge takes: that counts as this machine's model.
+
+    `notes` are sentences about rows of the data that cannot be used.
+    """
 
     recipe: StudyRecipe
     steps: tuple[PlannedStep, ...]
     judge_is_unknown: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -92,22 +99,24 @@ def plan_study(recipe: StudyRecipe, home: Path, *, endpoints: ServiceEndpoints |
     """What a study would do in a folder; nothing is started or called, and what an earlier call did is found.
 
     Raises:
-        AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used.
+        AccordError: data that cannot be read, or that is in both the training and the held-out part; endpoints that cannot be used; sizes that a
+            run would refuse.
     """
     check_home(home)
     if endpoints is None:
         recipe = recipe.with_absolute_paths
     else:
         addressed(recipe, endpoints)
+    check_specs(recipe)
     store = StepStore(home)
     model = _last_digests(store, recipe)
-    data, lengths = data_facts(recipe)
+    data, lengths, notes = data_facts(recipe)
     graph = build_graph(recipe, model | data, lengths)
     found = _known(store, graph)
     speed = Speed.of([(step, result) for step in graph.steps if (result := found.get(step.name))], recipe.judge.seconds_per_pair)
     steps = [PlannedStep(step.name, step.title, step.kind, step.name in found, speed.seconds(step)) for step in graph.steps]
     unknown = any(step.asked_pairs and step.name not in found for step in graph.steps) and speed.seconds_per_pair is None
-    return StudyPlan(recipe, tuple(steps), judge_is_unknown=unknown)
+    return StudyPlan(recipe, tuple(steps), judge_is_unknown=unknown, notes=notes)
 
 
 def run_study(
@@ -123,6 +132,7 @@ def run_study(
         keep_services: leaves the services running that a study started; those that somebody else started stay in any case.
 
     Raises:
+        FailedPreconditionError: another process runs a study in that folder.
         AccordError: a service or a step failed; what was done is kept.
     """
     started_at = time.monotonic()
@@ -130,25 +140,35 @@ def run_study(
     elsewhere = None if endpoints is None else addressed(recipe, endpoints)
     if elsewhere is None:
         recipe = recipe.with_absolute_paths
+    check_specs(recipe)
     store = StepStore(home)
-    data, lengths = data_facts(recipe)
-    local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
-    with local as services, Clients(services.channels) as clients:
-        if elsewhere is not None:
-            check_same_model(recipe, clients.policy, clients.reward, reporter.message)
-        digests = model_digests(clients.policy)
-        write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
-        graph = build_graph(recipe, digests | data, lengths)
-        check_known_runs(home, _known(store, graph), clients.trainer)
-        found, reused = _Runner(recipe, graph, store, clients, reporter, services.label_folder).run()
-    results = assemble(recipe, graph, found, digests | data)
-    results_path = home / RESULTS_FILE
-    write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
-    write_atomically(results_path, json.dumps(results, indent=1, ensure_ascii=False))
+    with held(home, store.folder, reporter.message):
+        data, lengths, notes = data_facts(recipe)
+        for note in notes:
+            reporter.message(f"note: {note}")
+        local = started(recipe, home, store.folder, reporter.message, keep=keep_services) if elsewhere is None else contextlib.nullcontext(elsewhere)
+        with local as services, Clients(services.channels) as clients:
+            if elsewhere is not None:
+                check_same_model(recipe, clients.policy, clients.reward, reporter.message)
+            digests = model_digests(clients.policy)
+            write_atomically(store.folder / _DIGESTS_FILE, json.dumps(digests | {_OF_BASE: recipe.base_model}))
+            graph = build_graph(recipe, digests | data, lengths)
+            runner = _Runner(recipe, graph, store, clients, reporter, services.label_folder)
+            runner.check_known(home)
+            found, reused = runner.run()
+        results = assemble(recipe, graph, found, digests | data)
+        results["notes"] = [*notes, *results["notes"]]
+        report_path = _write(home, recipe, results)
+    return StudyResult(results, home / RESULTS_FILE, report_path, time.monotonic() - started_at, reused)
+
+
+def _write(home: Path, recipe: StudyRecipe, results: Mapping[str, Any]) -> Path:
+    """Writes recipe, results and report; returns where the report is."""
     from accord.study.report import write_report
 
-    report_path = write_report(home)
-    return StudyResult(results, results_path, report_path, time.monotonic() - started_at, reused)
+    write_atomically(home / RECIPE_FILE, recipe.model_dump_json(indent=1))
+    write_atomically(home / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False))
+    return write_report(home)
 
 
 def _last_digests(store: StepStore, recipe: StudyRecipe) -> dict[str, str]:
@@ -172,8 +192,8 @@ def model_digests(policy: PolicyClient) -> dict[str, str]:
     return {"base_model": digests.base_model, "tokenizer": digests.tokenizer, "chat_template": digests.chat_template}
 
 
-def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]:
-    """Digests of each task's training and held-out data, and how long its texts are.
+def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths], tuple[str, ...]]:
+    """Digests of each task's training and held-out data, how long its texts are, and a sentence for what could not be used of it.
 
     Raises:
         InvalidArgumentError: a prompt is in both parts, a part has fewer than two pairs or rows of another task, or the evaluation would refuse a
@@ -181,19 +201,20 @@ def data_facts(recipe: StudyRecipe) -> tuple[dict[str, str], dict[str, Lengths]]
         AccordError: data that cannot be read.
     """
     found, lengths = {}, {}
+    notes: list[str] = []
     for index, part in enumerate(recipe.tasks):
-        train = read_task_data(part, "train", recipe.seed, f"tasks[{index}].uri")
-        test = read_task_data(part, "test", recipe.seed, f"tasks[{index}].test_uri")
+        train, test = (read_task_data(part, recipe.seed, index, held_out=held_out) for held_out in (False, True))
         check_split(train, test, index)
+        notes += [*rejections(train, part, index, held_out=False), *rejections(test, part, index, held_out=True)]
         facts = [train.pairs.report.digest, test.pairs.report.digest, test.prompts.report.digest]
         # Only of data of which more is read: other data keeps its keys.
-        if repeated_prompts(part, recipe.evaluation.prompts, recipe.seed, f"tasks[{index}].test_uri"):
+        if repeated_prompts(part, recipe.evaluation.prompts, recipe.seed, index):
             facts.append("each held-out prompt once")
         facts += [f"{split} {data.digest_beyond_pairs}" for split, data in (("train", train), ("test", test)) if data.digest_beyond_pairs]
         found[f"data_{part.task.value}"] = hashlib.sha256(" ".join(facts).encode()).hexdigest()
         pairs = train.pairs.rows
         lengths[part.task.value] = lengths_of(recipe, _mean_words(pair.messages[-1].content for pair in pairs), _response_words(pairs))
-    return found, lengths
+    return found, lengths, tuple(notes)
 
 
 def _response_words(pairs: Sequence[PreferencePair]) -> float:
@@ -217,6 +238,17 @@ class _Runner:
         self._results: dict[str, StepResult] = {}
         self._done_here: list[tuple[Step, StepResult]] = []
 
+    def check_known(self, home: Path) -> None:
+        """Holds the results of earlier calls against the services that go on with them, and says where another judge would answer.
+
+        Raises:
+            FailedPreconditionError: they are of runs of other services.
+        """
+        known = _known(self._store, self._graph)
+        check_known_runs(home, known, self._clients.trainer)
+        for change in changes(self._graph, known, self._clients.feedback, self._label_folder_of):
+            self._reporter.message(change)
+
     def run(self) -> tuple[dict[str, StepResult], int]:
         """All results by name, and how many were there already."""
         total = len(self._graph.steps)
@@ -234,6 +266,10 @@ class _Runner:
                     self._reporter.message(f"{step.params['task']}: {note}")
         return self._results, total - len(self._done_here)
 
+    def _label_folder_of(self, key: str) -> str:
+        """Where the label job of a step writes."""
+        return f"{self._label_folder}/study-{key}" if self._label_folder else str(self._store.files(key).absolute())
+
     def _timed(self, step: Step, key: str) -> StepResult:
         """Does a step and keeps its result with the time of all calls that worked on it; a run tells itself how long it trained."""
         earlier, started = self._store.spent(key), time.monotonic()
@@ -247,8 +283,7 @@ class _Runner:
         return self._store.write(step.name, key, values, max(seconds, values.get("seconds", 0.0)), resumed=earlier is not None)
 
     def _do(self, step: Step, key: str) -> dict[str, Any]:
-        folder = self._store.files(key).absolute()
-        labels = f"{self._label_folder}/study-{key}" if self._label_folder else str(folder)
+        folder, labels = self._store.files(key).absolute(), self._label_folder_of(key)
         context = StepContext(self._clients, self._results, folder, labels, key, self._reporter.progress, self._recipe.longest_measured_prompt)
         if step.kind == "train":
             return actions.train(step, context)

@@ -42,23 +42,35 @@ class TaskData:
         return f"{self.prompts.report.digest} {self.demonstrations.report.digest}" if prompts or responses.keys() - rated else ""
 
 
-def read_task_data(part: TaskPart, split: str, seed: int, field: str) -> TaskData:
-    """The rows of a split of a task. `field` is the recipe's, for messages.
+def read_task_data(part: TaskPart, seed: int, index: int, *, held_out: bool) -> TaskData:
+    """The rows of the training or of the held-out part of the task `tasks[index]`.
 
     Raises:
         InvalidArgumentError: there are fewer than two pairs, or rows of another task.
         AccordError: as `read_pairs`.
     """
-    uri = part.uri if split == "train" else part.held_out_uri
+    uri, split = (part.held_out_uri, part.test_split) if held_out else (part.uri, part.split)
     found = TaskData(
         read_pairs(uri, format=part.format, split=split, seed=seed, task=part.task),
         read_prompts(uri, format=part.format, split=split, seed=seed, task=part.task),
         read_demonstrations(uri, format=part.format, split=split, seed=seed, task=part.task),
     )
+    field = _field(part, index, held_out=held_out)
     _check_task(found, part, split, uri, field)
     if len(found.pairs.rows) < 2:
-        raise InvalidArgumentError(f"{field} has {len(found.pairs.rows)} usable pairs; 2 are needed", field=field)
+        report, option = found.pairs.report, "test_split" if held_out else "split"
+        there = ", ".join(f"{count} of {name}" for name, count in sorted(report.splits.items(), key=lambda item: -item[1]))
+        raise InvalidArgumentError(
+            f"{field} is {shown(uri)}: 2 usable pairs of split {split} are needed: {report.account()}"
+            + (f"; there are {there}: {option} takes another split" if there else ""),
+            field=field,
+        )
     return found
+
+
+def _field(part: TaskPart, index: int, *, held_out: bool) -> str:
+    """The recipe's field that gave the data."""
+    return f"tasks[{index}].{'test_uri' if held_out and part.test_uri else 'uri'}"
 
 
 def _check_task(data: TaskData, part: TaskPart, split: str, uri: str, field: str) -> None:
@@ -79,18 +91,29 @@ def check_split(train: TaskData, test: TaskData, index: int) -> None:
     shared = train.messages & test.messages
     if shared:
         raise InvalidArgumentError(
-            f"{len(shared)} prompts of tasks[{index}] are both in the training and in the held-out part; give a test_uri or rows with a split",
+            f"{len(shared)} prompts of tasks[{index}] are both in the training and in the held-out part; give a test_uri, another test_split, or "
+            "rows with a split",
             field=f"tasks[{index}].test_uri",
         )
 
 
-def repeated_prompts(part: TaskPart, limit: int, seed: int, field: str) -> int:
+def rejections(data: TaskData, part: TaskPart, index: int, *, held_out: bool) -> list[str]:
+    """A sentence for each reading that could not use rows, with why; readings that rejected the same have one."""
+    readings: dict[tuple[tuple[str, int], ...], tuple[list[str], str]] = {}
+    for name, report in (("pairs", data.pairs.report), ("prompts", data.prompts.report), ("demonstrations", data.demonstrations.report)):
+        if report.rejected:
+            readings.setdefault(tuple(sorted(report.rejected.items())), ([], report.account()))[0].append(name)
+    where = f"{_field(part, index, held_out=held_out)}, split {part.test_split if held_out else part.split}"
+    return [f"{where}, as {', '.join(names)}: {account}" for names, account in readings.values()]
+
+
+def repeated_prompts(part: TaskPart, limit: int, seed: int, index: int) -> int:
     """How many held-out rows repeat a prompt; the prompts that the study would measure are held against what its evaluation takes.
 
     Raises:
         InvalidArgumentError: there are fewer than two, or the evaluation, the last step, would refuse one.
     """
-    found = held_out(part.held_out_uri, part.format, limit, seed, part.task)
+    found, field = held_out(part.held_out_uri, part.format, limit, seed, part.task, part.test_split), _field(part, index, held_out=True)
     for row in found.rows:
         problem = problem_of(row.prompt_id, row.response)
         if problem:

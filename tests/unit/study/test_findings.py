@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accord.study.findings import findings
+from accord.study.findings import findings, judge_in_use
 
 
 def arm(name: str, **metrics: tuple[float, float, float]) -> dict[str, Any]:
@@ -85,3 +85,14 @@ def test_an_arm_with_too_few_prompts_is_named_beside_those_that_tell() -> None:
     few["metrics"]["win_vs_sft"]["n"] = 3  # the judge abstained on the rest
     sentence, _ = findings({"tasks": [{"task": "conversation", "arms": [arm("sft"), few, many]}], "contrasts": [], "judges": [], "recipe": {}})
     assert sentence.endswith("most of the 2 arms. Too few prompts to tell of dpo-human. The interval stays above one half for ppo-human.")
+
+
+def test_the_rubrics_of_a_judge_in_use_are_named_one_and_several() -> None:
+    def named(rubric: Any) -> str:
+        judge = {"name": "large", "kind": "verdict", "rubric": rubric}
+        return judge_in_use({"recipe": {"judge": judge}, "judges": []})
+
+    assert named("") == named({}) == "large (verdict judge)"
+    assert named("summarization/cot/1") == named({"summarization": "summarization/cot/1"}) == "large (verdict judge, rubric summarization/cot/1)"
+    both = {"summarization": "summarization/cot/1", "conversation": "conversation/helpful-cot/1"}
+    assert named(both) == "large (verdict judge, rubric summarization/cot/1, rubric conversation/helpful-cot/1)"

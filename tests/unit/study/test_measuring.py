@@ -101,13 +101,15 @@ def test_a_judge_compares_samples_of_the_same_number_and_a_reward_model_all_of_a
             if pair.response_b != "gold":
                 assert pair.response_b == pair.response_a.replace("dpo-human", "sft")
         return [
-            SimpleNamespace(error=None, label=SimpleNamespace(preference=0.9 if pair.response_a.endswith("0") else 0.2)) for pair in pairs
+            SimpleNamespace(error=None, label=SimpleNamespace(preference=0.9 if pair.response_a.endswith("0") else 0.2, judge="m", judge_digest="d"))
+            for pair in pairs
         ]  # the first samples win
 
     services = SimpleNamespace(feedback=SimpleNamespace(label_pairs=label_pairs))
     params = {"task": "conversation", "arms": list(arms), "judge": {"kind": "likelihood", "tie_margin": 0.0}}
     judged = judge(Step("j", "judge", "", params, tuple(arms)), context_of(tmp_path, services, arms))
     assert [row["win_vs_sft"] for row in judged["values"]["dpo-human"]["q"]] == [1.0, 0.0]
+    assert judged["judged_by"] == {"d": "m"}
     assert "win_vs_sft" not in judged["values"]["sft"]["q"][0]
     scores = {"sft": [{"score_human": 1.0}, {"score_human": 2.0}], "dpo-human": [{"score_human": 2.0}, {"score_human": 0.0}]}
     inputs = arms | {"conversation/judge": StepResult("j", "k", judged, 1.0, 1.0)}

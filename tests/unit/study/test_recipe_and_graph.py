@@ -131,6 +131,38 @@ def test_a_change_of_a_judge_that_a_panel_asks_makes_its_labels_anew() -> None:
     assert set(alone["summarization/labels-ai"].params["judge"]) == {"name", "kind", "rubric", "rationale", "adapter", "tie_margin", "who"}
 
 
+def test_how_a_judge_is_reached_and_paid_makes_no_step_anew() -> None:
+    """Its timeout above all, which is raised where a judge was too slow: the AI arms were trained again. Also of one that a panel asks."""
+    own = load_recipe("larger-judge")
+    at = own.judges["larger"].model_dump(exclude_defaults=True)
+    prices = {"mine": {"prompt_per_million": 1, "completion_per_million": 2}}
+    reached: dict[str, dict] = {
+        "openai": {
+            "timeout_seconds": 900, "attempts": 2, "max_concurrency": 1, "max_tokens_field": "max_completion_tokens", "api_key_env": "KEY",
+            "proxy": "http://127.0.0.1:1", "ca_file": "ca.pem", "price": "mine",
+        },
+        "policy": {"tls": {"ca": "ca.pem"}, "balancing": "prefix", "price": "mine"},
+    }  # fmt: skip
+    asked: dict[str, list[dict]] = {
+        "openai": [{"context_tokens": 1000}, {"top_logprobs": 5}, {"max_verdict_tokens": 99}, {"body": {"top_p": 0.5}}, {"model": "other"}],
+        "policy": [{"address": "b:1"}, {"adapter": "adapters/x/versions/1"}],
+    }
+    for kind, judge in (("openai", at), ("policy", {"kind": "policy", "address": "a:1"})):
+
+        def graph(judge: dict = judge, **values: object) -> Graph:
+            judges = {"panel": {"kind": "escalation", "first": "small", "then": "larger", "threshold": 0.2}, "small": at, "larger": judge | values}
+            both = (
+                build_graph(changed(own, judges=judges, prices=prices, judge={"name": name, "kind": "verdict"}), DIGESTS)
+                for name in ("larger", "panel")
+            )
+            return Graph((), {f"{place} {name}": key for place, one in enumerate(both) for name, key in one.keys.items()})
+
+        for name, value in reached[kind].items():
+            assert not keys_that_differ(graph(), graph(**{name: value})), name
+        for change in asked[kind]:
+            assert {"0 summarization/labels-ai", "1 summarization/labels-ai"} <= keys_that_differ(graph(), graph(**change)), change
+
+
 def test_the_judges_of_a_recipe_are_those_of_a_feedback_service() -> None:
     table = load_recipe("larger-judge").judge_table
     values = JudgeTable(**table).merged(
@@ -268,14 +300,14 @@ def test_a_held_out_prompt_among_the_training_rows_is_refused_with_and_without_a
         digest_of(recipe, tmp_path, [*PAIRS, {"prompt": "test 0", "split": "train", **more}])
 
 
-@pytest.mark.parametrize(("split", "field"), [("train", "tasks[0].uri"), ("test", "tasks[0].test_uri")])
+@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("kind", ["pair", "demonstration"])
-def test_rows_of_another_task_are_refused_since_runs_would_take_them(recipe: StudyRecipe, tmp_path: Path, split: str, field: str, kind: str) -> None:
+def test_rows_of_another_task_are_refused_since_runs_would_take_them(recipe: StudyRecipe, tmp_path: Path, split: str, kind: str) -> None:
     said = {"chosen": "a", "rejected": "b"} if kind == "pair" else {"response": "a"}
     others = [{"prompt": f"{split} summary {n}", "split": split, "task": "summarization", **said} for n in range(2)]
     with pytest.raises(InvalidArgumentError, match=r"2 of 5 usable rows of split .* are of task summarization, .* a file of its own") as error:
         digest_of(recipe, tmp_path, [*PAIRS, *others])
-    assert error.value.field == field
+    assert error.value.field == "tasks[0].uri"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +328,7 @@ def test_what_the_evaluation_would_refuse_is_refused_before_training(recipe: Stu
     digest_of(recipe, tmp_path, [rows[0] | change, *rows[1:]])  # of what is trained on, the evaluation reads nothing
     with pytest.raises(InvalidArgumentError, match=reason) as error:
         digest_of(recipe, tmp_path, [*rows[:-1], rows[-1] | change])
-    assert error.value.field == "tasks[0].test_uri"
+    assert error.value.field == "tasks[0].uri"
 
 
 CHECKS = {"summarization/judge-check-likelihood": {"kind": "likelihood"}, "summarization/judge-check-verdict": {"kind": "verdict"}}
@@ -310,11 +342,15 @@ def checks_of(recipe: StudyRecipe) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(
-    "judge", [{"kind": "rating"}, {"kind": "verdict", "rubric": "a/b/1"}, {"adapter": "adapters/z/versions/1"}, {"tie_margin": 0.1}]
-)
+    "judge",
+    [
+        {"kind": "rating"}, {"kind": "verdict", "rubric": {"summarization": "summarization/base/1"}}, {"adapter": "adapters/z/versions/1"},
+        {"tie_margin": 0.1},
+    ],
+)  # fmt: skip
 def test_a_judge_that_no_plain_kind_is_is_measured_as_it_is_asked(recipe: StudyRecipe, judge: dict) -> None:
     mine = changed(recipe, judge=judge)
-    assert checks_of(mine) == CHECKS | {"summarization/check-judge-in-use": mine.judge_facts}
+    assert checks_of(mine) == CHECKS | {"summarization/check-judge-in-use": mine.judge_facts("summarization")}
     assert checks_of(recipe) == CHECKS
     assert not checks_of(changed(mine, evaluation=recipe.evaluation.model_dump() | {"judge_check_pairs": 0}))
 
@@ -324,4 +360,4 @@ def test_the_check_of_a_judge_with_a_name_takes_no_other_ones_place(recipe: Stud
     mine = changed(recipe, judge={"name": name, "kind": "rating"})
     checks = checks_of(mine)
     assert checks.items() >= CHECKS.items()
-    assert [judge for step, judge in checks.items() if step not in CHECKS] == [mine.judge_facts]
+    assert [judge for step, judge in checks.items() if step not in CHECKS] == [mine.judge_facts("summarization")]

@@ -210,6 +210,28 @@ def test_a_judge_without_a_name_is_called_the_aligned_model_where_its_card_says_
     )
 
 
+def test_the_page_does_not_say_that_arms_learnt_from_the_judge_of_their_wins_where_that_is_another_by_now(folder: Any) -> None:
+    """Of the same name, as the default judge of a service whose YAML was changed between two calls."""
+    results = study(recipe_of(feedback=["human", "ai"]), folder)
+    learnt, wins = "whose labels the AI arms learnt from", {"f" * 64: "newer"}
+    (task,) = results["tasks"]
+    for row in results["judges"]:
+        row["card"] |= {"judge_digest": "e" * 64, "judge": "older"}
+    assert learnt in words(results)  # as of before who counts wins was kept
+    task["judged_by"] = {"e" * 64: "older"}
+    assert learnt in words(results)
+    assert "its agreement with people is measured below" in words(results)
+    task["judged_by"] = wins
+    page = words(results)
+    assert learnt not in page
+    assert "counts wins is the feedback service&#39;s default judge, newer (likelihood judge), so wins" in page
+    assert (
+        f"learnt from labels of another judge, who answered to the same name then: conversation has labels of older (digest {'e' * 12}) and wins by "
+        f"newer (digest {'f' * 12})." in page
+    )
+    assert "its agreement with people on held-out pairs was not measured" in page
+
+
 def test_without_a_win_there_is_no_picture_of_wins(folder: Any, recwarn: pytest.WarningsRecorder) -> None:
     results = study(recipe_of(), folder)
     assert "none to count" not in win_rates(results)
