@@ -198,7 +198,31 @@ def test_a_refusal_by_admission_is_told_as_the_cluster_says_it(world: World) -> 
         world.launcher.start(world.directory, 1)
 
 
+def start_anew(world: World) -> None:
+    world.launcher.forget(world.directory)
+    world.launcher.start(world.directory, 1)
+
+
+@pytest.mark.parametrize("asked", [("create", "configmaps"), ("create", "jobs"), ("patch", "configmaps"), ("delete", "jobs")])
+def test_what_somebody_else_changed_at_the_same_time_is_asked_again(world: World, asked: tuple[str, str]) -> None:
+    """A ResourceQuota that is behind refuses with a Conflict, as does any change of one object by two."""
+    world.api.conflicts.append(asked)
+    with pytest.raises(NotYetError, match='on resourcequotas "compute": the object has been modified'):
+        start_anew(world)
+    start_anew(world)
+    assert world.seen("waiting")
+
+
 # Seeing
+
+
+def test_a_job_whose_config_map_somebody_else_changes_is_seen_at_the_next_look(world: World) -> None:
+    world.start()
+    again = world.launch()  # which knows of no belongings
+    world.api.conflicts.append(("patch", "configmaps"))
+    with pytest.raises(UnavailableError, match="the object has been modified"):
+        again.observe(world.directory)
+    assert again.observe(world.directory).state == "waiting"
 
 
 def test_a_missing_permission_to_watch_is_a_fault_that_names_it(world: World) -> None:

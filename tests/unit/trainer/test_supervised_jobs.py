@@ -368,6 +368,14 @@ def test_no_permission_to_create_jobs_is_one_sentence(world: World) -> None:
         world.supervisor._launcher.forget(world.directory.path)
 
 
+@pytest.mark.parametrize("resource", ["configmaps", "jobs"])
+def test_a_quota_that_is_behind_fails_no_run(world: World, resource: str) -> None:
+    world.api.conflicts.append(("create", resource))
+    assert world.until("QUEUED", 'on resourcequotas "compute": the object has been modified').attempts == 0
+    world.started()
+    assert world.until("STARTING", "runs on node").attempts == 1
+
+
 def break_after_the_job(world: World) -> None:
     """Creates the Job; its answer is lost, and so are the ones of all that is asked afterwards."""
 
