@@ -68,7 +68,7 @@ def train(
             _detached(run, home, as_json=as_json)
             return
         sys.stderr.write(f"{run.name} in {run.directory}\n")
-        found = follow(client, run.name, timeout_seconds=timeout)
+        found = follow(client, run.name, home, timeout_seconds=timeout)
     finish(found, home, as_json=as_json)
 
 

@@ -159,6 +159,10 @@ def test_interrupting_leaves_the_run_alone(accord: Accord, start: Start, monkeyp
     result = accord("train", "sft", "--request-id", "abcdefgh", "--trainer", address)
     assert result.exit_code == 130
     assert "runs/sft-abcdef goes on; `accord watch runs/sft-abcdef` shows it again, `accord cancel runs/sft-abcdef` stops it" in result.stderr
+    result = accord("watch", "sft-abcdef", "--trainer", address, "--home", "my work")
+    assert (
+        "`accord watch runs/sft-abcdef --home 'my work'` shows it again, `accord cancel runs/sft-abcdef --home 'my work'` stops it" in result.stderr
+    )
     assert trainer.cancelled == []
 
 
@@ -194,6 +198,8 @@ def test_an_unknown_run(accord: Accord, start: Start, name: str) -> None:
     result = accord(name, "nothing", "--trainer", start(FakeTrainer()))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: name: there is no run runs/nothing; `accord runs` lists the runs\n"
+    result = accord(name, "nothing", "--trainer", start(FakeTrainer()), "--home", "w")
+    assert result.stderr.endswith("; `accord runs --home w` lists the runs\n")
 
 
 def test_recipe_errors(accord: Accord, start: Start, tmp_path: Path) -> None:
