@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_train_plan(accord: Accord, start: Start) -> None:
     result = accord("train", "dpo", "--plan", "--trainer", start(FakeTrainer(fits=False)))
     assert result.exit_code == 1
     assert "does not fit" in result.stdout
+
+
+def test_a_trainer_that_answers_too_late_is_told_with_what_to_do(accord: Accord, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accord.cli.train._PLAN_SECONDS", 0.3)
+    address = start(FakeTrainer(late=True))
+    result = accord("train", "sft", "--request-id", "abcdefgh", "--trainer", address, "--home", "w")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        "; `accord runs --home w` shows whether the run was created; the same command with --request-id abcdefgh starts no second one\n"
+    )
+    result = accord("train", "sft", "--trainer", address)
+    (given,) = re.findall(r"--request-id (\S+) starts", result.stderr)
+    assert len(given) == 32
+    result = accord("train", "sft", "--plan", "--trainer", address)
+    assert (result.exit_code, "nothing was created; " in result.stderr, "--timeout" in result.stderr) == (1, True, False)
 
 
 def test_watch_goes_on_behind_the_last_event_after_a_break(accord: Accord, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
