@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from tests.unit.launch.orders import run_file
 
 from accord.api.trainer.v1 import trainer_pb2 as pb
 from accord.artefacts.store import ArtefactStore
+from accord.errors import InvalidArgumentError
 from accord.launch.local import LocalLauncher
 from accord.rundir import RunDirectory, RunEvent
 from accord.trainer.config import TrainerConfig
-from accord.trainer.convert import make_token
+from accord.trainer.convert import make_token, read_token
 from accord.trainer.registry import Registry
 from accord.trainer.servicer import TrainerServicer
 from accord.trainer.supervisor import Supervisor
@@ -65,3 +67,15 @@ def test_events_are_read_as_they_are_sent(servicer: TrainerServicer, monkeypatch
         assert last.resume_token == make_token((Path(last.run.directory) / "events.jsonl").stat().st_size)
 
     asyncio.run(watch())
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**63 - 1])
+def test_a_token_stands_for_its_number(number: int) -> None:
+    assert read_token(make_token(number), "page_token") == number
+
+
+@pytest.mark.parametrize("inside", ["v1:²", "v1:٣", "v1:-1", "v1:1_0", "v1:", "v2:1", f"v1:{2**63}", f"v1:{'9' * 5000}"])
+def test_what_no_token_of_this_service_says_is_refused(inside: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="page_token is not one that this service gave") as caught:
+        read_token(base64.urlsafe_b64encode(inside.encode()).decode(), "page_token")
+    assert caught.value.field == "page_token"
