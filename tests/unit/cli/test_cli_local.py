@@ -70,6 +70,11 @@ def test_doctor(accord: Accord, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     assert "warning: cores: be patient" in result.stdout
     assert result.stdout.endswith("nothing stands in the way\n")
+    asked = list[str]()
+    monkeypatch.setattr(doctoring, "check", lambda home, base_model: (asked.append(base_model), tuple(found))[1])
+    for more in ((), ("--base-model", "org/model")):
+        accord("doctor", *more)
+    assert asked == ["", "org/model"], "what the workspace had, unless another is given"
     found.append(Check("disk", "problem", "no room", "free some"))
     result = accord("doctor")
     assert result.exit_code == 1
