@@ -106,7 +106,7 @@ class RunResult:
 class RunProgress:
     """What the events up to a byte `offset` say of a run: the step that it is at, the latest value of each metric, and what it is doing.
 
-    `time` is the last event's, 0 where there is none.
+    `time` is the last event's and `phase_time` that of the last state event, 0 where there is none.
     """
 
     offset: int = 0
@@ -115,6 +115,7 @@ class RunProgress:
     waiting_on: str = ""
     time: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    phase_time: float = 0.0
 
 
 class RunDirectory:
@@ -192,13 +193,13 @@ class RunDirectory:
             known = RunProgress()  # not the file that was read
         metrics = dict(known.metrics)
         for event in self.events(known.offset):
-            step, phase, waiting_on = known.step, known.phase, known.waiting_on
+            step, phase, waiting_on, phase_time = known.step, known.phase, known.waiting_on, known.phase_time
             if event.kind == "metrics":
                 step = event.step
                 metrics.update(event.values)
-            elif event.kind == "state":
-                step, phase, waiting_on = event.step, event.phase, event.waiting_on  # after a kill the step is the checkpoint's
-            known = RunProgress(event.offset, step, phase, waiting_on, event.time, metrics)
+            elif event.kind == "state":  # after a kill the step is the checkpoint's
+                step, phase, waiting_on, phase_time = event.step, event.phase, event.waiting_on, event.time
+            known = RunProgress(event.offset, step, phase, waiting_on, event.time, metrics, phase_time)
         return known
 
     def versions(self) -> dict[str, str]:

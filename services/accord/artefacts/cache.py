@@ -80,14 +80,14 @@ class FolderCache:
 
     def put(self, key: str, staging: Path, *, intact: Callable[[Path], bool]) -> None:
         """Makes what was filled the folder of a key, unless another process was faster and its folder is `intact`: some process may read it."""
-        folder = self.folder(key)
-        if intact(folder):
-            return
-        damaged = self._root / f"{_STAGING}{uuid.uuid4().hex}"
+        folder, damaged = self.folder(key), self._root / f"{_STAGING}{uuid.uuid4().hex}"
         try:
-            with suppress(FileNotFoundError):
-                folder.rename(damaged)
-            staging.rename(folder)
+            with self._alone():  # else a good folder that came between the look and the renames would be put aside, though it is read
+                if intact(folder):
+                    return
+                with suppress(FileNotFoundError):
+                    folder.rename(damaged)
+                staging.rename(folder)
         except OSError:
             if not intact(folder):
                 raise
@@ -114,6 +114,17 @@ class FolderCache:
                 return
             if self._remove(folder):
                 excess -= size
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While this lasts no other process or thread puts; where the file system has no locks they may."""
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _remove(self, folder: Path) -> bool:
         descriptor = _opened(folder)

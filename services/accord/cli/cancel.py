@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from accord.cli.connect import reach
-from accord.cli.failures import advice
 from accord.cli.following import run_name
 from accord.cli.options import DEFAULT_HOME, Home, Json, Timeout, TrainerAddress
 from accord.cli.output import print_json, print_line
-from accord.cli.watch import UNKNOWN_RUN, RunName
-from accord.errors import NotFoundError
+from accord.cli.watch import RunName, advice_on_unknown_run
 
 
 def cancel(run: RunName, trainer: TrainerAddress = None, home: Home = DEFAULT_HOME, timeout: Timeout = 30.0, as_json: Json = False) -> None:
@@ -22,7 +20,7 @@ def cancel(run: RunName, trainer: TrainerAddress = None, home: Home = DEFAULT_HO
     """
     from accord.client.trainer import TrainerClient
 
-    with reach("trainer", home, trainer, timeout) as target, TrainerClient(target) as client, advice(NotFoundError, text=UNKNOWN_RUN):
+    with reach("trainer", home, trainer, timeout) as target, TrainerClient(target) as client, advice_on_unknown_run(home):
         found = client.cancel_run(run_name(run), timeout_seconds=timeout)
     if as_json:
         print_json(found)

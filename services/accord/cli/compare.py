@@ -7,13 +7,11 @@ from typing import Annotated
 import typer
 
 from accord.cli.connect import reach
-from accord.cli.failures import advice
 from accord.cli.options import DEFAULT_HOME, Home, Json, RewardAddress, Timeout
 from accord.cli.output import number_text, print_json, print_line, print_table
 from accord.cli.progress import ProgressBar
 from accord.cli.prompts import PromptTask, PromptText, System, conversation
-from accord.cli.score import UNKNOWN_REWARD_MODEL, RewardModels, StdCoefficient
-from accord.errors import NotFoundError
+from accord.cli.score import RewardModels, StdCoefficient, advice_on_unknown_reward_model
 from accord.text.tasks import Task
 
 
@@ -42,7 +40,7 @@ def compare(
 
     pair = ComparePair(conversation(prompt, system=system, task=task), response_a, response_b)
     model = RewardModel(tuple(reward_model), std_coefficient)
-    with reach("reward", home, reward, timeout) as target, RewardClient(target) as client, advice(NotFoundError, text=UNKNOWN_REWARD_MODEL):
+    with reach("reward", home, reward, timeout) as target, RewardClient(target) as client, advice_on_unknown_reward_model(home):
         with ProgressBar("comparing"):
             reply = client.compare([pair], model, timeout_seconds=timeout)
         result = reply.results[0]

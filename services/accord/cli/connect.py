@@ -133,9 +133,14 @@ def reach(name: ServiceName, home: Path, address: str | None, timeout_seconds: f
 
 
 def command(line: str, home: Path) -> str:
-    """`accord LINE` with the workspace where it is not the default one and the endpoints file where one was given, to be copied."""
+    """`accord LINE` with the workspace where it is not the default one, or the endpoints file where one was given, to be copied."""
+    file = endpoints_file()
+    return local_command(line, home) if file is None else f"accord {line} --endpoints {shlex.quote(str(file))}"
+
+
+def local_command(line: str, home: Path, *, artefacts: str | None = None) -> str:
+    """As `command`, of a command that reads the workspace itself, or the artefact store that was given in its place."""
     from accord.cli.options import DEFAULT_HOME
 
-    file = endpoints_file()
-    where = ("" if home == DEFAULT_HOME else f" --home {shlex.quote(str(home))}") if file is None else f" --endpoints {shlex.quote(str(file))}"
-    return f"accord {line}{where}"
+    where = "" if home == DEFAULT_HOME else f" --home {shlex.quote(str(home))}"
+    return f"accord {line}{where}{f' --artefacts {shlex.quote(artefacts)}' if artefacts else ''}"

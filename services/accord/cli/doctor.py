@@ -11,7 +11,10 @@ from accord.cli.output import print_json, print_line, print_table
 
 
 def doctor(
-    base_model: Annotated[str, typer.Option("--base-model", metavar="NAME", help="The base model that will be used.")] = "embedded",
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="NAME", help="The base model that will be used; default: what the workspace had, else embedded."),
+    ] = None,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
@@ -26,7 +29,7 @@ def doctor(
     """
     from accord.workspace.doctor import check
 
-    found = check(home, base_model=base_model)
+    found = check(home, base_model=base_model or "")
     problems = [one for one in found if one.state == "problem"]
     if as_json:
         print_json({"problems": len(problems), "checks": found})

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from accord.cli.connect import local_command
 from accord.cli.options import DEFAULT_HOME, Home, Json, Timeout
 from accord.cli.output import print_json, print_line
 from accord.cli.progress import ProgressBar
@@ -39,4 +40,4 @@ def down(
         return
     print_line(f"stopped {', '.join(stopped)}" if stopped else f"no services ran in {workspace.home}")
     if runs:
-        sys.stderr.write(f"runs that go on: {', '.join(runs)}; `accord down --stop-runs` stops them\n")
+        sys.stderr.write(f"runs that go on: {', '.join(runs)}; `{local_command('down --stop-runs', home)}` stops them\n")

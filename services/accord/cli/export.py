@@ -12,6 +12,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from accord.cli.connect import local_command
 from accord.cli.failures import advice
 from accord.cli.options import DEFAULT_HOME, Home, Json
 from accord.cli.output import print_json, print_line, size_text
@@ -78,7 +79,8 @@ def export(
     command += ["--artefacts", artefacts or workspace.artefacts, "--base-model", base, "--dtype", dtype.value]
     command += ["--form", "adapter" if adapter_only else "model", "--max-shard-bytes", str(max_shard_mib * 2**20)]
     command += [*(("--push", push) if push else ()), *(("--public",) if public else ()), *(("--force",) if force else ())]
-    with advice(NotFoundError, text="`accord lineage` lists the adapters"), ProgressBar("exporting", 100) as bar:
+    listing = local_command("lineage", home, artefacts=artefacts)
+    with advice(NotFoundError, text=f"`{listing}` lists the adapters"), ProgressBar("exporting", 100) as bar:
         facts = _run(command, bar)
     if as_json:
         print_json(facts)

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import typer
 
+from accord.cli.connect import command
 from accord.cli.failures import FAILED
 from accord.cli.metrics import held_out_line, in_a_line, ordered
 from accord.cli.output import harmless, print_json, print_line, print_table, seconds_text
@@ -79,10 +81,10 @@ class Followed:
     log: tuple[str, ...] = ()
 
 
-def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, timeout_seconds: float | None = None) -> Followed:
+def follow(client: TrainerClient, name: str, home: Path, *, events_as_json: bool = False, timeout_seconds: float | None = None) -> Followed:
     """Shows a run on stderr (or each event as a line of JSON on stdout) until it has ended; returns what was seen.
 
-    Interrupting the command leaves the run alone, and says so.
+    Interrupting the command leaves the run alone, and says so, with the commands that reach it in this workspace.
     """
     final: Run | None = None
     screen = Screen(name)
@@ -94,7 +96,8 @@ def follow(client: TrainerClient, name: str, *, events_as_json: bool = False, ti
                 if events_as_json:
                     print_json({key: value for key, value in _event_fields(event).items() if value is not None}, indent=None)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{name} goes on; `accord watch {name}` shows it again, `accord cancel {name}` stops it\n")
+        again, end = command(f"watch {name}", home), command(f"cancel {name}", home)
+        sys.stderr.write(f"{name} goes on; `{again}` shows it again, `{end}` stops it\n")
         raise
     if final is None:
         raise UnavailableError(f"the trainer said nothing about {name}")

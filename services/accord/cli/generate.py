@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.connect import reach
+from accord.cli.connect import local_command, reach
 from accord.cli.failures import advice
 from accord.cli.options import DEFAULT_HOME, Home, Json, PolicyAddress, Timeout
 from accord.cli.output import print_json, print_line, print_text
@@ -19,8 +19,6 @@ from accord.text.tasks import Task
 
 if TYPE_CHECKING:
     from accord.client.policy import Sample, StreamEvent
-
-_UNKNOWN_ADAPTER = "`accord lineage` lists the adapters"
 
 
 def generate(
@@ -58,7 +56,8 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=tuple(stop or ()), seed=seed
     )  # fmt: skip
     items = [GenerateItem(form, sampling, samples)]
-    with reach("policy", home, policy, timeout) as target, PolicyClient(target) as client, advice(NotFoundError, text=_UNKNOWN_ADAPTER):
+    listing = f"`{local_command('lineage', home)}` lists the adapters"
+    with reach("policy", home, policy, timeout) as target, PolicyClient(target) as client, advice(NotFoundError, text=listing):
         if stream:
             _show_stream(client.generate_stream(items, adapter=adapter, timeout_seconds=timeout), samples, as_json=as_json)
             return

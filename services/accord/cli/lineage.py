@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.connect import reach
+from accord.cli.connect import command, local_command, reach
 from accord.cli.failures import advice
 from accord.cli.options import DEFAULT_HOME, FeedbackAddress, Home, Json
 from accord.cli.output import console, harmless, print_json, print_line, print_table
@@ -54,9 +54,9 @@ def lineage(
 
     store = ArtefactStore(artefacts or Workspace(home).artefacts)
     if not adapter:
-        _show_all(store.list(), store.uri, as_json=as_json)
+        _show_all(store.list(), store.uri, home, as_json=as_json)
         return
-    with advice(NotFoundError, text="`accord lineage` lists the adapters"):
+    with advice(NotFoundError, text=f"`{local_command('lineage', home, artefacts=artefacts)}` lists the adapters"):
         found = store.lineage(adapter)
     jobs = _label_jobs(found, home, feedback, keep_labels=labels)
     if as_json:
@@ -107,11 +107,11 @@ def _show_labels(jobs: Mapping[str, Sequence[JobLabels]]) -> None:
         print_table(("pair", "outcome", "P(A)>", "judge", "content", "judgements"), rows, title=job.name)
 
 
-def _show_all(manifests: Sequence[Manifest], uri: str, *, as_json: bool) -> None:
+def _show_all(manifests: Sequence[Manifest], uri: str, home: Path, *, as_json: bool) -> None:
     if as_json:
         print_json([_facts(manifest) for manifest in manifests])
     elif not manifests:
-        print_line(f"there are no adapters in {uri}; `accord train sft` makes one")
+        print_line(f"there are no adapters in {uri}; `{command('train sft', home)}` makes one")
     else:
         rows = [
             (manifest.name, manifest.kind + (" (removed)" if manifest.removed else ""), manifest.run, manifest.step, manifest.created_at[:19])

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from accord.cli.connect import command, reach
-from accord.cli.failures import advice
 from accord.cli.following import follow, run_name
 from accord.cli.options import DEFAULT_HOME, Home, Json, TrainerAddress
 from accord.cli.output import print_json, print_line
 from accord.cli.train import finish
-from accord.cli.watch import UNKNOWN_RUN, RunName
-from accord.errors import NotFoundError
+from accord.cli.watch import RunName, advice_on_unknown_run
 
 
 def resume(
@@ -39,10 +37,10 @@ def resume(
     from accord.client.trainer import TrainerClient
 
     name = run_name(run)
-    with reach("trainer", home, trainer, 30.0) as target, TrainerClient(target) as client, advice(NotFoundError, text=UNKNOWN_RUN):
+    with reach("trainer", home, trainer, 30.0) as target, TrainerClient(target) as client, advice_on_unknown_run(home):
         found = client.resume_run(name, processes=processes)
         if not detach:
-            finish(follow(client, name, timeout_seconds=timeout), home, as_json=as_json)
+            finish(follow(client, name, home, timeout_seconds=timeout), home, as_json=as_json)
             return
     if as_json:
         print_json(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from accord.cli.connect import reach
+from accord.cli.connect import local_command, reach
 from accord.cli.failures import advice
 from accord.cli.options import DEFAULT_HOME, Home, Json, RewardAddress, Timeout
 from accord.cli.output import number_text, print_json, print_table
@@ -15,7 +17,6 @@ from accord.cli.prompts import PromptTask, PromptText, System, conversation
 from accord.errors import NotFoundError
 from accord.text.tasks import Task
 
-UNKNOWN_REWARD_MODEL = "`accord lineage` lists the adapters, reward models among them"
 RewardModels = Annotated[
     list[str],
     typer.Option("--reward-model", metavar="NAME", help="adapters/x/versions/1, or adapters/x for its newest; several are an ensemble."),
@@ -50,7 +51,7 @@ def score(
     messages = conversation(prompt, system=system, task=task)
     items = [ScoreItem(messages, response) for response in responses]
     model = RewardModel(tuple(reward_model), std_coefficient)
-    with reach("reward", home, reward, timeout) as target, RewardClient(target) as client, advice(NotFoundError, text=UNKNOWN_REWARD_MODEL):
+    with reach("reward", home, reward, timeout) as target, RewardClient(target) as client, advice_on_unknown_reward_model(home):
         with ProgressBar("scoring"):
             reply = client.score(items, model, timeout_seconds=timeout)
         for result in reply.results:
@@ -66,3 +67,8 @@ def score(
     ]
     columns = ("score>", *(("members",) if several else ()), "tokens>", "response")
     print_table(columns, rows, title=", ".join(reply.reward_model_versions))
+
+
+def advice_on_unknown_reward_model(home: Path) -> AbstractContextManager[None]:
+    """Says of a reward model that is not there which command lists those that are."""
+    return advice(NotFoundError, text=f"`{local_command('lineage', home)}` lists the adapters, reward models among them")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from accord.cli.connect import command, reach
-from accord.cli.failures import FAILED
+from accord.cli.failures import FAILED, advice
 from accord.cli.following import Followed, follow, show_end
 from accord.cli.options import DEFAULT_HOME, Home, Json, TrainerAddress
 from accord.cli.output import print_json, print_line, print_table, seconds_text, size_text
 from accord.cli.progress import ProgressBar
 from accord.cli.recipes import load_train_recipe
+from accord.errors import DeadlineExceededError
 
 if TYPE_CHECKING:
     from accord.client.trainer import Run, RunPlan, TrainerClient
@@ -63,13 +64,20 @@ def train(
         if plan:
             _plan(client, spec, as_json=as_json)
             return
-        run = client.create_run(spec, request_id or uuid.uuid4().hex)
+        run = _create(client, spec, request_id or uuid.uuid4().hex, home)
         if detach:
             _detached(run, home, as_json=as_json)
             return
         sys.stderr.write(f"{run.name} in {run.directory}\n")
-        found = follow(client, run.name, timeout_seconds=timeout)
+        found = follow(client, run.name, home, timeout_seconds=timeout)
     finish(found, home, as_json=as_json)
+
+
+def _create(client: TrainerClient, spec: RunSpec, request_id: str, home: Path) -> Run:
+    """The run; where the trainer answers too late, which may have created it all the same, the error says how no second one comes of it."""
+    what = f"`{command('runs', home)}` shows whether the run was created; the same command with --request-id {request_id} starts no second one"
+    with advice(DeadlineExceededError, text=what):
+        return client.create_run(spec, request_id)
 
 
 def finish(found: Followed, home: Path, *, as_json: bool) -> None:
@@ -98,7 +106,8 @@ def _detached(run: Run, home: Path, *, as_json: bool) -> None:
 
 
 def _plan(client: TrainerClient, spec: RunSpec, *, as_json: bool) -> None:
-    with ProgressBar("planning"):
+    what = "nothing was created; a plan reads all of the data, for which a run without --plan does not wait"
+    with ProgressBar("planning"), advice(DeadlineExceededError, text=what):
         plan = client.plan_run(spec)
     if as_json:
         print_json(plan)

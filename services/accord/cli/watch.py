@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from accord.cli.connect import reach
+from accord.cli.connect import command, reach
 from accord.cli.failures import FAILED, advice
 from accord.cli.following import follow, run_name
 from accord.cli.options import DEFAULT_HOME, Home, Json, TrainerAddress
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from accord.client.trainer import TrainerClient
 
 _LOG_SECONDS = 30.0
-UNKNOWN_RUN = "`accord runs` lists the runs"
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, with or without runs/.", show_default=False)]
 
 
@@ -46,16 +47,21 @@ def watch(
     from accord.client.trainer import TrainerClient
 
     name = run_name(run)
-    with reach("trainer", home, trainer, 30.0) as target, TrainerClient(target) as client, advice(NotFoundError, text=UNKNOWN_RUN):
+    with reach("trainer", home, trainer, 30.0) as target, TrainerClient(target) as client, advice_on_unknown_run(home):
         client.get_run(name)
         if log:
             _print_log(client, name)
             return
-        found = follow(client, name, events_as_json=as_json, timeout_seconds=timeout)
+        found = follow(client, name, home, events_as_json=as_json, timeout_seconds=timeout)
     if not as_json:
         finish(found, home, as_json=False)
     elif found.run.state != "succeeded":
         raise typer.Exit(FAILED)
+
+
+def advice_on_unknown_run(home: Path) -> AbstractContextManager[None]:
+    """Says of a run that is not there which command lists those that are."""
+    return advice(NotFoundError, text=f"`{command('runs', home)}` lists the runs")
 
 
 def _print_log(client: TrainerClient, name: str) -> None:

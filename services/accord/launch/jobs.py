@@ -48,6 +48,7 @@ from accord.launch.settings import KubernetesConfig
 from accord.rundir import RunDirectory, RunFile, read_run_file
 
 _RESOURCES = {"Job": "jobs", "JobSet": "jobsets", "Service": "services", "ConfigMap": "configmaps"}
+_WATCHED = ("jobs", "pods")  # whatever a run is
 _OWNERS = {"Deployment": ("deployments", "apps/v1"), "StatefulSet": ("statefulsets", "apps/v1"), "ConfigMap": ("configmaps", "v1"),
            "ServiceAccount": ("serviceaccounts", "v1")}  # fmt: skip
 _OUTAGE_SECONDS = 60.0
@@ -122,6 +123,8 @@ class JobLauncher:
     def forget(self, directory: Path) -> None:
         """Removes what is left of an earlier attempt; see `Launcher.forget`."""
         name = self._name(directory)
+        for resource in _WATCHED:  # from the first run on, so that `fault` knows of an API server that is away before any run could be looked at
+            self._watch(resource)
         try:
             self._remove(name)
             pods, _ = self._cluster.find("pods", labels=selector(self._config.instance, name))
@@ -173,7 +176,7 @@ class JobLauncher:
 
     def fault(self) -> str | None:
         """What keeps the cluster from being seen, once this has lasted for a minute; a missing permission at once."""
-        for watch in self._watches.values():
+        for watch in list(self._watches.values()):  # the look at the runs, in another thread, may begin one
             problem = watch.problem()
             if problem is not None and (problem[1] > _OUTAGE_SECONDS or not isinstance(problem[0], UnavailableError)):
                 return f"the cluster's {watch.what} cannot be watched for {problem[1]:.0f} s: {problem[0]}"

@@ -244,10 +244,10 @@ def _error_of(status: int, answer: Object, verb: str, resource: str, namespace: 
         return UnauthenticatedError(f"the Kubernetes API server does not accept the trainer's credentials: {message}")
     if status == 404:
         return NotFoundError(f"{resource}: {message}")
-    if status == 409:
+    if status == 409 and answer.get("reason") == "AlreadyExists":
         return AlreadyExistsError(f"{resource}: {message}")
     if status == 410:
         return ExpiredError(f"{resource}: {message}")
-    if status == 429 or status >= 500:
+    if status in (409, 429) or status >= 500:  # 409: two changed one object at a time, such as a quota that counts this one
         return UnavailableError(f"the Kubernetes API server cannot {verb} {resource} now: {message}")
     return InvalidArgumentError(f"the Kubernetes API server does not take what it was given for {resource}: {message}")

@@ -53,7 +53,7 @@ class LocalLauncher:
     def start(self, directory: Path, attempt: int) -> None:
         """Starts the run's process; see `Launcher.start`."""
         self._find_room(directory)
-        child = start_process([*self._command, str(directory / "run.yaml")], log=RunDirectory(directory).log, folder=directory, threads=self._threads)
+        child = start_process(self._line(directory), log=RunDirectory(directory).log, folder=directory, threads=self._threads)
         self._children[directory] = child
         if self._nice:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -70,7 +70,7 @@ class LocalLauncher:
             if code is None:
                 return Observation("running")
             return Observation("ended", code)
-        known = _read(directory) or _adopt(directory)
+        known = _read(directory) or self._adopt(directory)
         if known is None:
             return Observation("unknown")
         return Observation("running" if is_alive(known) else "ended")
@@ -85,11 +85,28 @@ class LocalLauncher:
         """Sends SIGTERM, or SIGKILL, to the process group; see `Launcher.stop`."""
         child = self._children.get(directory)
         known = None if child is None else identify(child.pid)  # before process.json, which a full disk may have kept from being written
-        known = known or _read(directory) or _adopt(directory)
+        known = known or _read(directory) or self._adopt(directory)
         if known is None or not is_alive(known):
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(known.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+    def _adopt(self, directory: Path) -> ProcessId | None:
+        """The process of a server that was killed between starting it and writing process.json, which is written now; None where there is none.
+
+        Without it the run would be started a second time in the same directory. Who reads or edits the run's run.yaml is not taken for it.
+        """
+        command = self._line(directory)
+        for process in psutil.process_iter(["cmdline"]):
+            if _is_started_as(process.info["cmdline"] or (), command):
+                known = identify(process.pid)
+                if known is not None:
+                    _write(directory, known, 0)
+                    return known
+        return None
+
+    def _line(self, directory: Path) -> list[str]:
+        return [*self._command, str(directory / "run.yaml")]
 
     def log(self, directory: Path) -> bytes:
         """What the process has printed; see `Launcher.log`."""
@@ -156,16 +173,10 @@ def _write(directory: Path, process: ProcessId, attempt: int) -> None:
     write_atomically(directory / _PROCESS_FILE, json.dumps({"pid": process.pid, "mark": process.mark, "attempt": attempt}))
 
 
-def _adopt(directory: Path) -> ProcessId | None:
-    """The process of a server that was killed between starting it and writing process.json, which is written now; None where there is none.
+def _is_started_as(given: Sequence[str], command: Sequence[str]) -> bool:
+    """Whether a command line is this command's; where that is a script, its interpreter and its whole path stand there instead of its name.
 
-    Without it the run would be started a second time in the same directory.
+    A command that puts another program into its place (`nice python ...`) is not known again; the lock in the run's folder keeps it single.
     """
-    argument = str(directory / "run.yaml")
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[-1] == argument:
-            known = identify(process.pid)
-            if known is not None:
-                _write(directory, known, 0)
-                return known
-    return None
+    tail = given[-len(command) :]
+    return len(tail) == len(command) and Path(tail[0]).name == Path(command[0]).name and list(tail[1:]) == list(command[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +11,10 @@ from accord.launch.settings import KubernetesConfig
 from accord.rpc.config import FrozenModel, ServerConfig
 from accord.rundir import Endpoints
 
+EMBEDDED = "embedded"
 WATCH_METHOD = "/accord.api.trainer.v1.TrainerService/WatchRun"
+
+_LOCAL = ("", "file", "local")
 
 
 class TrainerConfig(FrozenModel):
@@ -39,6 +43,33 @@ class TrainerConfig(FrozenModel):
     )
     kubernetes: KubernetesConfig | None = Field(default=None, description="how runs become Jobs; required with launcher kubernetes")
 
+    @field_validator("runs")
+    @classmethod
+    def _whole_path(cls, path: str) -> str:
+        """A run begins in its own folder: there a relative path would be another place than here."""
+        return _absolute(path)
+
+    @field_validator("artefacts")
+    @classmethod
+    def _whole_uri(cls, uri: str) -> str:
+        scheme, separator, path = uri.rpartition("://")
+        return f"{scheme}{separator}{_absolute(path)}" if scheme in _LOCAL else uri
+
+    @field_validator("base_model", "model_folder")
+    @classmethod
+    def _whole_folder(cls, name: str) -> str:
+        """`embedded` and hub ids stay."""
+        is_path = name.startswith((".", "~")) or (name not in ("", EMBEDDED) and Path(name).is_dir())
+        return _absolute(name) if is_path else name
+
+    @field_validator("endpoints")
+    @classmethod
+    def _whole_certificates(cls, endpoints: Endpoints) -> Endpoints:
+        if endpoints.tls is None:
+            return endpoints
+        paths = {name: path.expanduser().absolute() for name in ("ca", "cert", "key") if (path := getattr(endpoints.tls, name)) is not None}
+        return endpoints.model_copy(update={"tls": endpoints.tls.model_copy(update=paths)})
+
     @field_validator("server")
     @classmethod
     def _watching_has_no_deadline(cls, server: ServerConfig) -> ServerConfig:
@@ -63,3 +94,7 @@ class TrainerConfig(FrozenModel):
             if not self.kubernetes.holds(path):
                 raise ValueError(f"{field} is {path}, which lies on none of kubernetes.claims: the runs would not see it")
         return self
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("/") else str(Path(path).expanduser().absolute())

@@ -133,7 +133,7 @@ def read_token(token: str, field: str) -> int:
     """
     try:
         version, _, number = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
-        if version != "v1" or not number.isdigit():
+        if version != "v1" or not (number.isascii() and number.isdigit()) or int(number) >= 2**63:  # as databases and files count
             raise ValueError(token)
     except ValueError as error:
         raise InvalidArgumentError(f"{field} is not one that this service gave", field=field) from error

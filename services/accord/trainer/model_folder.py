@@ -12,9 +12,8 @@ from pathlib import Path
 from accord.artefacts.store import cache_folder
 from accord.errors import FailedPreconditionError
 from accord.runspec import RunSpec
-from accord.trainer.config import TrainerConfig
+from accord.trainer.config import EMBEDDED, TrainerConfig
 
-EMBEDDED = "embedded"
 EMBEDDED_FOLDERS = "smollm2-135m-instruct-*"  # its conversions in the cache, as accord.models.embedded names them
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from accord.artefacts.store import ArtefactStore
 from accord.data.readers import check_source
 from accord.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from accord.rpc.calls import CallContext
-from accord.rundir import RunDirectory, RunEvent
+from accord.rundir import RunDirectory
 from accord.runspec import RunSpec, parse_spec
 from accord.serving.fields import naming
 from accord.serving.parent_lora import CONFIG_FILE, check_lora, read_lora
@@ -47,6 +48,7 @@ from accord.trainer.supervisor import Supervisor
 
 _HEARTBEAT_SECONDS = 5.0
 _DEFAULT_PAGE = 50
+_EVENTS_AT_ONCE = 1000
 _CALIBRATION_SECONDS = 0.8
 T = TypeVar("T")
 _SLUG = re.compile(r"[^a-z0-9]+")
@@ -99,10 +101,10 @@ class TrainerServicer(rpc.TrainerServiceServicer):
         last_sent = 0.0
         while True:
             record = await _thread(lambda: self._registry.get(request.name))
-            for event in await _thread(partial(_events, record, offset)):
-                offset = event.offset
-                wire = event_to_proto(event, record)
-                if wire is not None:
+            more = True
+            while more:
+                events, offset, more = await _thread(partial(_events, record, offset))
+                for wire in events:
                     last_sent = time.monotonic()
                     yield wire
             now = record.state, record.message if record.state == "QUEUED" else ""  # a run's own events say the rest
@@ -264,8 +266,11 @@ def run_name(spec: RunSpec, request_id: str) -> str:
     return f"runs/{slug}-{hashlib.sha256(request_id.encode()).hexdigest()[:10]}"
 
 
-def _events(record: RunRecord, offset: int) -> list[RunEvent]:
-    return list(RunDirectory(record.directory).events(offset))
+def _events(record: RunRecord, offset: int) -> tuple[list[pb.WatchRunResponse], int, bool]:
+    """What a watcher is told of the next events behind an offset, the offset behind these, and whether there may be more: a run can have many."""
+    found = list(islice(RunDirectory(record.directory).events(offset), _EVENTS_AT_ONCE))
+    wires = [wire for event in found if (wire := event_to_proto(event, record)) is not None]
+    return wires, found[-1].offset if found else offset, len(found) == _EVENTS_AT_ONCE
 
 
 def _plan_facts(plan: Plan) -> dict[str, str]:

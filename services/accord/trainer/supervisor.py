@@ -24,7 +24,7 @@ from accord.errors import (
     UnavailableError,
 )
 from accord.launch.launcher import Launcher, NotYetError, Observation
-from accord.rundir import EXIT_DONE, EXIT_STOPPED, PHASE_PENDING, RunDirectory, RunEvent, RunFile
+from accord.rundir import EXIT_DONE, EXIT_STOPPED, PHASE_PENDING, RunDirectory, RunEvent, RunFile, RunProgress
 from accord.runspec import RunSpec
 from accord.trainer.config import TrainerConfig
 from accord.trainer.registry import ACTIVE, Registry, RunRecord
@@ -48,6 +48,7 @@ class Supervisor:
         self._launcher = launcher
         self._config = config
         self._unreadable_since: dict[str, float] = {}
+        self._known: dict[str, RunProgress] = {}  # of runs that have not ended
         self._starts_runs = True
         self._lock = threading.Lock()  # a look and a caller's wish take turns, or a run cancelled in between would start
 
@@ -221,7 +222,7 @@ class Supervisor:
         result = directory.result()
         if result is not None:
             self._ended(record, directory, Observation("ended", result.exit_code))
-        elif record.state == "CANCELLING" and latest_phase(directory, since=record.start_time or 0.0) in ("", PHASE_PENDING):
+        elif record.state == "CANCELLING" and self._phase(record, directory) in ("", PHASE_PENDING):
             self._end(record, "CANCELLED", "cancelled before it started", None)
         elif record.state == "CANCELLING":
             self._vanished(record, directory, Observation("ended"))
@@ -242,7 +243,7 @@ class Supervisor:
     def _say_waiting(self, record: RunRecord, directory: RunDirectory, what: str) -> None:
         """Lets those who watch the run know what it waits for, once."""
         if record.message != what:
-            step = directory.progress().step
+            step = self._progress(record, directory).step
             directory.append_event(RunEvent("state", time.time(), step, phase=PHASE_PENDING, waiting_on=what))
             directory.append_event(RunEvent("message", time.time(), step, text=f"waits for {what}"))
 
@@ -257,10 +258,21 @@ class Supervisor:
         if record.state == "CANCELLING":
             self._stop_when_overdue(record, directory)
             return
-        phase = latest_phase(directory, since=record.start_time or 0.0)
+        phase = self._phase(record, directory)
         state = "STARTING" if phase in ("", PHASE_PENDING) else "CHECKPOINTING" if phase == "checkpoint" else "RUNNING"
         if (state, seen.message) != (record.state, record.message):
             self._registry.update(record, state=state, message=seen.message)
+
+    def _phase(self, record: RunRecord, directory: RunDirectory) -> str:
+        """The phase that a run reported last in this attempt, however long ago; empty before its first report."""
+        progress = self._progress(record, directory)
+        return progress.phase if progress.phase_time >= (record.start_time or 0.0) else ""
+
+    def _progress(self, record: RunRecord, directory: RunDirectory) -> RunProgress:
+        """What all of a run's events say; only those are read that have come since the last look."""
+        known = self._known.get(record.name) or RunProgress()
+        progress = self._known[record.name] = directory.progress(known)
+        return progress
 
     def _stop_when_overdue(self, record: RunRecord, directory: RunDirectory) -> None:
         if time.time() - (record.cancel_time or 0) > self._config.stop_grace_seconds:
@@ -296,21 +308,13 @@ class Supervisor:
 
     def _end(self, record: RunRecord, state: str, message: str, exit_code: int | None) -> RunRecord:
         _log.info("run_ended", run=record.name, state=state, exit_code=exit_code)
+        self._known.pop(record.name, None)
         return self._registry.update(record, state=state, message=message, end_time=time.time(), exit_code=exit_code)
 
 
 def _may_have_left_something(record: RunRecord) -> bool:
     """Whether a start was ever tried: one whose answer was lost, or that failed after it, has made a Job all the same."""
     return record.start_time is not None
-
-
-def latest_phase(directory: RunDirectory, *, since: float) -> str:
-    """The phase that a run reported last in this attempt; empty before its first report."""
-    phase = ""
-    for event in directory.events(max(0, _size(directory.events_path) - 65536)):
-        if event.kind == "state" and event.time >= since:
-            phase = event.phase
-    return phase
 
 
 def describe_exit(code: int | None) -> str:
@@ -333,7 +337,3 @@ def last_log_line(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return f"; its last words: {lines[-1][:300]}" if lines else ""
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

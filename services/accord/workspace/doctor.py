@@ -23,7 +23,7 @@ from accord.launch.processes import is_alive
 from accord.workspace import machine
 from accord.workspace.basemodel import EMBEDDED, absolute_base_model
 from accord.workspace.configuration import default_threads, fixed_listen, port_is_taken, read_configuration
-from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName
+from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName, command_line
 from accord.workspace.state import WorkspaceState, read_state
 
 State = Literal["ok", "warning", "problem"]
@@ -49,8 +49,10 @@ class Check:
     advice: str = ""
 
 
-def check(home: Path | str, *, base_model: str = EMBEDDED) -> tuple[Check, ...]:
+def check(home: Path | str, *, base_model: str = "") -> tuple[Check, ...]:
     """Looks at Python, packages, the base model, memory, disks, ports, cores, the home folder and the clock; starts and keeps nothing.
+
+    The base model is the one that is given, else what the workspace had, else the embedded one, as `accord up` chooses.
 
     Only what makes it impossible to start is a problem; a warning says what will be slow, or too small for the study.
     """
@@ -63,12 +65,12 @@ def check(home: Path | str, *, base_model: str = EMBEDDED) -> tuple[Check, ...]:
     checks: list[Callable[[], Iterator[Check]]] = [
         _python,
         _packages,
-        lambda: _model(base_model),
+        lambda: _model(base_model or state.base_model or EMBEDDED),
         _encoder,
         lambda: _memory(state),
         lambda: _disk(layout),
         lambda: _ports(layout, state),
-        lambda: _cores(state),
+        lambda: _cores(layout, state),
         lambda: _home(layout),
         lambda: _clock(layout),
     ]
@@ -190,12 +192,13 @@ def _ports(layout: Layout, state: WorkspaceState) -> Iterator[Check]:
     yield Check("ports", "ok", f"fixed: {', '.join(fixed)}" if fixed else "chosen by the system")
 
 
-def _cores(state: WorkspaceState) -> Iterator[Check]:
+def _cores(layout: Layout, state: WorkspaceState) -> Iterator[Check]:
     cores, threads = default_threads(), state.threads or default_threads()
     finding = f"{cores} physical cores, {threads} threads for each service"
     set_to = os.environ.get("OMP_NUM_THREADS")
     if threads > cores:
-        advice = "more threads than cores can be many times slower: `accord down`, then `accord up --threads " + f"{cores}`"
+        down, up = command_line("down", layout.home), command_line(f"up --threads {cores}", layout.home)
+        advice = f"more threads than cores can be many times slower: {down}, then {up}"
         yield Check("cores", "warning", finding, advice)
     elif cores < 2:
         yield Check("cores", "warning", finding, "the study takes about twice as long as on two cores")

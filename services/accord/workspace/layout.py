@@ -5,6 +5,7 @@ What does not belong here: what is in the files (`configuration`, `state` beside
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -82,3 +83,8 @@ class Layout:
                 ignore.write_text("*\n", encoding="utf-8")
         except OSError as error:
             raise FailedPreconditionError(f"{self.home} cannot be a workspace: {error.strerror}: {error.filename}", field="home") from error
+
+
+def command_line(line: str, home: Path) -> str:
+    """`accord LINE` of the workspace, which a person may copy."""
+    return f"`accord {line} --home {shlex.quote(str(home))}`"

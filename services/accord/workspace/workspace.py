@@ -5,7 +5,6 @@ What does not belong here: what the services do, and where a run of the study ke
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from accord.workspace.basemodel import EMBEDDED, absolute_base_model, ensure_mod
 from accord.workspace.configuration import JudgeTable, default_threads, read_configuration
 from accord.workspace.health import ServiceStatus, service_status
 from accord.workspace.launching import Commands, Launch
-from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName
+from accord.workspace.layout import SERVICE_NAMES, Layout, ServiceName, command_line
 from accord.workspace.runs import running_runs, stop_running_runs
 from accord.workspace.state import WorkspaceState, locked, read_state, write_state
 
@@ -129,7 +128,7 @@ class Workspace:
         if record.ready and is_alive(record.process):
             return record.address
         what = f"the {name} service is not up" if _running(state) else "no services run"
-        raise FailedPreconditionError(f"{what} in {self.home}; start what is missing: {_command('up', self.home)}")
+        raise FailedPreconditionError(f"{what} in {self.home}; start what is missing: {command_line('up', self.home)}")
 
     def status(self) -> tuple[ServiceStatus, ...]:
         """How each service is; takes at most a second for each."""
@@ -189,13 +188,13 @@ def _check_same(home: Path, state: WorkspaceState, running: tuple[ServiceName, .
     who = f"{', '.join(running)} {'run' if len(running) > 1 else 'runs'} in {home}"
     if state.base_model != base_model:
         raise FailedPreconditionError(
-            f"{who} with base model {state.base_model}, not {base_model}; stop them ({_command('down', home)}), or use another --home",
+            f"{who} with base model {state.base_model}, not {base_model}; stop them ({command_line('down', home)}), or use another --home",
             field="base_model",
             metadata={"running": state.base_model, "wanted": base_model},
         )
     if threads is not None and threads != state.threads:
         raise FailedPreconditionError(
-            f"{who} with {state.threads} threads, not {threads}; stop them first: {_command('down', home)}", field="threads"
+            f"{who} with {state.threads} threads, not {threads}; stop them first: {command_line('down', home)}", field="threads"
         )
 
 
@@ -206,13 +205,8 @@ def _check_judges(layout: Layout, wanted: JudgeTable) -> None:
         names = ", ".join(sorted(wanted.judges))
         raise FailedPreconditionError(
             f"the feedback service runs in {layout.home} without the judges {names} as they are wanted; stop it first: "
-            f"{_command('down', layout.home)}", field="judges",
+            f"{command_line('down', layout.home)}", field="judges",
         )  # fmt: skip
-
-
-def _command(name: str, home: Path) -> str:
-    """The command line that a person may copy."""
-    return f"`accord {name} --home {shlex.quote(str(home))}`"
 
 
 def _silent(_: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,41 @@ def test_downloads_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
         cache.trim()
         assert os.listdir(tmp_path) == [living.name]
     assert os.listdir(tmp_path) == []
+
+
+def test_of_two_that_replace_a_damaged_folder_the_later_one_leaves_the_good_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = (FolderCache(tmp_path, 0) for _ in range(2))
+    (tmp_path / "key").mkdir()
+    real, came, held = fcntl.flock, threading.Event(), list[int]()
+
+    def lock(descriptor: int, kind: int) -> None:
+        if threading.current_thread() is other:
+            came.set()  # before it waits for its turn, or after it has put without one
+        real(descriptor, kind)
+
+    def intact(folder: Path) -> bool:
+        return (folder / "weights").exists()
+
+    def put(cache: FolderCache, look: Callable[[Path], bool]) -> None:
+        with cache.staging() as staging:
+            (staging / "weights").touch()
+            cache.put("key", staging, intact=look)
+
+    def put_and_read() -> None:
+        put(fast, intact)
+        if fast.hold("key"):
+            held.append((tmp_path / "key").stat().st_ino)
+
+    def look_while_the_other_comes(folder: Path) -> bool:
+        found = intact(folder)
+        if not other.ident:
+            other.start()
+            assert came.wait(10)
+        return found
+
+    other = threading.Thread(target=put_and_read)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    put(slow, look_while_the_other_comes)
+    other.join(10)
+    assert held == [(tmp_path / "key").stat().st_ino]
+    assert os.listdir(tmp_path) == ["key"]

@@ -203,9 +203,12 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
         breaks: how many streams break off after two events.
         outcome: how runs end.
         endless: runs never end.
+        late: plans and creations are answered when the caller has left.
     """
 
-    def __init__(self, *, breaks: int = 0, outcome: int = trainer_pb.RUN_STATE_SUCCEEDED, endless: bool = False, fits: bool = True) -> None:
+    def __init__(
+        self, *, breaks: int = 0, outcome: int = trainer_pb.RUN_STATE_SUCCEEDED, endless: bool = False, fits: bool = True, late: bool = False
+    ) -> None:
         self.runs: dict[str, FakeRun] = {}
         self.tokens: list[str] = []
         self.cancelled: list[str] = []
@@ -214,9 +217,11 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
         self._outcome = outcome
         self._endless = endless
         self._fits = fits
+        self._late = late
         self.watched = threading.Event()
 
     def PlanRun(self, request: trainer_pb.PlanRunRequest, context: Any) -> trainer_pb.PlanRunResponse:
+        self._wait(context)
         memory = [trainer_pb.MemoryItem(role="base weights", bytes=2**30, arithmetic="one file"), trainer_pb.MemoryItem(role="logits", bytes=2**29)]
         plan = trainer_pb.RunPlan(
             memory=memory, peak_memory_bytes=3 * 2**29, available_memory_bytes=2**34 if self._fits else 2**20, fits=self._fits, rows=140,
@@ -228,6 +233,7 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
         name = f"runs/{request.spec.adapter}-{request.request_id[:6]}"
         run = trainer_pb.Run(name=name, spec=request.spec, state=trainer_pb.RUN_STATE_QUEUED, total_steps=request.spec.steps, directory="/srv/r")
         self.runs.setdefault(name, FakeRun(run, self._script(run)))
+        self._wait(context)
         return trainer_pb.CreateRunResponse(run=run)
 
     def GetRun(self, request: trainer_pb.GetRunRequest, context: Any) -> trainer_pb.GetRunResponse:
@@ -264,6 +270,11 @@ class FakeTrainer(trainer_rpc.TrainerServiceServicer):
     def ResumeRun(self, request: trainer_pb.ResumeRunRequest, context: Any) -> trainer_pb.ResumeRunResponse:
         self.resumed.append(request.name + (f" on {request.processes} processes" if request.HasField("processes") else ""))
         return trainer_pb.ResumeRunResponse(run=self._find(request.name, context).run)
+
+    def _wait(self, context: Any) -> None:
+        left = threading.Event()
+        if self._late and context.add_callback(left.set):
+            left.wait(10)
 
     def _find(self, name: str, context: Any) -> FakeRun:
         if name not in self.runs:

@@ -72,6 +72,8 @@ def test_generate_with_an_unknown_adapter(accord: Accord, policy: str, more: tup
     assert result.stderr == (
         f"error: adapters/x/versions/9 is not in the artefact store; versions of that adapter: {KNOWN_ADAPTER}; `accord lineage` lists the adapters\n"
     )
+    result = accord("generate", "hi", "--adapter", "adapters/x/versions/9", "--policy", policy, "--home", "w", *more)
+    assert result.stderr.endswith("; `accord lineage --home w` lists the adapters\n")
 
 
 def test_the_error_of_an_item_is_the_error_of_the_command(accord: Accord, policy: str) -> None:
@@ -117,6 +119,8 @@ def test_an_unknown_reward_model(accord: Accord, reward: str, command: tuple[str
     result = accord(*command, "--reward-model", "adapters/unknown", "--reward", reward)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: adapters/unknown is not in the artefact store; `accord lineage` lists the adapters, reward models among them\n"
+    result = accord(*command, "--reward-model", "adapters/unknown", "--reward", reward, "--home", "w")
+    assert result.stderr.endswith("; `accord lineage --home w` lists the adapters, reward models among them\n")
 
 
 def test_the_reward_model_must_be_named(accord: Accord) -> None:

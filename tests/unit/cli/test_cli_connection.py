@@ -11,7 +11,7 @@ from tests.unit.cli.conftest import Accord
 from tests.unit.cli.fakes import FakePolicy, FakeReward, add_policy, add_reward, serving
 
 from accord.cli.app import build_app
-from accord.cli.connect import Connection, command, with_connection
+from accord.cli.connect import Connection, command, local_command, with_connection
 
 ADDRESSES = {"policy", "reward", "feedback", "trainer"}
 REWARD_MODEL = "adapters/x/versions/1"
@@ -89,10 +89,11 @@ def test_the_next_command_names_the_file(tmp_path: Path) -> None:
     seen: list[str] = []
 
     def call(trainer: str | None) -> None:
-        seen.append(command("watch runs/x", tmp_path))
+        seen.extend([command("watch runs/x", tmp_path), local_command("lineage", tmp_path)])
 
     wrapped = with_connection(call)
     nothing = {name: None for name in inspect.signature(Connection).parameters}
     wrapped(trainer=None, **nothing)
     wrapped(trainer=None, **{**nothing, "endpoints": Path("a file.yaml")})
-    assert seen == [f"accord watch runs/x --home {tmp_path}", "accord watch runs/x --endpoints 'a file.yaml'"]
+    local = f"accord lineage --home {tmp_path}"
+    assert seen == [f"accord watch runs/x --home {tmp_path}", local, "accord watch runs/x --endpoints 'a file.yaml'", local]

@@ -49,6 +49,8 @@ def test_errors_are_those_of_the_process(accord: Accord, monkeypatch: pytest.Mon
     result = accord("export", "adapters/x", "out")
     assert result.exit_code == exit_code
     assert result.stderr.startswith(f"error: there is no x{advice}")
+    result = accord("export", "adapters/x", "out", "--home", "w", "--artefacts", "s3://b/a")
+    assert result.stderr.startswith(f"error: there is no x{advice.replace('lineage', 'lineage --home w --artefacts s3://b/a')}")
 
 
 def test_a_process_that_dies_is_told_with_its_last_words(accord: Accord, monkeypatch: pytest.MonkeyPatch) -> None:

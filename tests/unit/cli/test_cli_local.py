@@ -17,6 +17,7 @@ from accord.cli import output, progress
 from accord.cli.metrics import in_a_line, ordered
 from accord.cli.progress import ProgressBar
 from accord.errors import NotFoundError
+from accord.workspace import Workspace
 from accord.workspace import doctor as doctoring
 from accord.workspace.doctor import Check
 
@@ -55,6 +56,9 @@ def test_lineage_of_nothing(accord: Accord, tmp_path: Path) -> None:
     result = accord("lineage", "adapters/nothing")
     assert result.exit_code == 2
     assert result.stderr.endswith("; `accord lineage` lists the adapters\n")
+    result = accord("lineage", "adapters/nothing", "--home", "w", "--artefacts", "my store")
+    assert result.stderr.endswith("; `accord lineage --home w --artefacts 'my store'` lists the adapters\n")
+    assert accord("lineage", "--home", "w").stdout.endswith("; `accord train sft --home w` makes one\n")
     result = accord("lineage", "nothing")
     assert (result.exit_code, result.stderr.startswith("error: 'nothing' is not an adapter name")) == (2, True)
 
@@ -66,6 +70,11 @@ def test_doctor(accord: Accord, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     assert "warning: cores: be patient" in result.stdout
     assert result.stdout.endswith("nothing stands in the way\n")
+    asked = list[str]()
+    monkeypatch.setattr(doctoring, "check", lambda home, base_model: (asked.append(base_model), tuple(found))[1])
+    for more in ((), ("--base-model", "org/model")):
+        accord("doctor", *more)
+    assert asked == ["", "org/model"], "what the workspace had, unless another is given"
     found.append(Check("disk", "problem", "no room", "free some"))
     result = accord("doctor")
     assert result.exit_code == 1
@@ -94,6 +103,12 @@ def test_status_and_down_where_nothing_runs(accord: Accord, tmp_path: Path) -> N
     assert accord("down").stdout == f"no services ran in {tmp_path / '.accord'}\n"
     assert json.loads(accord("down", "--json").stdout)["stopped"] == []
     assert not (tmp_path / ".accord").exists()
+
+
+def test_down_says_how_to_stop_the_runs_that_go_on_there(accord: Accord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workspace, "running_runs", lambda self: ("runs/a", "runs/b"))
+    for more, command in (((), "accord down --stop-runs"), (("--home", "my work"), "accord down --stop-runs --home 'my work'")):
+        assert accord("down", *more).stderr == f"runs that go on: runs/a, runs/b; `{command}` stops them\n"
 
 
 def test_up_with_a_missing_model(accord: Accord) -> None:

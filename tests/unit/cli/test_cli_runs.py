@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_train_plan(accord: Accord, start: Start) -> None:
     assert "does not fit" in result.stdout
 
 
+def test_a_trainer_that_answers_too_late_is_told_with_what_to_do(accord: Accord, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accord.cli.train._PLAN_SECONDS", 0.3)
+    address = start(FakeTrainer(late=True))
+    result = accord("train", "sft", "--request-id", "abcdefgh", "--trainer", address, "--home", "w")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        "; `accord runs --home w` shows whether the run was created; the same command with --request-id abcdefgh starts no second one\n"
+    )
+    result = accord("train", "sft", "--trainer", address)
+    (given,) = re.findall(r"--request-id (\S+) starts", result.stderr)
+    assert len(given) == 32
+    result = accord("train", "sft", "--plan", "--trainer", address)
+    assert (result.exit_code, "nothing was created; " in result.stderr, "--timeout" in result.stderr) == (1, True, False)
+
+
 def test_watch_goes_on_behind_the_last_event_after_a_break(accord: Accord, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accord.client.trainer.time.sleep", lambda _: None)
     trainer = FakeTrainer(breaks=2)
@@ -159,6 +175,10 @@ def test_interrupting_leaves_the_run_alone(accord: Accord, start: Start, monkeyp
     result = accord("train", "sft", "--request-id", "abcdefgh", "--trainer", address)
     assert result.exit_code == 130
     assert "runs/sft-abcdef goes on; `accord watch runs/sft-abcdef` shows it again, `accord cancel runs/sft-abcdef` stops it" in result.stderr
+    result = accord("watch", "sft-abcdef", "--trainer", address, "--home", "my work")
+    assert (
+        "`accord watch runs/sft-abcdef --home 'my work'` shows it again, `accord cancel runs/sft-abcdef --home 'my work'` stops it" in result.stderr
+    )
     assert trainer.cancelled == []
 
 
@@ -194,6 +214,8 @@ def test_an_unknown_run(accord: Accord, start: Start, name: str) -> None:
     result = accord(name, "nothing", "--trainer", start(FakeTrainer()))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: name: there is no run runs/nothing; `accord runs` lists the runs\n"
+    result = accord(name, "nothing", "--trainer", start(FakeTrainer()), "--home", "w")
+    assert result.stderr.endswith("; `accord runs --home w` lists the runs\n")
 
 
 def test_recipe_errors(accord: Accord, start: Start, tmp_path: Path) -> None:

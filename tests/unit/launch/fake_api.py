@@ -34,7 +34,8 @@ class Refused(Exception):
 
 class FakeApi:
     """The server. `forbidden` holds (verb, resource) pairs; `broken` makes every request fail with 500 while set; with `blind` it is those of
-    watches, the lists that they begin with, and no others, as where watches wait to ask again after a break; `requests` counts what was asked."""
+    watches, the lists that they begin with, and no others, as where watches wait to ask again after a break; each (verb, resource) in `conflicts` is
+    refused once, as where somebody else changed the object, or the quota that counts it, at the same time; `requests` counts what was asked."""
 
     def __init__(self, *, minor: int = 34, jobset: bool = False) -> None:
         self.minor, self.jobset = minor, jobset
@@ -43,6 +44,7 @@ class FakeApi:
         self.oldest, self.version = 0, 100
         self.logs: dict[str, str] = {}
         self.forbidden: set[tuple[str, str]] = set()
+        self.conflicts: list[tuple[str, str]] = []
         self.denied: str = ""
         self.broken = self.blind = False
         self.requests: list[tuple[str, str]] = []
@@ -172,6 +174,10 @@ class FakeApi:
         self.requests.append((verb, resource))
         if self.broken:
             raise Refused(500, "InternalError", "etcdserver: request timed out")
+        if (verb, resource) in self.conflicts:
+            self.conflicts.remove((verb, resource))
+            changed = "the object has been modified; please apply your changes to the latest version and try again"
+            raise Refused(409, "Conflict", f'Operation cannot be fulfilled on resourcequotas "compute": {changed}')
         if (verb, resource) in self.forbidden:
             self.on_refusal(verb, resource)
             raise Refused(

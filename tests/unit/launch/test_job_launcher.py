@@ -72,6 +72,14 @@ class World:
             time.sleep(0.02)
         raise AssertionError(f"{state} {words!r} was not seen within {seconds:g} s; last: {found}")
 
+    def until_fault(self, wanted: Callable[[str | None], bool]) -> Any:
+        """The launcher's fault, once it is as wanted."""
+        deadline = time.monotonic() + 10
+        while not wanted(fault := self.launcher.fault()):
+            assert time.monotonic() < deadline, fault
+            time.sleep(0.02)
+        return fault
+
     def close(self) -> None:
         for launcher in self.launchers:
             launcher.close()
@@ -198,7 +206,31 @@ def test_a_refusal_by_admission_is_told_as_the_cluster_says_it(world: World) -> 
         world.launcher.start(world.directory, 1)
 
 
+def start_anew(world: World) -> None:
+    world.launcher.forget(world.directory)
+    world.launcher.start(world.directory, 1)
+
+
+@pytest.mark.parametrize("asked", [("create", "configmaps"), ("create", "jobs"), ("patch", "configmaps"), ("delete", "jobs")])
+def test_what_somebody_else_changed_at_the_same_time_is_asked_again(world: World, asked: tuple[str, str]) -> None:
+    """A ResourceQuota that is behind refuses with a Conflict, as does any change of one object by two."""
+    world.api.conflicts.append(asked)
+    with pytest.raises(NotYetError, match='on resourcequotas "compute": the object has been modified'):
+        start_anew(world)
+    start_anew(world)
+    assert world.seen("waiting")
+
+
 # Seeing
+
+
+def test_a_job_whose_config_map_somebody_else_changes_is_seen_at_the_next_look(world: World) -> None:
+    world.start()
+    again = world.launch()  # which knows of no belongings
+    world.api.conflicts.append(("patch", "configmaps"))
+    with pytest.raises(UnavailableError, match="the object has been modified"):
+        again.observe(world.directory)
+    assert again.observe(world.directory).state == "waiting"
 
 
 def test_a_missing_permission_to_watch_is_a_fault_that_names_it(world: World) -> None:
@@ -238,6 +270,17 @@ def test_a_fault_is_told_once_the_api_server_has_been_away_for_a_minute(world: W
     assert "cannot be watched" in str(world.launcher.fault())
     world.api.start()
     world.seen("waiting")
+
+
+def test_an_api_server_that_was_away_before_any_run_could_start_is_a_fault_while_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accord.launch.jobs._OUTAGE_SECONDS", 0.0)
+    assert world.launcher.fault() is None
+    world.api.stop()
+    with pytest.raises(NotYetError):
+        world.launcher.forget(world.directory)
+    assert world.until_fault(lambda fault: fault is not None).startswith("the cluster's jobs cannot be watched for ")
+    world.api.start()
+    assert world.until_fault(lambda fault: fault is None) is None, "whether or not anything is started meanwhile"
 
 
 def test_changes_arrive_by_the_watch_without_further_lists(world: World) -> None:

@@ -150,6 +150,14 @@ def test_names_are_those_of_the_converter(tmp_path: Path) -> None:
     assert doctor.MODEL_PACKAGE.replace("-", "_") == embedded.PACKAGE
 
 
+def test_the_base_model_is_the_one_that_the_workspace_had_unless_another_is_given(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "home")
+    layout.make()
+    write_state(layout, WorkspaceState("org/model", 1, {}))
+    assert named("base model", layout.home).finding == "org/model is used as it is"
+    assert named("base model", layout.home, base_model="org/other").finding == "org/other is used as it is"
+
+
 def test_another_base_model(tmp_path: Path) -> None:
     assert named("base model", tmp_path, base_model=str(tmp_path)).state == "ok"
     found = named("base model", tmp_path, base_model="/no/model")
@@ -216,7 +224,8 @@ def test_threads_over_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "default_threads", lambda: 2)
     found = named("cores", layout.home)
     assert (found.state, found.finding) == ("warning", "2 physical cores, 4 threads for each service")
-    assert "accord up --threads 2" in found.advice
+    command = f"`accord down --home {layout.home}`, then `accord up --threads 2 --home {layout.home}`"
+    assert found.advice == f"more threads than cores can be many times slower: {command}"
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
