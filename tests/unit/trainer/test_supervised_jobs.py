@@ -78,10 +78,14 @@ class World:
         raise AssertionError(f"{state} {words!r} was not seen; last: {found.state} {found.message!r}")
 
     def started(self, status: dict[str, Any] = RUNNING) -> dict[str, Any]:
-        """The run's Job, with a pod."""
+        """The run's Job, with a pod that the launcher's watch has told of."""
         self.until("STARTING")
         job = self.api.the_job()
-        self.api.set_pod(job, status)
+        pod = self.api.set_pod(job, status)["metadata"]["name"]
+        deadline = time.monotonic() + 10
+        while pod not in self.launchers[-1]._watch("pods").objects(timeout_seconds=5):
+            assert time.monotonic() < deadline, f"{pod} was not seen"
+            time.sleep(0.01)
         return job
 
     def phase(self, phase: str) -> None:
