@@ -54,12 +54,13 @@ class StepStore:
             raise DataLossError(f"{path} is damaged ({type(error).__name__}); remove it and the step is done again") from error
 
     def write(self, name: str, key: str, values: Mapping[str, Any], seconds: float, *, resumed: bool = False) -> StepResult:
-        """Keeps a result."""
-        result = StepResult(name, key, values, seconds, time.time(), resumed)
-        row = {"name": name, "values": dict(values), "seconds": seconds, "end_time": result.end_time} | ({"resumed": True} if resumed else {})
-        write_atomically(self._path(key), json.dumps(row, indent=1))
+        """Keeps a result, and returns it as a later call reads it: in JSON a tuple is a list."""
+        end_time = time.time()
+        row = {"name": name, "values": dict(values), "seconds": seconds, "end_time": end_time} | ({"resumed": True} if resumed else {})
+        text = json.dumps(row, indent=1)
+        write_atomically(self._path(key), text)
         self._begun(key).unlink(missing_ok=True)
-        return result
+        return StepResult(name, key, json.loads(text)["values"], seconds, end_time, resumed)
 
     def spent(self, key: str) -> float | None:
         """Seconds that earlier calls spent on a step which they began and did not end; None where none began it.
