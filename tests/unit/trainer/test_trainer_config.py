@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("runs", "runs", "{}/runs"),
         ("runs", "~/runs", "{}/home/runs"),
         ("runs", "/data/runs", "/data/runs"),
-        ("artefacts", "work/artefacts", "{}/work/artefacts"),
+        ("artefacts", "kept/artefacts", "{}/kept/artefacts"),
         ("artefacts", "file://artefacts", "file://{}/artefacts"),
         ("artefacts", "file:///data/artefacts", "file:///data/artefacts"),
         ("artefacts", "s3://bucket/artefacts", "s3://bucket/artefacts"),
