@@ -32,7 +32,7 @@ from accord.feedback.completions import Completion, NoUsageError, read_completio
 from accord.feedback.judge_config import OpenAIJudge, Price
 from accord.feedback.metrics import CALLS, COST, RETRIES, count_tokens
 from accord.feedback.records import OVERFLOW, JudgeIdentity, digest_of
-from accord.rpc.http import Reply, read_reply, retry_after_seconds
+from accord.rpc.http import IDLE_SECONDS, Reply, read_reply, retry_after_seconds
 from accord.rpc.secrets import read_secret
 
 _log = structlog.get_logger(__name__)
@@ -79,7 +79,9 @@ class ChatEndpoint:
         self._client = httpx.AsyncClient(
             headers=self._key.bearer(),
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # the deadline of an answer holds over all of it
-            limits=httpx.Limits(max_connections=config.max_concurrency + 1, max_keepalive_connections=config.max_concurrency),
+            limits=httpx.Limits(
+                max_connections=config.max_concurrency + 1, max_keepalive_connections=config.max_concurrency, keepalive_expiry=IDLE_SECONDS
+            ),
             verify=self._trust(),
             proxy=config.proxy,
             trust_env=False,

@@ -21,7 +21,7 @@ from accord.errors import (
     UnavailableError,
 )
 from accord.policy.remote_config import RemoteConfig
-from accord.rpc.http import Reply, read_reply, retry_after_seconds
+from accord.rpc.http import IDLE_SECONDS, Reply, read_reply, retry_after_seconds
 
 _WRITE_SECONDS, _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 30.0, 2.0, 60.0
 _MAX_EVENT_BYTES, _QUOTED_CHARACTERS = 16 * 2**20, 300
@@ -45,7 +45,7 @@ class HttpPeer:
             base_url=config.url,
             headers=self._key.bearer(),
             timeout=httpx.Timeout(connect=config.connect_seconds, read=config.read_seconds, write=_WRITE_SECONDS, pool=config.read_seconds),
-            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
+            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=IDLE_SECONDS),
             trust_env=False,
         )
 

@@ -49,6 +49,10 @@ class Watch:
             self.seen["most_open"] = max(self.seen["most_open"], self.seen["open"])
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the library's 5 resets connections of a caller that opens twenty at once on a busy machine
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request; a subclass has `routes`: (method, path) to a method that takes the body and returns JSON, or an iterator of events."""
 
@@ -180,7 +184,7 @@ def serve(handler: Callable[[argparse.Namespace], type[Handler]], parser: argpar
     options = parser.parse_args()
     kind = handler(options)
     kind.watch = Watch(options.api_key)
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), kind)
+    server = _Server(("127.0.0.1", options.port), kind)
     server.daemon_threads = True
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     partial = options.announce.with_suffix(".partial")
