@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 IDLE_SECONDS = 2.0
-"""How long an idle connection is used again. Servers (uvicorn, and so vLLM) close theirs after 5 s, as httpx does: a request of that moment is lost."""
+"""How long an idle connection is used again. Servers (uvicorn, and so vLLM) close theirs after 5 s, as httpx does: a request sent then is lost."""
 _LONGEST_WAIT_SECONDS = 86400.0
 
 
