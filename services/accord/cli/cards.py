@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from accord.cli.output import number_text, print_line, print_table
+from accord.text.judge import named
 
 if TYPE_CHECKING:
     from accord.client.feedback import Judgement, Label
     from accord.client.label_cards import Kappa, LabelCard, Share
-
-_DIGEST_CHARACTERS = 12
 
 
 def show_label(label: Label) -> None:
@@ -47,8 +46,8 @@ def show_cards(cards: Sequence[LabelCard]) -> None:
         rows += [(name, number_text(value), "", "") for name, value in _numbers(card) if value is not None]
         rows += [(f"abstained: {reason}", str(count), "", "") for reason, count in card.abstentions.items()]
         task = card.task.value if card.task else "all tasks"
-        digest = f" (digest {card.judge_digest[:_DIGEST_CHARACTERS]})" if card.judge_digest else ""
-        title = f"{card.kind} {card.rubric} by {card.judge}{digest}, {task}, {card.pairs} pairs, {card.tokens} tokens, {card.cached_judgements} known"
+        judge = named(card.judge, card.judge_digest)
+        title = f"{card.kind} {card.rubric} by {judge}, {task}, {card.pairs} pairs, {card.tokens} tokens, {card.cached_judgements} known"
         print_table(("label card", "share>", "95 % interval", "n>"), rows, title=" ".join(title.split()))
         for note in card.notes:
             print_line(f"note: {note}")

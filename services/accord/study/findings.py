@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accord.study.graph import PREFERRED_FT
+from accord.text.judge import named
 
 Json = Mapping[str, Any]
 _FEWEST_PROMPTS = 6
@@ -222,8 +223,8 @@ def labelled_by_another(results: Json) -> list[str]:
     for task in results["tasks"]:
         cards = [row["card"] for row in results["judges"] if (row["task"], row["purpose"]) == (task["task"], "training labels")]
         if any(_is_of_another(card, task) for card in cards):
-            names = ", ".join(f"{card['judge']} (digest {card['judge_digest'][:12]})" for card in cards)
-            wins = ", ".join(f"{name} (digest {digest[:12]})" for digest, name in task["judged_by"].items())
+            names = ", ".join(named(card["judge"], card["judge_digest"]) for card in cards)
+            wins = ", ".join(named(name, digest) for digest, name in task["judged_by"].items())
             found.append(f"{task['task']} has labels of {names} and wins by {wins}")
     return found
 

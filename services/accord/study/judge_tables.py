@@ -14,13 +14,13 @@ from typing import Any
 
 from accord.client.feedback import Judge, LabelJobSpec, Rubric
 from accord.client.label_cards import LabelCard, Share
+from accord.text.judge import named
 
 TITLES = {
     "rubrics": "Rubric and task: agreement with people",
     "judges": "Judge: agreement with people, and the same position after a swap",
     "samples": "Self-consistency: agreement with people by samples averaged",
 }
-_DIGEST_CHARACTERS = 12
 BASELINES = (("always the longer response", "length_baseline"), ("a coin", "random_baseline"))
 
 
@@ -152,7 +152,7 @@ def tables_of(found: Sequence[Found]) -> dict[str, Any]:
 def judges_of(tables: Mapping[str, Any]) -> list[str]:
     """Who judged, by name and digest, with how many figures: where there are two digests of a name, some figures are of another one."""
     who = Counter((cell["judge"], cell["judge_digest"]) for cell in _cells(tables) if cell.get("judge"))
-    return [f"{judge}{digest and f' (digest {digest[:_DIGEST_CHARACTERS]})'}: {_figures(count)}" for (judge, digest), count in who.items()]
+    return [f"{named(judge, digest)}: {_figures(count)}" for (judge, digest), count in who.items()]
 
 
 def notes_of(tables: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,7 @@ _CONTROL = re.compile(  # shapes of control tokens, full-width forms too, which 
     rf"{_OPEN}(?=/?{_CAPITAL}(?:{_CAPITAL}|[_\uff3f])+{_CLOSE}|{_BAR}[^\[\]\n\uff3b\uff3d]{{1,64}}{_BAR}{_CLOSE}|[gs]MASK{_CLOSE})|"  # [INST]
     rf"(?:{_OPEN}|{_CLOSE})(?=(?:[!~]\w{{0,16}}~?|\w{{1,16}}~)(?:{_OPEN}|{_CLOSE}))"  # ]~b] [e~[
 )
+_SHOWN_CHARACTERS = 12
 _NAMED = re.compile(ONE, re.IGNORECASE)
 _LABEL = rf"(?:{SAYS}|(?:(?:my|the|final)\s+)*answer)[*_\"'\s]{{0,4}}(?:\bis\b|[:=]|\n)\W*"
 _WHY = r",?\s+(?:because|since)\b(?![^.!?\n]*,\s*(?:\w+[^s\W]s|is|was|has|had|did|may|might|can|could|will|would)\b)"
@@ -210,3 +211,8 @@ def _sigmoid(value: float) -> float:
     """sigmoid(x), with sigmoid(-x) == 1 - sigmoid(x) exactly."""
     positive = 1.0 / (1.0 + math.exp(-abs(value)))
     return positive if value >= 0 else 1.0 - positive
+
+
+def named(judge: str, digest: str) -> str:
+    """A judge for people: its name, with the beginning of its digest where that is known, since another one may have the same name."""
+    return f"{judge} (digest {digest[:_SHOWN_CHARACTERS]})" if digest else judge
