@@ -66,13 +66,13 @@ class World:
         )
         self.supervisor = Supervisor(self.registry, self.launchers[-1], self.config)
 
-    def until(self, state: str, words: str = "") -> RunRecord:
-        """Looks until the run is in a state with some words in its message."""
+    def until(self, state: str, words: str = "", *, attempts: int = 0) -> RunRecord:
+        """Looks until the run is in a state with some words in its message, and has been started so often."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             self.supervisor.tick()
             found = self.registry.get("runs/one")
-            if found.state == state and words in found.message:
+            if found.state == state and words in found.message and found.attempts >= attempts:
                 return found
             time.sleep(0.02)
         raise AssertionError(f"{state} {words!r} was not seen; last: {found.state} {found.message!r}")
@@ -304,9 +304,8 @@ def test_a_job_that_somebody_deleted_starts_again_and_those_who_watch_are_told(w
     world.until("RUNNING")
     world.api.remove("pods", f"{job['metadata']['name']}-a")
     world.api.remove("jobs", job["metadata"]["name"])
-    world.until("STARTING", "the pod of Job")
+    assert world.until("STARTING", "the pod of Job", attempts=2).attempts == 2  # before, it waits for another pod of the old one
     assert world.api.the_job()["metadata"]["uid"] != job["metadata"]["uid"]
-    assert world.registry.get("runs/one").attempts == 2
     assert "nothing is left of its process; it starts again" in world.messages()
 
 
